@@ -1,0 +1,53 @@
+"""Where tokens come from, and how raw text becomes tokens."""
+
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+
+from mindmoe.schema import Section
+
+
+class SourceConfig(Section):
+    """One token set: a folder written by `mindmoe data prepare`, or the prefix of a Megatron .bin/.idx pair."""
+
+    path: str
+    weight: PositiveFloat = 1.0
+
+
+class DataConfig(Section):
+    """The training mixture and the held-out set.
+
+    `sources` accepts a path, a list of paths, or a list of {path, weight}. `valid` and `tokenizer` default
+    to those of the first source's folder. `document_attention: true` keeps attention inside documents.
+    """
+
+    sources: list[SourceConfig] = Field(min_length=1)
+    valid: str | None = None
+    tokenizer: str | None = None
+    document_attention: bool = False
+    seed: NonNegativeInt = 0
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _accept_paths(cls, value: Any) -> Any:
+        items = value if isinstance(value, list) else [value]
+        return [{"path": item} if isinstance(item, str) else item for item in items]
+
+
+class PrepareConfig(Section):
+    """`mindmoe data prepare`: raw text to a token folder.
+
+    `tokenizer` is `train` (SentencePiece BPE of `vocab_size` on a sample of the text), or a path to a
+    SentencePiece .model, a Hugging Face tokenizer.json or a tiktoken file.
+    """
+
+    tokenizer: str = "train"
+    vocab_size: PositiveInt = 4096
+    valid_fraction: float = Field(0.02, ge=0.0, lt=1.0)
+    text_key: str = "text"
+    workers: NonNegativeInt = 0
+    max_bad: NonNegativeInt = 100
+    max_documents: NonNegativeInt = 0
+    append_eod: bool = True
+    seed: NonNegativeInt = 0
+    format: Literal["auto", "txt", "jsonl", "parquet"] = "auto"

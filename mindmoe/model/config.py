@@ -1,0 +1,65 @@
+"""The shape of the network, in Hugging Face's names so that export is near identity."""
+
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from mindmoe.schema import Section
+
+LayerType = Literal["sliding_attention", "full_attention"]
+
+
+class YarnConfig(Section):
+    """YaRN length extension of RoPE (arXiv 2309.00071), as gpt-oss sets it."""
+
+    factor: float = Field(32.0, ge=1.0)
+    original_max_position_embeddings: PositiveInt = 4096
+    beta_fast: PositiveFloat = 32.0
+    beta_slow: PositiveFloat = 1.0
+    truncate: bool = False
+
+
+class ModelConfig(Section):
+    """A gpt-oss decoder. With `moe` absent from the run the FFN is dense, same activation."""
+
+    vocab_size: PositiveInt
+    hidden_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt
+    head_dim: PositiveInt
+    intermediate_size: PositiveInt
+    max_position_embeddings: PositiveInt = 131072
+    rope_theta: PositiveFloat = 150000.0
+    rope_scaling: YarnConfig | None = YarnConfig()
+    sliding_window: PositiveInt = 128
+    layer_types: Literal["alternating", "full", "sliding"] | list[LayerType] = "alternating"
+    attention_bias: bool = True
+    attention_sinks: bool = True
+    rms_norm_eps: PositiveFloat = 1e-5
+    swiglu_alpha: PositiveFloat = 1.702
+    swiglu_limit: PositiveFloat = 7.0
+    tie_word_embeddings: bool = False
+    initializer_range: PositiveFloat = 0.02
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} must be a multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}: change one of them")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even (RoPE rotates pairs): use {self.head_dim + 1}")
+        if isinstance(self.layer_types, list) and len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError(
+                f"layer_types lists {len(self.layer_types)} layers but num_hidden_layers={self.num_hidden_layers}: "
+                "list one entry per layer or write alternating")
+        return self
+
+    def window(self, layer: int) -> int:
+        """The attention window of a layer [tokens], 0 for full attention."""
+        if isinstance(self.layer_types, list):
+            sliding = self.layer_types[layer] == "sliding_attention"
+        else:
+            sliding = self.layer_types == "sliding" or (self.layer_types == "alternating" and layer % 2 == 0)
+        return self.sliding_window if sliding else 0

@@ -1,0 +1,32 @@
+"""The training loop: length, batch, precision, execution mode, evaluation."""
+
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveInt, model_validator
+
+from mindmoe.schema import Section
+
+
+class TrainConfig(Section):
+    """Batch sizes are in sequences. `global_batch_size` = micro_batch_size * dp * accumulation steps.
+
+    `precision`: `fp32`, or `bf16` (GEMM operands in bf16 with fp32 accumulation; fp32 weights, norms, router
+    scores, softmax and loss). `mode`: `graph` compiles the step, `pynative` runs it op by op.
+    """
+
+    steps: PositiveInt
+    seq_length: PositiveInt
+    global_batch_size: PositiveInt
+    micro_batch_size: PositiveInt
+    precision: Literal["fp32", "bf16"] = "fp32"
+    mode: Literal["graph", "pynative"] = "graph"
+    eval_every: NonNegativeInt = 100
+    eval_batches: PositiveInt = 8
+    device: Literal["cpu", "ascend"] = "cpu"
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(f"global_batch_size={self.global_batch_size} must be a multiple of "
+                             f"micro_batch_size={self.micro_batch_size}: change one of them")
+        return self
