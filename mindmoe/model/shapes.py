@@ -1,0 +1,154 @@
+"""The table of parameters: every name, global shape, logical axes and initialisation, without building a model.
+
+This is the one place that decides what a parameter is. Cells create their weights from it, and sharding,
+initialisation, weight decay, gradient reduction, checkpoints, export and the planner read the same records.
+Names and layouts are Hugging Face's (`GptOssForCausalLM`), so export is near identity.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from mindmoe.model.config import ModelConfig
+from mindmoe.moe.config import MoeConfig
+
+Axis = Literal["vocab", "heads", "kv_heads", "ffn", "expert", "expert_ffn"] | None
+Init = Literal["normal", "zeros", "ones"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParamSpec:
+    """One parameter as the whole model has it.
+
+    Attributes:
+        name: dotted name, unique in the model.
+        shape: global shape.
+        axes: logical axis of each dimension, None where it is never split.
+        init: distribution of the initial value.
+        decay: whether weight decay applies (matrices do; norms, biases, sinks and embeddings do not).
+        trainable: False for state that rules other than the optimizer update.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[Axis, ...]
+    init: Init = "normal"
+    decay: bool = False
+    trainable: bool = True
+
+    @property
+    def size(self) -> int:
+        """Number of elements of the whole parameter."""
+        return prod(self.shape)
+
+
+def _linear(name: str, out_dim: int, in_dim: int, axes: tuple[Axis, Axis], bias: bool) -> Iterator[ParamSpec]:
+    """A weight (out, in) and, if wanted, its bias (out)."""
+    yield ParamSpec(name=f"{name}.weight", shape=(out_dim, in_dim), axes=axes, decay=True)
+    if bias:
+        yield ParamSpec(name=f"{name}.bias", shape=(out_dim,), axes=axes[:1], init="zeros")
+
+
+def _norm(name: str, dim: int) -> ParamSpec:
+    return ParamSpec(name=f"{name}.weight", shape=(dim,), axes=(None,), init="ones")
+
+
+def _attention(prefix: str, model: ModelConfig) -> Iterator[ParamSpec]:
+    hidden, bias = model.hidden_size, model.attention_bias
+    q_dim = model.num_attention_heads * model.head_dim
+    kv_dim = model.num_key_value_heads * model.head_dim
+    yield from _linear(f"{prefix}.q_proj", q_dim, hidden, ("heads", None), bias)
+    yield from _linear(f"{prefix}.k_proj", kv_dim, hidden, ("kv_heads", None), bias)
+    yield from _linear(f"{prefix}.v_proj", kv_dim, hidden, ("kv_heads", None), bias)
+    yield from _linear(f"{prefix}.o_proj", hidden, q_dim, (None, "heads"), bias)
+    if model.attention_sinks:
+        yield ParamSpec(name=f"{prefix}.sinks", shape=(model.num_attention_heads,), axes=("heads",))
+
+
+def _dense_ffn(prefix: str, hidden: int, ffn: int) -> Iterator[ParamSpec]:
+    """gate_up rows interleave gate and up, as the experts' columns do."""
+    yield from _linear(f"{prefix}.gate_up_proj", 2 * ffn, hidden, ("ffn", None), True)
+    yield from _linear(f"{prefix}.down_proj", hidden, ffn, (None, "ffn"), True)
+
+
+def _moe_ffn(prefix: str, model: ModelConfig, moe: MoeConfig) -> Iterator[ParamSpec]:
+    experts, hidden, ffn = moe.num_experts, model.hidden_size, model.intermediate_size
+    yield from _linear(f"{prefix}.router", experts, hidden, (None, None), moe.router.linear_bias)
+    if moe.balance.bias_rate:
+        yield ParamSpec(name=f"{prefix}.router.selection_bias", shape=(experts,), axes=(None,), init="zeros",
+                        trainable=False)
+    at = f"{prefix}.experts"
+    yield ParamSpec(name=f"{at}.gate_up_proj", shape=(experts, hidden, 2 * ffn), axes=("expert", None, "expert_ffn"),
+                    decay=True)
+    yield ParamSpec(name=f"{at}.gate_up_proj_bias", shape=(experts, 2 * ffn), axes=("expert", "expert_ffn"),
+                    init="zeros")
+    yield ParamSpec(name=f"{at}.down_proj", shape=(experts, ffn, hidden), axes=("expert", "expert_ffn", None),
+                    decay=True)
+    yield ParamSpec(name=f"{at}.down_proj_bias", shape=(experts, hidden), axes=("expert", None), init="zeros")
+    if moe.num_shared_experts:
+        yield from _dense_ffn(f"{prefix}.shared_experts", hidden, moe.num_shared_experts * ffn)
+
+
+def layer_specs(model: ModelConfig, moe: MoeConfig | None, layer: int) -> Iterator[ParamSpec]:
+    """The parameters of one decoder layer."""
+    prefix = f"model.layers.{layer}"
+    yield _norm(f"{prefix}.input_layernorm", model.hidden_size)
+    yield from _attention(f"{prefix}.self_attn", model)
+    yield _norm(f"{prefix}.post_attention_layernorm", model.hidden_size)
+    if moe is None:
+        yield from _dense_ffn(f"{prefix}.mlp", model.hidden_size, model.intermediate_size)
+    else:
+        yield from _moe_ffn(f"{prefix}.mlp", model, moe)
+
+
+def param_specs(model: ModelConfig, moe: MoeConfig | None) -> dict[str, ParamSpec]:
+    """Every parameter of the model by name, in the order of the forward pass."""
+    vocab_shape = (model.vocab_size, model.hidden_size)
+    specs = [ParamSpec(name="model.embed_tokens.weight", shape=vocab_shape, axes=("vocab", None))]
+    for layer in range(model.num_hidden_layers):
+        specs.extend(layer_specs(model, moe, layer))
+    specs.append(_norm("model.norm", model.hidden_size))
+    if not model.tie_word_embeddings:
+        specs.append(ParamSpec(name="lm_head.weight", shape=vocab_shape, axes=("vocab", None), decay=True))
+    return {spec.name: spec for spec in specs}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParamCount:
+    """Parameters of a model. `active`: used by one token, LM head counted, input embedding not."""
+
+    total: int
+    active: int
+
+
+def count_params(model: ModelConfig, moe: MoeConfig | None) -> ParamCount:
+    """Trainable parameters, counted from the table."""
+    specs = [spec for spec in param_specs(model, moe).values() if spec.trainable]
+    total = sum(spec.size for spec in specs)
+    idle = 0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size
+    if moe is not None:
+        per_expert = sum(spec.size for spec in specs if spec.axes[0] == "expert") // moe.num_experts
+        idle += per_expert * (moe.num_experts - moe.num_experts_per_tok)
+    return ParamCount(total=total, active=total - idle)
+
+
+def flops_per_token(model: ModelConfig, moe: MoeConfig | None, seq_length: int) -> float:
+    """Training FLOPs of one token [FLOP], forward and backward, no recomputation.
+
+    3 * (2 * active matmul parameters + 4 * heads * head_dim * mean context); the causal mean context is S/2, in a
+    layer with window w it is min(w, S) (an upper bound that published figures use).
+    """
+    matmul = 0
+    for spec in param_specs(model, moe).values():
+        if spec.decay:
+            share = moe.num_experts_per_tok / moe.num_experts if moe and spec.axes[0] == "expert" else 1.0
+            matmul += spec.size * share
+    if model.tie_word_embeddings:
+        matmul += model.vocab_size * model.hidden_size
+    context = 0.0
+    for layer in range(model.num_hidden_layers):
+        window = model.window(layer)
+        context += min(window, seq_length) if window else seq_length / 2
+    attention = 4 * model.num_attention_heads * model.head_dim * context
+    return 3.0 * (2.0 * matmul + attention)
