@@ -1,0 +1,58 @@
+# make quickstart   set up, then pretrain a small MoE on this machine and look at the result
+# make test         set up, then run every test
+# make test-fast    the layers that never start MindSpore: seconds
+# make check        lint, format, types and house rules
+# make format       rewrite the sources in the one format
+# make setup        only the environment in .venv
+# make lock         resolve the tested set of packages anew
+# make clean        remove .venv and the caches; runs/ and data/ stay
+
+VENV ?= .venv
+RUN  := $(VENV)/bin/python -m
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup quickstart test test-fast check format lock clean
+
+help:
+	@sed -n 's/^# make /  make /p' $(firstword $(MAKEFILE_LIST))
+
+# A stamp is written last, so a set-up that was interrupted is taken up again; it is redone when its inputs change,
+# and when the interpreter of the environment has gone.
+$(shell $(VENV)/bin/python -c '' 2>/dev/null || rm -f $(VENV)/.core $(VENV)/.dev)
+
+$(VENV)/.core: pyproject.toml requirements/lock-py311.txt scripts/setup.sh
+	@scripts/setup.sh $(VENV) ''
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml requirements/lock-py311.txt scripts/setup.sh
+	@scripts/setup.sh $(VENV) '[dev,hf,parquet,tiktoken,zstd]'
+	@touch $@
+
+setup: $(VENV)/.core
+
+quickstart: setup
+	@scripts/quickstart.sh $(VENV)
+
+test: $(VENV)/.dev
+	$(RUN) pytest tests/house tests/dry tests/wet tests/dist
+
+test-fast: $(VENV)/.dev
+	$(RUN) pytest tests/house tests/dry
+
+check: $(VENV)/.dev
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	$(RUN) pytest -q tests/house
+
+format: $(VENV)/.dev
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+lock:
+	scripts/lock.sh
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find mindmoe tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,126 @@
+"""Who may import whom, and what stays out of the process until it is needed."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# A unit is a module or a package, named without the leading "mindmoe."; the longest match names a module's unit.
+# A unit may import itself and every unit of an earlier line, but no other unit of its own line. Lines up to and
+# with "DRY" never import MindSpore: they run on a login node and their tests take seconds.
+FLOORS = [
+    "errors",
+    "schema",
+    "model.config moe.config parallel.config optim.config train.config data.config checkpoint.config observe.config "
+    "launch.config",
+    "config",
+    "load",
+    "model.shapes",
+    "parallel.mesh",
+    "parallel.sharding parallel.init",
+    "data checkpoint observe launch",
+    "DRY",
+    "ops",
+    "parallel",
+    "moe",
+    "model",
+    "interop optim",
+    "train",
+    "generate",
+    "cli",
+    "__main__",
+]
+
+HEAVY = {"mindspore", "torch", "transformers", "matplotlib"}
+
+
+FLOOR = {unit: floor for floor, line in enumerate(FLOORS) for unit in line.split()}
+
+
+def _name(path: Path) -> str:
+    """The dotted name of a module file."""
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def _unit(name: str) -> str | None:
+    """The unit of a dotted module name; None for the package itself and what is listed nowhere."""
+    parts = name.removeprefix("mindmoe").lstrip(".").split(".")
+    return next((unit for n in range(len(parts), 0, -1) if (unit := ".".join(parts[:n])) in FLOOR), None)
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    """The dotted names a module imports, anywhere in it; `from a import b` counts as both a and a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: write the absolute import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _wrong_imports(path: Path, tree: ast.Module, known: set[str]) -> list[str]:
+    """The imports of a module that go up or sideways."""
+    own = _unit(_name(path))
+    wrong = []
+    for target in sorted({name for name in _imports(tree) if name in known}):
+        unit = _unit(target)
+        if own and unit and unit != own and FLOOR[unit] >= FLOOR[own]:
+            wrong.append(f"{path} imports {target}: {own} may only import what stands above it in FLOORS")
+    return wrong
+
+
+def test_every_module_has_a_floor(modules: dict[Path, ast.Module]) -> None:
+    homeless = [str(path) for path in modules if path.name != "__init__.py" and _unit(_name(path)) is None]
+    assert not homeless, f"give these a place in FLOORS: {homeless}"
+
+
+def test_every_unit_exists(modules: dict[Path, ast.Module]) -> None:
+    known = {_name(path) for path in modules}
+    gone = [unit for unit in FLOOR if unit != "DRY" and f"mindmoe.{unit}" not in known]
+    assert not gone, f"remove these from FLOORS: {gone}"
+
+
+def test_imports_only_go_down(modules: dict[Path, ast.Module]) -> None:
+    known = {_name(path) for path in modules if path.name != "__init__.py"}
+    wrong = [line for path, tree in modules.items() for line in _wrong_imports(path, tree, known)]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("target", ["mindmoe.train.loop", "mindmoe.observe.report"])
+def test_the_import_rule_catches_up_and_sideways(target: str) -> None:
+    package, module = target.rsplit(".", 1)
+    for line in (f"import {target}", f"from {package} import {module}", f"from {target} import name"):
+        tree = ast.parse(f"def f():\n    {line}\n")
+        assert len(_wrong_imports(Path("mindmoe/data/loader.py"), tree, {target})) == 1
+
+
+def test_package_inits_are_empty(modules: dict[Path, ast.Module]) -> None:
+    full = [str(path) for path, tree in modules.items() if path.name == "__init__.py" and tree.body]
+    assert not full, f"the import path is the name: empty {full}"
+
+
+def _loaded_after(code: str, root: Path) -> set[str]:
+    """The top-level packages that a fresh interpreter holds after running `code`."""
+    probe = f"{code}\nimport sys\nprint('LOADED', *{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=root, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.rsplit("LOADED", 1)[1].split())
+
+
+def test_dry_modules_load_nothing_heavy(modules: dict[Path, ast.Module], root: Path) -> None:
+    dry = [name for name in map(_name, modules) if (unit := _unit(name)) and FLOOR[unit] < FLOOR["DRY"]]
+    assert dry
+    loaded = _loaded_after("\n".join(f"import {name}" for name in dry), root)
+    assert not loaded & HEAVY, f"a dry module imports {sorted(loaded & HEAVY)} at import time"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["data", "prepare", "--help"]])
+def test_help_loads_nothing_it_does_not_need(arguments: list[str], root: Path) -> None:
+    code = f"from mindmoe.cli import main\ntry: main({arguments!r})\nexcept SystemExit as end: assert not end.code"
+    loaded = _loaded_after(code, root)
+    unneeded = loaded & (HEAVY | {"pydantic", "numpy", "rich", "yaml"})
+    assert not unneeded, f"mindmoe {' '.join(arguments)} loads {sorted(unneeded)}"
