@@ -1,0 +1,69 @@
+"""Causal attention with grouped queries, rotary positions, sinks, a sliding window and document boundaries.
+
+A sink is one learned logit per query head that joins the softmax and is then dropped, so a head may attend to
+nothing (gpt-oss). Key j is visible to query i iff i - window < j <= i and both lie in the same document.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from mindspore import Tensor, ops
+
+from mindmoe.ops.precision import ROUND
+
+_HIDDEN = -1e9  # far below any logit, and finite so that its exponential is exactly 0 without NaN risk
+
+
+def _band(seq_length: int, window: int) -> np.ndarray:
+    """Additive mask (S, S): 0 where visible. window 0 is full causal attention."""
+    i, j = np.arange(seq_length)[:, None], np.arange(seq_length)[None, :]
+    visible = (j <= i) & ((j > i - window) if window else True)
+    return np.where(visible, 0.0, _HIDDEN).astype(np.float32)
+
+
+def build_attention(
+    *, cos: np.ndarray, sin: np.ndarray, head_dim: int, window: int, documents: bool, precision: str
+) -> Callable[..., Tensor]:
+    """Returns attention(q, k, v, sinks, segment_ids) -> (B, S, H * head_dim).
+
+    Its arguments: q (B, S, H*hd), k and v (B, S, KV*hd) before rotation, sinks (H) or None, segment_ids (B, S) int32.
+
+    Args:
+        cos: (S, head_dim / 2) rotation table; S fixes the sequence length.
+        sin: the same for the sine.
+        window: visible tokens of a query, itself included; 0 for all.
+        documents: whether attention stays inside segments of equal id.
+        precision: operand precision of the two products.
+    """
+    seq_length, half = cos.shape
+    cos_t, sin_t = Tensor(cos[None, None]), Tensor(sin[None, None])
+    band = Tensor(_band(seq_length, window)[None, None])
+    score, mix = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()
+    cast, scale = ROUND[precision], head_dim**-0.5
+
+    def heads(x: Tensor) -> Tensor:  # (B, S, N*hd) -> (B, N, S, hd)
+        return x.reshape((x.shape[0], seq_length, -1, head_dim)).transpose((0, 2, 1, 3))
+
+    def rotate(x: Tensor) -> Tensor:
+        a, b = x[..., :half], x[..., half:]
+        return ops.concat((a * cos_t - b * sin_t, b * cos_t + a * sin_t), -1)
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, segment_ids: Tensor) -> Tensor:
+        batch = q.shape[0]
+        num_q, num_kv = q.shape[2] // head_dim, k.shape[2] // head_dim
+        grouped = (batch, num_kv, num_q // num_kv * seq_length, head_dim)
+        q, k, v = rotate(heads(q)) * scale, rotate(heads(k)), heads(v)
+        logits = score(cast(q.reshape(grouped)), cast(k)).reshape((batch, num_q, seq_length, seq_length)) + band
+        if documents:
+            other = segment_ids.expand_dims(1).expand_dims(3) != segment_ids.expand_dims(1).expand_dims(2)
+            logits = ops.masked_fill(logits, other, _HIDDEN)
+        if sinks is not None:
+            column = ops.broadcast_to(sinks.reshape((1, num_q, 1, 1)), (batch, num_q, seq_length, 1))
+            weights = ops.softmax(ops.concat((logits, column), -1), -1)[..., :seq_length]
+        else:
+            weights = ops.softmax(logits, -1)
+        weights = weights.reshape((batch, num_kv, num_q // num_kv * seq_length, seq_length))
+        out = mix(cast(weights), cast(v)).reshape((batch, num_q, seq_length, head_dim))
+        return out.transpose((0, 2, 1, 3)).reshape((batch, seq_length, num_q * head_dim))
+
+    return attention

@@ -1,0 +1,44 @@
+"""Vocabulary projection and cross-entropy in one op, so that no logits are kept for the backward pass."""
+
+from collections.abc import Callable
+
+from mindspore import Tensor, nn, ops
+
+from mindmoe.ops.precision import ROUND
+
+
+class ProjectedCrossEntropy(nn.Cell):
+    """Sum over tokens of mask * -log softmax(x W^T)[label]; the backward pass computes the logits again.
+
+    Keeping nothing of size (T, V) between the passes costs one more product and saves the largest buffer of the step.
+    """
+
+    def __init__(self, precision: str):
+        super().__init__(auto_prefix=False)
+        self.cast = ROUND[precision]
+        self.project = ops.MatMul(transpose_b=True)
+        self.plain = ops.MatMul()
+        self.left_t = ops.MatMul(transpose_a=True)
+        self.one_hot = ops.OneHot()
+        self.on, self.off = Tensor(1.0), Tensor(0.0)
+
+    def construct(self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        """x (T, D), w (V, D), labels (T) int32, mask (T) -> scalar sum [nats]."""
+        logits = self.project(self.cast(x), self.cast(w))
+        log_sum = ops.logsumexp(logits, 1)
+        chosen = ops.gather_elements(logits, 1, labels.expand_dims(1)).squeeze(1)
+        return ((log_sum - chosen) * mask).sum()
+
+    def bprop(
+        self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor, out: Tensor, dout: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of x and w; the logits are computed again rather than kept."""
+        x, w = self.cast(x), self.cast(w)
+        p = ops.softmax(self.project(x, w), 1)
+        d = self.cast((p - self.one_hot(labels, w.shape[0], self.on, self.off)) * (mask * dout).expand_dims(1))
+        return self.plain(d, w), self.left_t(d, x), ops.zeros_like(labels), ops.zeros_like(mask)
+
+
+def build_cross_entropy(precision: str) -> Callable[..., Tensor]:
+    """Returns cross_entropy(x (T, D), w (V, D), labels (T), mask (T)) -> summed loss [nats]."""
+    return ProjectedCrossEntropy(precision)

@@ -1,0 +1,93 @@
+"""The experts' MLPs on the tokens that chose them: sort rows into blocks, grouped products, weighted sum back.
+
+Rows are laid out in blocks of equal size that belong to one expert each. The number of blocks has a bound that does
+not depend on the routing, so shapes are static, which a compiled graph needs, and nothing is dropped.
+"""
+
+from collections.abc import Callable
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+from mindmoe.ops.permute import FromSlots, ToSlots
+from mindmoe.ops.precision import ROUND
+from mindmoe.ops.swiglu import clamped_swiglu
+
+
+class BlockMatmul(nn.Cell):
+    """y_n = x_n W[e_n] for blocks n; the backward pass gathers the weights again rather than keep the copies."""
+
+    def __init__(self, precision: str):
+        super().__init__(auto_prefix=False)
+        self.cast = ROUND[precision]
+        self.plain = ops.BatchMatMul()
+        self.right_t = ops.BatchMatMul(transpose_b=True)
+        self.left_t = ops.BatchMatMul(transpose_a=True)
+
+    def construct(self, x: Tensor, w: Tensor, expert: Tensor) -> Tensor:
+        """x (N, R, Din), w (E, Din, Dout), expert (N) int32 -> (N, R, Dout)."""
+        return self.plain(self.cast(x), ops.gather(self.cast(w), expert, 0))
+
+    def bprop(self, x: Tensor, w: Tensor, expert: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of x and w; the weight gradient sums over the blocks of an expert."""
+        dout = self.cast(dout)
+        dx = self.right_t(dout, ops.gather(self.cast(w), expert, 0))
+        dw = ops.unsorted_segment_sum(self.left_t(self.cast(x), dout), expert, w.shape[0])
+        return dx, dw, ops.zeros_like(expert)
+
+
+def block_rows(num_assignments: int, num_experts: int) -> int:
+    """Rows of a block: the power of two next below half an expert's mean load, within 8 and 128.
+
+    Small blocks waste rows on no one, large ones run at a higher rate; each expert wastes half a block on average.
+    """
+    rows = 8
+    while rows < 128 and rows * 4 <= num_assignments // num_experts:
+        rows *= 2
+    return rows
+
+
+def build_block_layout(num_experts: int) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """Returns layout(ids (A) int32, num_experts where dropped) -> slot (A), source (N*R), expert (N)."""
+    on, off = Tensor(1.0), Tensor(0.0)
+
+    def layout(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        num = ids.shape[0]
+        rows = block_rows(num, num_experts)
+        num_blocks = num // rows + num_experts
+        chosen = ops.one_hot(ids, num_experts, on, off)  # (A, E); a dropped assignment is a row of zeros
+        rank = ((ops.cumsum(chosen, 0) - chosen) * chosen).sum(-1).astype(ms.int32)
+        blocks = ((chosen.sum(0).astype(ms.int32) + (rows - 1)) // rows).astype(ms.float32)
+        end = ops.cumsum(blocks, 0)  # (E) first block after those of an expert
+        first = ops.concat((end - blocks, Tensor([0.0])), 0).astype(ms.int32)
+        slot = ops.gather(first, ids, 0) * rows + rank
+        slot = ops.select(ids < num_experts, slot, ops.full_like(slot, num_blocks * rows))
+        empty = ops.full((num_blocks * rows + 1,), num, dtype=ms.int32)
+        source = ops.tensor_scatter_elements(empty, slot, ops.arange(0, num, dtype=ms.int32))[:-1]
+        index = ops.arange(0, num_blocks, dtype=ms.int32).astype(ms.float32).expand_dims(1)
+        expert = (index >= end.expand_dims(0)).astype(ms.float32).sum(1).astype(ms.int32)
+        return slot, source, ops.minimum(expert, num_experts - 1)
+
+    return layout
+
+
+def build_expert_ffn(*, num_experts: int, alpha: float, limit: float, precision: str) -> Callable[..., Tensor]:
+    """Returns expert_ffn(x, gates, ids, gate_up, gate_up_bias, down, down_bias) -> (T, D).
+
+    Its arguments: x (T, D); gates (T, K); ids (T, K) int32, num_experts where an assignment was dropped; weights as
+    stored: gate_up (E, D, 2F) with interleaved columns, gate_up_bias (E, 2F), down (E, F, D), down_bias (E, D).
+    """
+    layout, to_slots, from_slots = build_block_layout(num_experts), ToSlots(), FromSlots()
+    matmul = BlockMatmul(precision)
+
+    def expert_ffn(
+        x: Tensor, gates: Tensor, ids: Tensor, gate_up: Tensor, gate_up_bias: Tensor, down: Tensor, down_bias: Tensor
+    ) -> Tensor:
+        slot, source, expert = layout(ids.reshape(-1))
+        rows = to_slots(x, slot, source).reshape((expert.shape[0], -1, x.shape[1]))
+        h = matmul(rows, gate_up, expert) + ops.gather(gate_up_bias, expert, 0).expand_dims(1)
+        y = matmul(clamped_swiglu(h, alpha, limit), down, expert) + ops.gather(down_bias, expert, 0).expand_dims(1)
+        y = from_slots(y.reshape((-1, x.shape[1])), slot, source)
+        return (y.reshape((gates.shape[0], gates.shape[1], -1)) * gates.expand_dims(2)).sum(1)
+
+    return expert_ffn

@@ -1,0 +1,54 @@
+"""Initial values as a pure function of (seed, parameter name, global index).
+
+Any rank can draw any box of any parameter by itself, so every layout starts from bit-identical weights and no seed
+checkpoint is needed. Element i of a parameter uses word i of a Philox stream keyed by (seed, name).
+"""
+
+import hashlib
+from math import prod
+
+import numpy as np
+
+from mindmoe.model.shapes import ParamSpec
+from mindmoe.parallel.sharding import Shard
+
+_WORDS_PER_COUNTER = 4
+_CHUNK = 1 << 22  # elements drawn at a time, bounds the fp64 temporaries to 100 MB
+
+
+def _normal_run(key: int, start: int, count: int) -> np.ndarray:
+    """Standard normal values (count) fp32 of the stream's words start .. start + count, by Box-Muller."""
+    skip = start % _WORDS_PER_COUNTER
+    philox = np.random.Philox(key=key, counter=start // _WORDS_PER_COUNTER)
+    words = philox.random_raw(skip + count)[skip:]
+    u = ((words >> np.uint64(32)).astype(np.float64) + 0.5) / 2.0**32
+    v = (words & np.uint64(0xFFFFFFFF)).astype(np.float64) / 2.0**32
+    return (np.sqrt(-2.0 * np.log(u)) * np.cos(2.0 * np.pi * v)).astype(np.float32)
+
+
+def _normal(key: int, start: int, count: int) -> np.ndarray:
+    runs = [_normal_run(key, at, min(_CHUNK, start + count - at)) for at in range(start, start + count, _CHUNK)]
+    return runs[0] if len(runs) == 1 else np.concatenate(runs)
+
+
+def initial_value(spec: ParamSpec, shard: Shard, seed: int, std: float) -> np.ndarray:
+    """The box `shard` of a parameter's initial value (shard.shape) fp32.
+
+    Args:
+        spec: the parameter.
+        shard: the box wanted.
+        seed: seed of the run.
+        std: standard deviation of `normal` parameters.
+    """
+    if spec.init != "normal":
+        return np.full(shard.shape, 1.0 if spec.init == "ones" else 0.0, np.float32)
+    key = int.from_bytes(hashlib.sha256(f"{seed}/{spec.name}".encode()).digest()[:16], "little")
+    # Trailing dimensions that are held whole make contiguous runs of the global array.
+    split = max((dim for dim, size in enumerate(shard.shape) if size != spec.shape[dim]), default=0)
+    run = prod(shard.shape[split:])
+    stride = np.array([prod(spec.shape[dim + 1 :]) for dim in range(len(spec.shape))], np.int64)
+    base = int(np.dot(stride, shard.offset))
+    out = np.empty((prod(shard.shape[:split]), run), np.float32)
+    for row, place in enumerate(np.ndindex(*shard.shape[:split])):
+        out[row] = _normal(key, base + int(np.dot(stride[:split], place)), run)
+    return out.reshape(shard.shape) * np.float32(std)
