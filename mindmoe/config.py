@@ -1,9 +1,13 @@
 """RunConfig: one run, composed of each package's section, with the checks that span sections."""
 
-from pydantic import Field, NonNegativeInt
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from pydantic import Field, NonNegativeInt, model_validator
 
 from mindmoe.checkpoint.config import CheckpointConfig
 from mindmoe.data.config import DataConfig
+from mindmoe.errors import ConfigError
 from mindmoe.launch.config import LaunchConfig
 from mindmoe.model.config import ModelConfig
 from mindmoe.moe.config import MoeConfig
@@ -15,10 +19,13 @@ from mindmoe.train.config import TrainConfig
 
 
 class RunConfig(Section):
-    """Everything that defines a run; saved resolved in the run folder, it alone reproduces the run."""
+    """Everything that defines a run; saved resolved in the run folder, it alone reproduces the run.
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    output_dir: str = "runs"
+    The run folder is `output_dir`/`name`. With `moe` absent or null the model is dense.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    output_dir: str = Field("runs", min_length=1)
     seed: NonNegativeInt = 0
     model: ModelConfig
     moe: MoeConfig | None = None
@@ -29,3 +36,138 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     observe: ObserveConfig = ObserveConfig()
     launch: LaunchConfig = LaunchConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunConfig":
+        if problems := cross_problems(dict(self)):
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def resolve(run: RunConfig, cards: int) -> RunConfig:
+    """The run on a number of cards, with `parallel.dp: auto` filled in.
+
+    Args:
+        run: a valid run.
+        cards: how many devices it will have.
+
+    Raises:
+        ConfigError: the degrees do not fit the cards, or the batch and the experts do not fit the degrees.
+    """
+    problems = list(_topology(run.parallel, cards))
+    if problems:
+        raise ConfigError(problems)
+    degrees = run.parallel
+    dp = cards // (degrees.tp * degrees.pp * degrees.cp)
+    resolved = run.model_copy(update={"parallel": degrees.model_copy(update={"dp": dp})})
+    if problems := cross_problems(dict(resolved)):
+        raise ConfigError(problems)
+    return resolved
+
+
+def cross_problems(sections: Mapping[str, Any]) -> list[str]:
+    """What is wrong between sections; checks whose sections are not all given are left out.
+
+    Args:
+        sections: valid values of RunConfig's fields, by name.
+    """
+    return [
+        problem
+        for check, needs in _CHECKS
+        if all(name in sections for name in needs)
+        for problem in check(*(sections[name] for name in needs))
+    ]
+
+
+def _sequence(model: ModelConfig, train: TrainConfig) -> Iterator[str]:
+    if train.seq_length > model.max_position_embeddings:
+        yield (
+            f"train.seq_length={train.seq_length} must be at most "
+            f"model.max_position_embeddings={model.max_position_embeddings}: lower train.seq_length"
+        )
+
+
+def _schedule(optim: OptimConfig, train: TrainConfig) -> Iterator[str]:
+    if optim.warmup_steps > train.steps:
+        yield (
+            f"optim.warmup_steps={optim.warmup_steps} must be at most train.steps={train.steps}: "
+            "lower optim.warmup_steps or raise train.steps"
+        )
+    elif optim.schedule == "wsd" and optim.warmup_steps + optim.decay_fraction * train.steps > train.steps:
+        yield (
+            f"optim.decay_fraction={optim.decay_fraction} of train.steps={train.steps} must leave room for "
+            f"optim.warmup_steps={optim.warmup_steps}: lower optim.decay_fraction or optim.warmup_steps"
+        )
+
+
+def _batch(train: TrainConfig, parallel: ParallelConfig) -> Iterator[str]:
+    if parallel.dp != "auto" and train.global_batch_size % (train.micro_batch_size * parallel.dp):
+        rows = train.micro_batch_size * parallel.dp
+        nearest = max(round(train.global_batch_size / rows), 1) * rows
+        yield (
+            f"train.global_batch_size={train.global_batch_size} must be a multiple of "
+            f"train.micro_batch_size * parallel.dp = {train.micro_batch_size} * {parallel.dp} = {rows}: "
+            f"set train.global_batch_size={nearest}, or lower train.micro_batch_size"
+        )
+
+
+def _slices(model: ModelConfig, train: TrainConfig, parallel: ParallelConfig) -> Iterator[str]:
+    """Every dim that an axis cuts must be a multiple of its degree."""
+    for axis, degree, key, size in (
+        ("tp", parallel.tp, "model.num_attention_heads", model.num_attention_heads),
+        ("tp", parallel.tp, "model.num_key_value_heads", model.num_key_value_heads),
+        ("tp", parallel.tp, "model.intermediate_size", model.intermediate_size),
+        ("tp", parallel.tp, "model.vocab_size", model.vocab_size),
+        ("cp", parallel.cp, "train.seq_length", train.seq_length),
+    ):
+        if size % degree:
+            yield f"parallel.{axis}={degree} must divide {key}={size}: lower parallel.{axis}"
+    if parallel.pp > model.num_hidden_layers:
+        yield (
+            f"parallel.pp={parallel.pp} must be at most model.num_hidden_layers={model.num_hidden_layers}: "
+            "lower parallel.pp"
+        )
+
+
+def _experts(moe: MoeConfig | None, parallel: ParallelConfig) -> Iterator[str]:
+    if moe is None and parallel.ep > 1:
+        yield f"parallel.ep={parallel.ep} must be 1 without experts: set parallel.ep=1 or add a moe section"
+    elif moe is not None and moe.num_experts % parallel.ep:
+        yield f"parallel.ep={parallel.ep} must divide moe.num_experts={moe.num_experts}: lower parallel.ep"
+    if parallel.dp != "auto" and parallel.dp * parallel.cp % parallel.ep:
+        yield (
+            f"parallel.ep={parallel.ep} must divide dp*cp={parallel.dp * parallel.cp} "
+            f"({parallel.dp}*{parallel.cp}): lower parallel.ep or raise parallel.dp"
+        )
+
+
+_CHECKS: tuple[tuple[Callable[..., Iterator[str]], tuple[str, ...]], ...] = (
+    (_sequence, ("model", "train")),
+    (_schedule, ("optim", "train")),
+    (_batch, ("train", "parallel")),
+    (_slices, ("model", "train", "parallel")),
+    (_experts, ("moe", "parallel")),
+)
+
+
+def _topology(parallel: ParallelConfig, cards: int) -> Iterator[str]:
+    """What is wrong between the degrees and the number of cards."""
+    replica = parallel.tp * parallel.pp * parallel.cp
+    product = f"tp*pp*cp={replica} ({parallel.tp}*{parallel.pp}*{parallel.cp})"
+    if cards < 1:
+        yield f"cards={cards} must be at least 1: give the number of devices of the run"
+    elif cards % replica:
+        culprits = [
+            f"parallel.{axis}={getattr(parallel, axis)}"
+            for axis in ("tp", "pp", "cp")
+            if cards % getattr(parallel, axis)
+        ]
+        yield (
+            f"cards={cards} must be a multiple of {product}: use {-(-cards // replica) * replica} cards, "
+            f"or lower {' and '.join(culprits) or 'one of the degrees'}"
+        )
+    elif parallel.dp not in ("auto", cards // replica):
+        yield (
+            f"cards={cards} must equal dp*tp*pp*cp={parallel.dp * replica} "
+            f"with parallel.dp={parallel.dp}: set parallel.dp={cards // replica} or auto"
+        )

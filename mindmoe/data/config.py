@@ -10,8 +10,21 @@ from mindmoe.schema import Section
 class SourceConfig(Section):
     """One token set: a folder written by `mindmoe data prepare`, or the prefix of a Megatron .bin/.idx pair."""
 
-    path: str
+    path: str = Field(min_length=1)
     weight: PositiveFloat = 1.0
+
+
+def _or_paths(schema: dict[str, Any]) -> None:
+    """Adds the short forms to the JSON Schema of `sources`."""
+    path = {"type": "string", "minLength": 1}
+    schema["anyOf"] = [
+        path,
+        {
+            "type": schema.pop("type"),
+            "minItems": schema.pop("minItems"),
+            "items": {"anyOf": [path, schema.pop("items")]},
+        },
+    ]
 
 
 class DataConfig(Section):
@@ -21,9 +34,9 @@ class DataConfig(Section):
     to those of the first source's folder. `document_attention: true` keeps attention inside documents.
     """
 
-    sources: list[SourceConfig] = Field(min_length=1)
-    valid: str | None = None
-    tokenizer: str | None = None
+    sources: list[SourceConfig] = Field(min_length=1, json_schema_extra=_or_paths)
+    valid: str | None = Field(None, min_length=1)
+    tokenizer: str | None = Field(None, min_length=1)
     document_attention: bool = False
     seed: NonNegativeInt = 0
 
@@ -31,6 +44,8 @@ class DataConfig(Section):
     @classmethod
     def _accept_paths(cls, value: Any) -> Any:
         items = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, (str, dict, SourceConfig)) for item in items):
+            raise ValueError("must be a path, a list of paths, or a list of {path, weight}: write data/my-tokens")
         return [{"path": item} if isinstance(item, str) else item for item in items]
 
 

@@ -44,16 +44,21 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
+        problems = []
         if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
+            problems.append(
                 f"num_attention_heads={self.num_attention_heads} must be a multiple of "
-                f"num_key_value_heads={self.num_key_value_heads}: change one of them")
+                f"num_key_value_heads={self.num_key_value_heads}: change one of them"
+            )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even (RoPE rotates pairs): use {self.head_dim + 1}")
+            problems.append(f"head_dim={self.head_dim} must be even (RoPE rotates pairs): use {self.head_dim + 1}")
         if isinstance(self.layer_types, list) and len(self.layer_types) != self.num_hidden_layers:
-            raise ValueError(
-                f"layer_types lists {len(self.layer_types)} layers but num_hidden_layers={self.num_hidden_layers}: "
-                "list one entry per layer or write alternating")
+            problems.append(
+                f"layer_types=[{len(self.layer_types)} entries] must have one for each of "
+                f"num_hidden_layers={self.num_hidden_layers}: list one per layer, or write alternating"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
     def window(self, layer: int) -> int:

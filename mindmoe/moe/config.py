@@ -56,16 +56,29 @@ class MoeConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "MoeConfig":
-        experts, k, router = self.num_experts, self.num_experts_per_tok, self.router
+        experts, k, router, problems = self.num_experts, self.num_experts_per_tok, self.router, []
         if k > experts:
-            raise ValueError(f"num_experts_per_tok={k} must be at most num_experts={experts}: lower num_experts_per_tok")
+            problems.append(f"num_experts_per_tok={k} must be at most num_experts={experts}: lower num_experts_per_tok")
         if experts % router.num_groups:
-            raise ValueError(f"router.num_groups={router.num_groups} must divide num_experts={experts}: change num_groups")
+            problems.append(
+                f"router.num_groups={router.num_groups} must divide num_experts={experts}: change router.num_groups"
+            )
+        elif router.num_groups > 1 and experts // router.num_groups < 2:
+            problems.append(
+                f"router.num_groups={router.num_groups} must leave 2 of num_experts={experts} in a group "
+                "(it is scored by its two best): lower num_groups"
+            )
         if router.topk_groups > router.num_groups:
-            raise ValueError(f"router.topk_groups={router.topk_groups} must be at most "
-                             f"router.num_groups={router.num_groups}: lower topk_groups")
+            problems.append(
+                f"router.topk_groups={router.topk_groups} must be at most "
+                f"router.num_groups={router.num_groups}: lower topk_groups"
+            )
         reachable = experts // router.num_groups * router.topk_groups
-        if k > reachable:
-            raise ValueError(f"num_experts_per_tok={k} exceeds the {reachable} experts of {router.topk_groups} groups: "
-                             "raise router.topk_groups")
+        if reachable < k <= experts:
+            problems.append(
+                f"num_experts_per_tok={k} must be at most the {reachable} experts of "
+                f"router.topk_groups={router.topk_groups} groups: raise router.topk_groups"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
         return self

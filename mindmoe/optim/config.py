@@ -28,5 +28,5 @@ class OptimConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "OptimConfig":
         if self.lr > 1.0:
-            raise ValueError(f"lr={self.lr} is above 1: AdamW rates are usually 1e-5 to 1e-2")
+            raise ValueError(f"lr={self.lr} must be at most 1: AdamW rates are usually 1e-5 to 1e-2")
         return self

@@ -1,0 +1,7 @@
+"""`python -m mindmoe` is the command `mindmoe`; workers are started this way."""
+
+import sys
+
+from mindmoe.cli import main
+
+sys.exit(main())

@@ -1,0 +1,313 @@
+"""The command line: read arguments, load the config, make one call.
+
+Nothing heavy is imported before a command runs, so that `mindmoe --help` is instant. `key=value` overrides may
+stand anywhere after the command; flags exist only for paths and for what is no config key.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mindmoe.errors import UserError
+
+_OVERRIDE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 2 for a mistake of the user, 130 when interrupted."""
+    parser = _parser()
+    args, late = parser.parse_known_args(argv)
+    # argparse fills a positional list from one stretch of arguments only: words after an option come back here.
+    if late and (not hasattr(args, "words") or any(word.startswith("-") for word in late)):
+        args.parser.error(f"unrecognized arguments: {' '.join(late)}")
+    if late:
+        args.words = [*args.words, *late]
+    try:
+        return args.run(args)
+    except UserError as error:
+        print(f"mindmoe: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mindmoe: interrupted", file=sys.stderr)
+        return 130
+
+
+def _train(args: argparse.Namespace) -> int:
+    from mindmoe.load import load_config
+    from mindmoe.train.main import train
+
+    return train(load_config(args.config, args.words))
+
+
+def _launch(args: argparse.Namespace) -> int:
+    from mindmoe.config import resolve
+    from mindmoe.launch.msrun import launch
+    from mindmoe.load import load_config
+
+    return launch(resolve(load_config(args.config, args.words), args.cards), args.cards)
+
+
+def _config_show(args: argparse.Namespace) -> int:
+    from mindmoe.load import dump_config
+
+    print(dump_config(_resolved(args)), end="")
+    return 0
+
+
+def _config_validate(args: argparse.Namespace) -> int:
+    run = _resolved(args)
+    print(f"{args.config}: valid" + (f" on {args.cards} cards, dp={run.parallel.dp}" if args.cards else ""))
+    return 0
+
+
+def _resolved(args: argparse.Namespace) -> Any:
+    from mindmoe.config import resolve
+    from mindmoe.load import load_config
+
+    run = load_config(args.config, args.words)
+    return resolve(run, args.cards) if args.cards else run
+
+
+def _config_schema(args: argparse.Namespace) -> int:
+    import json
+
+    from mindmoe.load import config_schema
+
+    print(json.dumps(config_schema(), indent=2))
+    return 0
+
+
+def _data_prepare(args: argparse.Namespace) -> int:
+    from mindmoe.data.config import PrepareConfig
+    from mindmoe.data.prepare import prepare
+    from mindmoe.load import load_section
+
+    sources = [word for word in args.words if not _OVERRIDE.match(word)]
+    if not sources:
+        raise UserError("no source is given", "name a file, a folder or python-stdlib")
+    prepare(sources, args.out, load_section(PrepareConfig, [word for word in args.words if _OVERRIDE.match(word)]))
+    return 0
+
+
+def _data_inspect(args: argparse.Namespace) -> int:
+    from mindmoe.data.inspect import inspect
+
+    inspect(args.path, args.samples)
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from mindmoe.train import evaluate
+
+    return evaluate.main(args.path, args.data)
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from mindmoe import generate
+
+    return generate.main(args.path, args.prompt, args.max_new_tokens, args.temperature, args.seed)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from mindmoe.observe.report import write_report
+
+    print(f"wrote {write_report(args.path, args.out)}")
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from mindmoe.observe import doctor
+
+    return doctor.main()
+
+
+class _Version(argparse.Action):
+    """`--version`, looked up only when asked for: importlib.metadata costs as much as the rest of the CLI."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            number = version("mindmoe")
+        except PackageNotFoundError:
+            number = "(not installed, run from a source tree)"
+        parser.exit(message=f"mindmoe {number}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mindmoe",
+        description="Pretrain mixture-of-experts language models on MindSpore.",
+        allow_abbrev=False,
+        epilog="example: mindmoe launch configs/quickstart.yaml --cards 2",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.set_defaults(parser=parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_training(commands)
+    _add_config_commands(commands)
+    _add_data_commands(commands)
+    _add_run_commands(commands)
+    _command(commands, "doctor", _doctor, "check this machine and say what is missing", "mindmoe doctor")
+    return parser
+
+
+def _add_training(commands: Any) -> None:
+    """The commands that train."""
+    train = _command(
+        commands,
+        "train",
+        _train,
+        "train a config in this process",
+        "mindmoe train configs/quickstart.yaml train.steps=50 optim.warmup_steps=5",
+    )
+    _add_config(train)
+
+    launch = _command(
+        commands,
+        "launch",
+        _launch,
+        "train a config on several cards of this machine",
+        "mindmoe launch configs/quickstart.yaml --cards 2 optim.lr=1e-3",
+    )
+    _add_config(launch)
+    launch.add_argument("--cards", type=_positive, required=True, metavar="N", help="number of worker processes")
+
+
+def _add_config_commands(commands: Any) -> None:
+    """`config show`, `config validate` and `config schema`."""
+    config = _group(
+        commands, "config", "show, check or describe configs", "mindmoe config show configs/quickstart.yaml"
+    )
+    show = _command(
+        config,
+        "show",
+        _config_show,
+        "print a config with every key written out",
+        "mindmoe config show configs/gpt-oss-120b.yaml --cards 512",
+    )
+    validate = _command(
+        config,
+        "validate",
+        _config_validate,
+        "check a config and report all its mistakes",
+        "mindmoe config validate configs/gpt-oss-120b.yaml --cards 512",
+    )
+    for command in (show, validate):
+        _add_config(command)
+        command.add_argument("--cards", type=_positive, metavar="N", help="fit it to this number of cards")
+    _command(
+        config,
+        "schema",
+        _config_schema,
+        "print the JSON Schema of a config file, for editors",
+        "mindmoe config schema > mindmoe.schema.json",
+    )
+
+
+def _add_data_commands(commands: Any) -> None:
+    """`data prepare` and `data inspect`."""
+    data = _group(commands, "data", "make and look at token data", "mindmoe data inspect data/quickstart")
+    prepare = _command(
+        data,
+        "prepare",
+        _data_prepare,
+        "turn text into tokens",
+        "mindmoe data prepare python-stdlib --out data/quickstart vocab_size=4096",
+    )
+    prepare.add_argument(
+        "words",
+        nargs="+",
+        metavar="SOURCE",
+        help="a file, a folder or python-stdlib; among them key=value sets a preparation setting",
+    )
+    prepare.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    inspect = _command(
+        data,
+        "inspect",
+        _data_inspect,
+        "show statistics and decoded samples",
+        "mindmoe data inspect data/quickstart --samples 3",
+    )
+    inspect.add_argument("path", type=Path, metavar="PATH", help="a folder written by prepare")
+    inspect.add_argument("--samples", type=_whole, default=3, metavar="N", help="documents to decode (default 3)")
+
+
+def _add_run_commands(commands: Any) -> None:
+    """The commands that take the folder of a run."""
+    evaluate = _command(
+        commands,
+        "eval",
+        _eval,
+        "measure loss, perplexity and bits per byte of a run",
+        "mindmoe eval runs/quickstart --data data/other",
+    )
+    evaluate.add_argument("--data", metavar="PATH", help="token data to measure on (default: the run's held-out set)")
+    generate = _command(
+        commands,
+        "generate",
+        _generate,
+        "continue a prompt with a run's newest checkpoint",
+        "mindmoe generate runs/quickstart --prompt 'def main('",
+    )
+    generate.add_argument("--prompt", required=True, metavar="TEXT", help="text to continue")
+    generate.add_argument("--max-new-tokens", type=_positive, default=64, metavar="N", help="(default 64)")
+    generate.add_argument(
+        "--temperature",
+        type=_temperature,
+        default=0.8,
+        metavar="T",
+        help="0 takes the likeliest token each time (default 0.8)",
+    )
+    generate.add_argument("--seed", type=_whole, default=0, metavar="S", help="of the sampling (default 0)")
+    report = _command(
+        commands, "report", _report, "write a run's story as one HTML file", "mindmoe report runs/quickstart"
+    )
+    report.add_argument("--out", type=Path, metavar="FILE", help="(default: report.html in the run folder)")
+    for command in (evaluate, generate, report):
+        command.add_argument("path", type=Path, metavar="RUN", help="a run folder, such as runs/quickstart")
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], what: str, example: str
+) -> argparse.ArgumentParser:
+    parser = _subparser(commands, name, what, example)
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+def _group(commands: Any, name: str, what: str, example: str) -> Any:
+    return _subparser(commands, name, what, example).add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+
+def _subparser(commands: Any, name: str, what: str, example: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name, help=what, description=f"{what[0].upper()}{what[1:]}.", allow_abbrev=False, epilog=f"example: {example}"
+    )
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/quickstart.yaml")
+    parser.add_argument("words", nargs="*", metavar="key=value", help="settings that win over the file's")
+
+
+def _positive(text: str) -> int:
+    value = _whole(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return value
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 0 or more")
+    return int(text)
+
+
+def _temperature(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{0,3}\.?[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number, 0 or more")
+    return float(text)

@@ -1,0 +1,214 @@
+"""Validation errors as one line each: where, key, value, rule, remedy.
+
+Checks inside config classes raise ValueError with one line per problem, each beginning with the offending
+`key=value` (relative to the class) and reading `key=value must ...: remedy`; the keys named in it are looked up
+in the tree to find the line.
+"""
+
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from mindmoe.strict_yaml import Node, shown
+
+_MAX_LINES = 50  # beyond it the file is not a config, and close matches would take seconds
+_NAMED_KEY = re.compile(r"([A-Za-z_][A-Za-z0-9_.]*)=")
+
+Path = tuple[str | int, ...]
+
+
+def describe(cls: type[BaseModel], root: Node, error: ValidationError) -> list[str]:
+    """One line per problem of a tree that is no valid `cls`."""
+    groups: dict[Path, list[Any]] = {}
+    branches = set()  # paths where a union failed: pydantic reports each branch on its own
+    for item in error.errors(include_url=False, include_input=False):
+        path, is_branch = _path(root, item)
+        groups.setdefault(path, []).append(item)
+        if is_branch:
+            branches.add(path)
+    hidden = branches & {path[:length] for path in groups for length in range(len(path))}
+    lines: list[str] = []
+    for path, items in groups.items():
+        if path in hidden:  # a longer path says more precisely what is wrong in the branch that was meant
+            continue
+        if len(lines) >= _MAX_LINES:
+            lines.append(f"{root.where}: more errors follow: mend those above first")
+            break
+        lines += _lines(cls, root, path, items)
+    return lines
+
+
+def located(root: Node, section: Path, problem: str) -> str:
+    """`where: section.problem`, for a problem line of a check; `where` is of the first key it names that is set."""
+    where = _nearest(root, section).where
+    for name in _NAMED_KEY.findall(problem):
+        path = (*section, *name.split("."))
+        if _exists(root, path):
+            where = _nearest(root, path).where
+            break
+    text = f"{_dotted(section)}{'.' if section else ''}{problem}"
+    setting = where.removeprefix("override ")  # an override names key and value already
+    return f"{where}: {text.removeprefix(f'{setting} ') if setting != where else text}"
+
+
+def _lines(cls: type[BaseModel], root: Node, path: Path, items: list[Any]) -> list[str]:
+    kind, name, node = items[0]["type"], _dotted(path), _nearest(root, path)
+    if kind == "extra_forbidden":
+        return [f"{_place(node, name)}: unknown key{_suggestion(cls, path)}"]
+    if kind == "missing":
+        return [f"{node.where}: {name}: missing: add it"]
+    if kind == "value_error" and isinstance(node.value, dict):
+        return [located(root, path, line) for line in str(items[0]["ctx"]["error"]).split("\n")]
+    if kind == "value_error":
+        return [f"{_place(node, name)}: {items[0]['ctx']['error']}"]
+    parts = [_rule(item, node) for item in items]
+    rules = " or ".join(dict.fromkeys(rule for rule, _ in parts))
+    remedy = next((remedy for _, remedy in parts if remedy), "change it")
+    return [f"{_place(node, f'{name}={_value(node)}')}: must {rules}: {remedy}"]
+
+
+def _rule(item: Any, node: Node) -> tuple[str, str]:
+    """What the value must do or be, and the remedy."""
+    kind, ctx, value = item["type"], item.get("ctx", {}), node.value
+    none = "give it a value, or remove the key" if value is None else ""
+    match kind:
+        case "greater_than":
+            return f"be greater than {ctx['gt']:g}", "raise it"
+        case "greater_than_equal":
+            return f"be at least {ctx['ge']:g}", "raise it"
+        case "less_than":
+            return f"be less than {ctx['lt']:g}", "lower it"
+        case "less_than_equal":
+            return f"be at most {ctx['le']:g}", "lower it"
+        case "int_type":
+            whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
+            return "be a whole number", none or (f"write {int(value):d}" if whole else _unquote(node))  # type: ignore[arg-type]
+        case "float_type" | "finite_number":
+            return "be a finite number", none or _unquote(node)
+        case "bool_type":
+            meant = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(node.text.lower())
+            return "be true or false", f"write {meant}" if meant else none or "write true or false"
+        case "string_type":
+            scalar = not isinstance(value, (list, dict))
+            return "be text", none or ("put it in quotes" if scalar else "write it as plain text")
+        case "literal_error":
+            choices = re.findall("'([^']*)'", ctx["expected"])
+            close = get_close_matches(node.text[:60], choices, 1)
+            return f"be {ctx['expected'].replace(chr(39), '')}", f"did you mean {close[0]}?" if close else ""
+        case "model_type" | "dict_type" | "model_attributes_type":
+            return "be a section of keys", none or "indent its keys below it"
+        case "list_type":
+            return "be a list", "write [...]"
+        case "too_short" | "string_too_short":
+            return "not be empty", "give it a value"
+        case "too_long" | "string_too_long":
+            return f"have at most {ctx['max_length']} entries or characters", "shorten it"
+        case "string_pattern_mismatch":
+            return f"match {ctx['pattern']}", "use only the characters of the pattern"
+        case _:
+            return item["msg"][:1].lower() + item["msg"][1:], ""
+
+
+def _unquote(node: Node) -> str:
+    """The remedy for text where a number belongs."""
+    if isinstance(node.value, str) and re.fullmatch(r"[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?", node.value[:60]):
+        return "remove the quotes"
+    return "write a number"
+
+
+def _suggestion(cls: type[BaseModel], path: Path) -> str:
+    """The nearest known key: a sibling of similar name, else a key of that very name elsewhere."""
+    section = _section_at(cls, path[:-1])
+    if section is None or len(name := str(path[-1])) > 60:
+        return ": remove it"
+    siblings = list(section.model_fields)
+    close = get_close_matches(name.lower().replace("-", "_"), siblings, 1)
+    if close:
+        return f"; did you mean {_dotted((*path[:-1], close[0]))}?"
+    elsewhere = [known for known in _known_keys(cls) if known.rpartition(".")[2] == name]
+    if elsewhere:
+        return f"; did you mean {elsewhere[0]}?"
+    return f": remove it, known here are {', '.join(siblings)}"
+
+
+def _section_at(cls: type[BaseModel], path: Path) -> type[BaseModel] | None:
+    """The config class of the section at `path`."""
+    section: type[BaseModel] | None = cls
+    for part in path:
+        if isinstance(part, str):
+            field = section.model_fields.get(part) if section else None
+            section = _section_in(field.annotation) if field else None
+    return section
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The config class inside an annotation such as `list[SourceConfig]` or `MoeConfig | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for arg in get_args(annotation) if (found := _section_in(arg))), None)
+
+
+def _known_keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in cls.model_fields.items():
+        yield prefix + name
+        if section := _section_in(field.annotation):
+            yield from _known_keys(section, f"{prefix}{name}.")
+
+
+def _path(root: Node, item: Any) -> tuple[Path, bool]:
+    """The path of an error in the tree, and whether pydantic's location holds more (the tag of a union branch)."""
+    node: Node | None = root
+    path: list[str | int] = []
+    skipped = False
+    for position, part in enumerate(item["loc"]):
+        child = _child(node, part) if node else None
+        if child is not None:
+            node = child
+        elif item["type"] != "missing" or position < len(item["loc"]) - 1:
+            skipped = True
+            continue
+        path.append(part)
+    return tuple(path), skipped
+
+
+def _child(node: Node, part: str | int) -> Node | None:
+    if isinstance(node.value, dict):
+        return node.value.get(str(part))
+    if isinstance(node.value, list) and str(part).isdigit() and int(part) < len(node.value):
+        return node.value[int(part)]
+    return None
+
+
+def _nearest(root: Node, path: Path) -> Node:
+    """The node at `path`, or its nearest ancestor that exists."""
+    node = root
+    for part in path:
+        child = _child(node, part)
+        if child is None:
+            return node
+        node = child
+    return node
+
+
+def _exists(root: Node, path: Path) -> bool:
+    return not path or ((child := _child(root, path[0])) is not None and _exists(child, path[1:]))
+
+
+def _place(node: Node, key: str) -> str:
+    """`where: key`, without the key when `where` is the override that set it."""
+    return node.where if node.where.startswith(f"override {key.partition('=')[0]}=") else f"{node.where}: {key}"
+
+
+def _value(node: Node) -> str:
+    if isinstance(node.value, (dict, list)):
+        return "{...}" if isinstance(node.value, dict) else "[...]"
+    if isinstance(node.value, str):
+        return repr(node.text if len(node.text) <= 60 else node.text[:57] + "...")
+    return node.text
+
+
+def _dotted(path: Path) -> str:
+    return ".".join(shown(str(part)) for part in path)

@@ -1,0 +1,204 @@
+"""From YAML files and overrides to a validated config, and back.
+
+A run file may include other files one level deep (`include: model/gpt-oss-20b.yaml`); it wins over what it
+includes, and `key=value` overrides win over both. Every mistake is reported with the file and line it stands at,
+all at once.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from mindmoe import strict_yaml
+from mindmoe.config import RunConfig, cross_problems
+from mindmoe.config_problems import describe, located
+from mindmoe.errors import ConfigError, UserError
+from mindmoe.schema import Section
+from mindmoe.strict_yaml import MAX_DEPTH, Node, plain, shown
+
+_MAX_INCLUDES = 8
+_OVERRIDE_KEY = re.compile(r"[^\s.=]+(?:\.[^\s.=]+)*")
+
+S = TypeVar("S", bound=Section)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run that a file and its overrides define.
+
+    Args:
+        path: a YAML file.
+        overrides: `a.b.c=value` items; the value is YAML (`null`, `[1, 2]`, `3e-4`) and replaces what was there.
+
+    Raises:
+        UserError: the file cannot be read.
+        ConfigError: everything that is wrong with its content.
+    """
+    root, problems = _read_with_includes(Path(path))
+    root = _apply(overrides, root, problems)
+    try:
+        run = RunConfig.model_validate(plain(root))
+    except ValidationError as error:
+        problems += describe(RunConfig, root, error)
+        broken = {str(item["loc"][0]) if item["loc"] else "" for item in error.errors(include_url=False)}
+        if "" not in broken:  # then pydantic stopped before the checks that span sections
+            problems += [located(root, (), problem) for problem in cross_problems(_sound_sections(root, broken))]
+        raise ConfigError(problems) from None
+    if problems:
+        raise ConfigError(problems)
+    return run
+
+
+def load_section(cls: type[S], overrides: Sequence[str] = ()) -> S:
+    """A section of type `cls` from its defaults and `key=value` overrides.
+
+    Raises:
+        ConfigError: everything that is wrong with the overrides.
+    """
+    problems: list[str] = []
+    root = _apply(overrides, Node({}, "command line"), problems)
+    try:
+        section = cls.model_validate(plain(root))
+    except ValidationError as error:
+        raise ConfigError(problems + describe(cls, root, error)) from None
+    if problems:
+        raise ConfigError(problems)
+    return section
+
+
+def dump_config(config: Section) -> str:
+    """The config as YAML, every key written out, in the order of its classes; it loads back equal."""
+    return strict_yaml.dump(config.model_dump())
+
+
+def config_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a run file, for editors.
+
+    Nothing is `required` in it: a run file may leave any key to the files that it includes.
+    """
+    schema = RunConfig.model_json_schema()
+    for section in (schema, *schema["$defs"].values()):
+        section.pop("required", None)
+    text = {"type": "string"}
+    schema["properties"]["include"] = {
+        "title": "Include",
+        "description": "Files to start from, relative to this one; later ones win, and this file wins over all.",
+        "anyOf": [text, {"type": "array", "items": text, "maxItems": _MAX_INCLUDES}],
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _read_with_includes(path: Path) -> tuple[Node, list[str]]:
+    """The mapping of a run file over those of its includes, and the mistakes that did not stop reading."""
+    root, problems = _read_mapping(path)
+    entries = dict(_entries(root))
+    include = entries.pop("include", None)
+    merged, fatal = Node({}, root.where), []
+    for node in _include_names(include, problems):
+        try:
+            below, more = _read_mapping(path.parent / str(node.value))
+        except ConfigError as error:
+            fatal += error.problems
+            continue
+        except UserError as error:
+            fatal.append(f"{node.where}: include: {error}")
+            continue
+        problems += more
+        if nested := _entries(below).pop("include", None):
+            problems.append(f"{nested.where}: include: an included file cannot include: list it in {path} instead")
+        merged = _merge(merged, below)
+    if fatal:  # with a file missing, whatever else could be said about the whole would mislead
+        raise ConfigError(problems + fatal)
+    return _merge(merged, Node(entries, root.where)), problems
+
+
+def _read_mapping(path: Path) -> tuple[Node, list[str]]:
+    document = strict_yaml.parse(strict_yaml.read_text(path), str(path))
+    root = document.root
+    if root is None or root.value is None:
+        raise ConfigError([*document.problems, f"{path}: the file is empty: start from a preset under configs/"])
+    if not isinstance(root.value, dict):
+        raise ConfigError([*document.problems, f"{root.where}: a config must be a mapping: write `key: value` lines"])
+    return root, document.problems
+
+
+def _include_names(include: Node | None, problems: list[str]) -> list[Node]:
+    if include is None:
+        return []
+    nodes = include.value if isinstance(include.value, list) else [include]
+    if len(nodes) > _MAX_INCLUDES:
+        problems.append(f"{include.where}: include: at most {_MAX_INCLUDES} files can be included: merge some")
+    names = [node for node in nodes[:_MAX_INCLUDES] if isinstance(node.value, str) and node.value]
+    if len(names) < len(nodes[:_MAX_INCLUDES]):
+        problems.append(f"{include.where}: include: must be a path or a list of paths: write include: [model/x.yaml]")
+    return names
+
+
+def _merge(below: Node, above: Node) -> Node:
+    """`above` over `below`: mappings merge key by key, anything else is replaced whole."""
+    if not (isinstance(below.value, dict) and isinstance(above.value, dict)):
+        return above
+    merged = dict(below.value)
+    for key, node in above.value.items():
+        merged[key] = _merge(merged[key], node) if key in merged else node
+    return Node(merged, above.where)
+
+
+def _apply(overrides: Sequence[str], root: Node, problems: list[str]) -> Node:
+    """The tree with the overrides set in turn; those that cannot be set are added to `problems`."""
+    for text in overrides:
+        where = f"override {shown(text, 80)}"
+        key, equals, value = text.partition("=")
+        try:
+            if not equals or not _OVERRIDE_KEY.fullmatch(key) or key.count(".") >= MAX_DEPTH:
+                raise UserError("an override must be key=value", "write it as optim.lr=3e-4")
+            document = strict_yaml.parse(value, where, lines=False)
+            problems += document.problems
+            if document.root is None:
+                raise UserError("there is no value", "write null for none, or '\"\"' for an empty text")
+            root = _set(root, key.split("."), document.root, where)
+        except ConfigError as error:
+            problems += error.problems
+        except UserError as error:
+            problems.append(f"{where}: {error}")
+    return root
+
+
+def _set(node: Node, keys: list[str], value: Node, where: str, done: str = "") -> Node:
+    """A copy of the tree (aliased nodes are shared, so none is changed) with `value` at `keys`."""
+    if not keys:
+        return value
+    key, rest = keys[0], keys[1:]
+    path = f"{done}.{key}" if done else key
+    if isinstance(node.value, list):
+        if not key.isascii() or not key.isdigit() or len(key) > 9 or int(key) >= len(node.value):
+            raise UserError(
+                f"{done} is a list of {len(node.value)}, it has no entry {shown(key)}",
+                f"use an index from 0 to {len(node.value) - 1}, or set {done}=[...]",
+            )
+        items = list(node.value)
+        items[int(key)] = _set(items[int(key)], rest, value, where, path)
+        return Node(items, node.where)
+    if isinstance(node.value, dict) or node.value is None:
+        entries = _entries(node)
+        return Node({**entries, key: _set(entries.get(key, Node(None, where)), rest, value, where, path)}, node.where)
+    raise UserError(f"{done} is {shown(node.text)}, it has no key {shown(key)}", f"set {done} as a whole")
+
+
+def _entries(node: Node) -> dict[str, Node]:
+    return node.value if isinstance(node.value, dict) else {}
+
+
+def _sound_sections(root: Node, broken: set[str]) -> dict[str, Any]:
+    """The values of the top-level keys that are valid by themselves."""
+    entries = _entries(root)
+    sections = {}
+    for name, field in RunConfig.model_fields.items():
+        if name in entries and name not in broken:
+            adapter: TypeAdapter[Any] = TypeAdapter(field.annotation or Any)
+            sections[name] = adapter.validate_python(plain(entries[name]))
+        elif name not in broken:
+            sections[name] = field.get_default()
+    return sections

@@ -1,0 +1,299 @@
+"""Strict YAML with positions: the surface of every config file and command-line override.
+
+PyYAML's parser supplies the events; the tree is built here because its own loader follows YAML 1.1, where
+`1e-5` is a string, `no` is false, `12:30:45` is 45045 and the last of two equal keys wins in silence. Scalars
+follow the YAML 1.2 core schema (https://yaml.org/spec/1.2.2/#103-core-schema) with two deviations: `1_000` is a
+number, and infinities and NaN stay strings, since no setting may be either. Bounds on size, depth, aliases and
+nodes keep any input, hostile or not, within a fraction of a second.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mindmoe.errors import ConfigError, UserError
+
+MAX_BYTES = 10**6
+MAX_DEPTH = 64
+MAX_ALIASES = 100
+MAX_NODES = 10_000  # after expansion of aliases: what makes an alias bomb harmless
+_MAX_DIGITS = 64  # longer digit strings are no setting, and int() is quadratic in them
+
+_NULL = frozenset(("", "~", "null", "Null", "NULL"))
+_BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_INT = re.compile(r"[-+]?(?:[0-9]+|[0-9]{1,3}(?:_[0-9]{3})+)")
+_PREFIXED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+
+# libyaml parses 1 MB in about 10 ms; the pure Python parser is the slower twin where libyaml is absent.
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A value and where it stands.
+
+    Args:
+        value: a scalar, a list of nodes, or a mapping of nodes.
+        where: `file:line` of the value, of its key inside a mapping; or the override that set it.
+        text: a scalar as the user wrote it, to be shown in messages.
+    """
+
+    value: Scalar | list["Node"] | dict[str, "Node"]
+    where: str
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A parsed document: its root (None when empty) and the mistakes that did not stop the parser."""
+
+    root: Node | None
+    problems: list[str] = field(default_factory=list)
+
+
+def resolve_scalar(text: str) -> Scalar:
+    """The value of a plain (unquoted) scalar."""
+    if text in _NULL:
+        return None
+    if text in _BOOL:
+        return _BOOL[text]
+    if len(text) <= _MAX_DIGITS:
+        if _INT.fullmatch(text):
+            return int(text)
+        if _PREFIXED.fullmatch(text):
+            return int(text, 0)
+        if _FLOAT.fullmatch(text) and isfinite(float(text)):
+            return float(text)
+    return text
+
+
+def plain(node: Node) -> Any:
+    """The node as plain Python data, without positions."""
+    if isinstance(node.value, dict):
+        return {key: plain(child) for key, child in node.value.items()}
+    if isinstance(node.value, list):
+        return [plain(child) for child in node.value]
+    return node.value
+
+
+def read_text(path: Path) -> str:
+    """The text of a config file.
+
+    Raises:
+        UserError: there is no such regular file, it is too large, or it is not UTF-8.
+    """
+    name = shown(str(path), 300)
+    try:
+        if path.is_dir():
+            raise UserError(f"{name} is a directory", "give the path of a YAML file")
+        if not path.exists():
+            raise UserError(f"{name} does not exist", "check the path")
+        if not path.is_file():  # reading a pipe or a device may never end
+            raise UserError(f"{name} is not a regular file", "give the path of a YAML file")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror}", "check the path") from error
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{name} is larger than {MAX_BYTES} bytes", "give a config file, not a data file")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        byte = f"0x{data[error.start]:02x}"
+        raise UserError(f"{name}:{line}: byte {byte} is not UTF-8", "save the file as UTF-8") from None
+
+
+def parse(text: str, source: str, *, lines: bool = True) -> Document:
+    """The document in `text`.
+
+    Args:
+        text: at most MAX_BYTES of YAML.
+        source: the name to put before line numbers, usually the file.
+        lines: whether positions carry line numbers (an override has none).
+
+    Raises:
+        ConfigError: a mistake after which the rest cannot be read: syntax, or a bound exceeded.
+    """
+    if bad := _UNPRINTABLE.search(text):
+        line = text.count("\n", 0, bad.start()) + 1
+        raise ConfigError(
+            [
+                f"{f'{source}:{line}' if lines else source}: character U+{ord(bad[0]):04X} "
+                "is not allowed in YAML: remove it"
+            ]
+        )
+    return _Builder(text, source, lines).document()
+
+
+class _Builder:
+    """Builds the tree of one document from parser events; lives for one `parse`."""
+
+    def __init__(self, text: str, source: str, lines: bool):
+        self._text, self._source, self._lines = text, source, lines
+        self._events: Iterator[Any] = yaml.parse(text, Loader=_Loader)
+        self._anchors: dict[str, tuple[Node, int] | None] = {}  # None while the anchored node is still open
+        self._aliases = 0
+        self._nodes = 0
+        self._problems: list[str] = []
+
+    def document(self) -> Document:
+        root = None
+        try:
+            for event in self._events:
+                if isinstance(event, yaml.DocumentStartEvent):
+                    if root is not None:
+                        self._report(event, "a second document starts here: keep one document per file")
+                        break
+                    root = self._node(next(self._events), 0)
+        except yaml.MarkedYAMLError as error:
+            raise self._fatal(error.problem_mark or error.context_mark, self._syntax(error)) from None
+        except (yaml.YAMLError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            # The pure Python parser lets int() and chr() fail on absurd directives and escapes.
+            raise self._fatal(None, f"not valid YAML: {error}") from None
+        return Document(root, self._problems)
+
+    def _node(self, event: Any, depth: int) -> Node:
+        if depth > MAX_DEPTH:
+            raise self._fatal(event.start_mark, f"nested deeper than {MAX_DEPTH} levels: flatten it")
+        if isinstance(event, yaml.AliasEvent):
+            return self._alias(event, depth)
+        if event.tag is not None:
+            self._report(event, f"tag {shown(event.tag)} is not allowed: remove it")
+        if event.anchor is not None:
+            self._anchors[event.anchor] = None
+        before = self._nodes
+        self._count(event, 1)
+        if isinstance(event, yaml.ScalarEvent):
+            node = self._scalar(event)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            node = Node(self._sequence(depth), self._where(event.start_mark))
+        else:
+            node = Node(self._mapping(depth), self._where(event.start_mark))
+        if event.anchor is not None:
+            self._anchors[event.anchor] = (node, self._nodes - before)
+        return node
+
+    def _scalar(self, event: Any) -> Node:
+        if "\0" in event.value:
+            self._report(event, "a NUL character is not allowed: remove it")
+        value = resolve_scalar(event.value) if event.implicit[0] else event.value
+        return Node(value, self._where(event.start_mark), "null" if value is None else event.value)
+
+    def _sequence(self, depth: int) -> list[Node]:
+        items = []
+        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
+            items.append(self._node(event, depth + 1))
+        return items
+
+    def _mapping(self, depth: int) -> dict[str, Node]:
+        entries: dict[str, Node] = {}
+        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
+            key, where = self._node(event, depth + 1), self._where(event.start_mark)
+            value = replace(self._node(next(self._events), depth + 1), where=where)
+            if not isinstance(event, yaml.ScalarEvent):
+                self._report(event, "a key must be plain text: write `key: value`")
+            elif event.value == "<<":
+                self._report(event, "merge keys (<<) are not YAML 1.2: write the keys out or use include")
+            elif event.value in entries:
+                first = entries[event.value].where
+                self._report(event, f"duplicate key {shown(key.text)}: it stands at {first} already; keep one")
+            else:
+                entries[event.value] = value
+        return entries
+
+    def _alias(self, event: Any, depth: int) -> Node:
+        name = f"alias *{shown(event.anchor)}"
+        self._aliases += 1
+        if self._aliases > MAX_ALIASES:
+            raise self._fatal(event.start_mark, f"more than {MAX_ALIASES} aliases: write the values out")
+        if event.anchor not in self._anchors:
+            raise self._fatal(event.start_mark, f"{name} has no anchor before it: quote the value, or add the anchor")
+        anchored = self._anchors[event.anchor]
+        if anchored is None:
+            raise self._fatal(event.start_mark, f"{name} contains itself: write the value out")
+        node, size = anchored
+        self._count(event, size)
+        if depth + _height(node) > MAX_DEPTH:
+            raise self._fatal(event.start_mark, f"nested deeper than {MAX_DEPTH} levels by {name}: flatten it")
+        return node
+
+    def _count(self, event: Any, nodes: int) -> None:
+        self._nodes += nodes
+        if self._nodes > MAX_NODES:
+            raise self._fatal(event.start_mark, f"more than {MAX_NODES} values: give a config file, not a data file")
+
+    def _where(self, mark: Any) -> str:
+        return f"{self._source}:{mark.line + 1}" if self._lines and mark is not None else self._source
+
+    def _report(self, event: Any, problem: str) -> None:
+        self._problems.append(f"{self._where(event.start_mark)}: {problem}")
+
+    def _fatal(self, mark: Any, problem: str) -> ConfigError:
+        return ConfigError([*self._problems, f"{self._where(mark)}: {problem}"])
+
+    def _syntax(self, error: yaml.MarkedYAMLError) -> str:
+        mark = error.problem_mark
+        remedy = "check the indentation, colons and quotes here and just above"
+        if mark is not None:
+            rows = self._text.splitlines()
+            if mark.line < len(rows) and rows[mark.line][mark.column :].startswith("\t"):
+                remedy = "indent with spaces, not tabs"
+        if not self._lines:
+            remedy = "put the value in quotes"
+        context = f" {error.context}" if error.context else ""
+        return f"not valid YAML: {error.problem}{context}: {remedy}"
+
+
+def _height(node: Node) -> int:
+    """The number of levels below the node."""
+    children = node.value.values() if isinstance(node.value, dict) else node.value
+    return 1 + max(map(_height, children), default=0) if isinstance(node.value, (dict, list)) else 0  # type: ignore[arg-type]
+
+
+def shown(text: str, limit: int = 60) -> str:
+    """The text as it may stand in a message: on one line, at most `limit` characters, control characters escaped."""
+    short = text if len(text) <= limit else text[: limit - 3] + "..."
+    return short if short and short.isprintable() else repr(short)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Block style without aliases, lists of scalars on one line."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_str(dumper: _Dumper, text: str) -> yaml.Node:
+    # PyYAML quotes what YAML 1.1 would misread; the core schema reads more texts as numbers (1e5).
+    quoted = not isinstance(resolve_scalar(text), str)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if quoted else None)
+
+
+def _represent_list(dumper: _Dumper, items: list[Any]) -> yaml.Node:
+    flow = not any(isinstance(item, (dict, list)) for item in items)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=flow)
+
+
+_Dumper.add_representer(str, _represent_str)
+_Dumper.add_representer(list, _represent_list)
+
+
+def dump(data: dict[str, Any]) -> str:
+    """The mapping as YAML in its own key order, a blank line around each top-level section; `parse` reads it back."""
+    blocks = []
+    for key, value in data.items():
+        text = yaml.dump({key: value}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+        blocks.append(f"\n{text}" if isinstance(value, dict) else text)
+    return "".join(blocks).lstrip("\n")
