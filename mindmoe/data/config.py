@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from mindmoe.schema import Section
+from mindmoe.schema import ByteSize, Section
 
 
 class SourceConfig(Section):
@@ -52,12 +52,15 @@ class DataConfig(Section):
 class PrepareConfig(Section):
     """`mindmoe data prepare`: raw text to a token folder.
 
-    `tokenizer` is `train` (SentencePiece BPE of `vocab_size` on a sample of the text), or a path to a
-    SentencePiece .model, a Hugging Face tokenizer.json or a tiktoken file.
+    `tokenizer` is `train` (SentencePiece BPE of `vocab_size` on a sample of `tokenizer_bytes` of the text), or a
+    path to a SentencePiece .model, a Hugging Face tokenizer.json or a tiktoken file. `valid_fraction` of the
+    documents, drawn by their text and `seed`, are held out. `workers` 0 uses every core, `max_documents` 0 sets
+    no limit. More than `max_bad` records that cannot be read end the job.
     """
 
     tokenizer: str = "train"
     vocab_size: PositiveInt = 4096
+    tokenizer_bytes: ByteSize = Field(16 * 2**20, gt=0)
     valid_fraction: float = Field(0.02, ge=0.0, lt=1.0)
     text_key: str = "text"
     workers: NonNegativeInt = 0

@@ -1,0 +1,76 @@
+"""Streams that decompress .gz and .zst files in bounded memory and notice when a file was cut short."""
+
+import gzip
+import io
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import PurePath
+from typing import Any, BinaryIO, cast
+
+from mindmoe.errors import UserError
+
+_COMPRESSIONS = (".gz", ".zst")
+_MAX_WINDOW = 1 << 27  # [bytes] a frame that asks for more memory is refused
+# Zstandard expands one byte at most some 32,000 times, so this bounds one step to about 32 MiB.
+_ZSTD_STEP = 1 << 10
+
+
+def suffix_of_content(name: str) -> str:
+    """The suffix that tells the format, in lower case: `.jsonl` of `a.jsonl.gz`."""
+    path = PurePath(name.lower())
+    return PurePath(path.stem).suffix if path.suffix in _COMPRESSIONS else path.suffix
+
+
+def decompressed(raw: BinaryIO, name: str) -> AbstractContextManager[BinaryIO]:
+    """A stream of the content of `raw`, decompressed according to the suffix of its name.
+
+    The stream raises OSError, EOFError or zlib.error on damaged input.
+
+    Raises:
+        UserError: zstandard is not installed.
+    """
+    if name.lower().endswith(".gz"):
+        return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
+    if name.lower().endswith(".zst"):
+        return cast(BinaryIO, io.BufferedReader(_ZstdStream(raw), 1 << 20))
+    return nullcontext(raw)
+
+
+class _ZstdStream(io.RawIOBase):
+    """All frames of a .zst file; its own loop because zstandard's reader takes a truncated file for a whole one."""
+
+    def __init__(self, raw: BinaryIO):
+        try:
+            import zstandard
+        except ImportError:
+            raise UserError("reading .zst files needs the package zstandard", "pip install 'mindmoe[zstd]'") from None
+        self._raw = raw
+        self._error: type[Exception] = zstandard.ZstdError
+        self._new_frame = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).decompressobj
+        self._frame: Any = None
+        self._input = b""
+        self._output = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills `buffer` as far as one step goes; 0 at the end of the last frame."""
+        while not self._output:
+            self._input = self._input or self._raw.read(_ZSTD_STEP)
+            if not self._input:
+                if self._frame is not None:
+                    raise EOFError("the file ends inside a zstd frame")
+                return 0
+            if self._frame is None:
+                self._frame = self._new_frame()
+            try:
+                self._output = memoryview(self._frame.decompress(self._input))
+            except self._error as error:
+                raise OSError(str(error)) from None
+            self._input = b""
+            if self._frame.eof:
+                self._input, self._frame = self._frame.unused_data, None
+        size = min(len(buffer), len(self._output))
+        buffer[:size] = self._output[:size]
+        self._output = self._output[size:]
+        return size

@@ -1,0 +1,167 @@
+"""Records to tokens, in this process or in several, with the same result in the same order."""
+
+import hashlib
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mindmoe.data.indexed import token_dtype
+from mindmoe.data.records import BadRecord, Record, Rejected, parse
+from mindmoe.data.tokenizer import Tokenizer, load_tokenizer
+from mindmoe.errors import UserError
+
+_PIECE = 1 << 20  # [characters] encoded at a time; longer documents are cut behind a line break
+
+
+@dataclass(frozen=True)
+class Job:
+    """Some records and how to encode them.
+
+    Attributes:
+        records: in the order of the corpus; what was rejected earlier keeps its place.
+        position: bytes of all inputs read up to the end of the last record, for progress.
+        tokenizer: path of the tokenizer file.
+        digest: of that file.
+        text_key: key of the text in JSON records.
+        append_eod: whether each document ends with the end-of-document token.
+        seed: of the draws.
+    """
+
+    records: list[Record | Rejected]
+    position: int
+    tokenizer: Path
+    digest: str
+    text_key: str
+    append_eod: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class Document:
+    """An encoded document.
+
+    Attributes:
+        tokens: (length,) in the dtype of the set.
+        num_bytes: of its text in UTF-8.
+        draw: uniform in [0, 1), from the seed and the text alone; decides the split.
+    """
+
+    tokens: NDArray[np.integer]
+    num_bytes: int
+    draw: float
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The outcome of a job, in its order; None stands for a record without text."""
+
+    results: list[Document | Rejected | None]
+    position: int
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(path: Path, digest: str) -> Tokenizer:
+    """Loaded once in a process, and again when another file has taken the path."""
+    tokenizer = load_tokenizer(path)
+    if tokenizer.digest != digest:
+        raise UserError(f"{path} was changed while it was used", "run again")
+    return tokenizer
+
+
+def draw_of(text: bytes, seed: int) -> float:
+    """A number in [0, 1) that depends on nothing but the text and the seed: equal documents never part."""
+    digest = hashlib.blake2b(text, digest_size=8, key=str(seed).encode()).digest()
+    return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
+
+
+def encode_job(job: Job) -> Encoded:
+    """Decodes, checks and tokenises the records of a job."""
+    tokenizer = _tokenizer(job.tokenizer, job.digest)
+    return Encoded([_encode_record(record, job, tokenizer) for record in job.records], job.position)
+
+
+def _encode_record(record: Record | Rejected, job: Job, tokenizer: Tokenizer) -> Document | Rejected | None:
+    if isinstance(record, Rejected):
+        return record
+    try:
+        text = parse(record, job.text_key)
+    except BadRecord as error:
+        return Rejected(record.file, record.line, str(error))
+    if not text:
+        return None
+    dtype = token_dtype(tokenizer.vocab_size)
+    parts = [np.array(tokenizer.encode(piece), dtype) for piece in _pieces(text)]
+    if job.append_eod:
+        parts.append(np.array([tokenizer.eod_id], dtype))
+    raw = text.encode("utf-8")
+    return Document(np.concatenate(parts), len(raw), draw_of(raw, job.seed))
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The text in parts of bounded length, cut behind a line break where there is one."""
+    start = 0
+    while start < len(text):
+        end = start + _PIECE
+        if end < len(text):
+            end = text.rfind("\n", start, end) + 1 or end
+        yield text[start:end]
+        start = end
+
+
+def encode_all(jobs: Iterator[Job], workers: int) -> Generator[Encoded, None, None]:
+    """The outcome of each job, in order, with a bounded number of jobs under way.
+
+    Args:
+        jobs: consumed as results are taken.
+        workers: processes; 1 works in this one.
+
+    Raises:
+        UserError: a worker process died.
+    """
+    if workers == 1:
+        yield from map(encode_job, jobs)
+        return
+    # Spawned, not forked: the progress display runs a thread, and a fork would copy the locks it holds.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent)
+    pending: deque[Future[Encoded]] = deque()
+    try:
+        for job in jobs:
+            pending.append(pool.submit(encode_job, job))
+            if len(pending) > 3 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a tokenizer process died (the system may be out of memory)", "run again with fewer workers, e.g. workers=1"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """In a worker: leaves to the main process what Ctrl-C means, and ends when that process is gone.
+
+    A pool does not notice the kill -9 of its owner: without this its processes would wait for jobs forever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch(sentinel: int) -> None:
+        connection.wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()

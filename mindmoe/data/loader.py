@@ -1,0 +1,146 @@
+"""Batches as a pure function of the step: any number of data-parallel ranks, any resume point, no state.
+
+Sample i of the run belongs to batch i // B. `Blend` says which set it comes from and how many samples j that set
+has given before; j // windows is the epoch of the set, and a permutation keyed by (seed, set, epoch) says which
+window is the (j % windows)-th of that epoch. So every window is served once an epoch, in another order each time.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mindmoe.data.blend import Blend
+from mindmoe.data.config import DataConfig, SourceConfig
+from mindmoe.data.dataset import Split, TokenSet
+from mindmoe.data.files import file_digest
+from mindmoe.data.permutation import Permutation
+from mindmoe.data.tokenizer import tokenizer_file
+from mindmoe.errors import UserError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of a global batch; S is the sequence length.
+
+    Attributes:
+        input_ids: (n, S) int32.
+        labels: (n, S) int32, the token behind each input token.
+        loss_mask: (n, S) float32, 1 where the prediction counts.
+        segment_ids: (n, S) int32, the number of the token's document within the row, from 0; all 0 unless
+            attention is kept inside documents.
+    """
+
+    input_ids: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    loss_mask: NDArray[np.float32]
+    segment_ids: NDArray[np.int32]
+
+
+class TokenBatches:
+    """The batches of a run, for training (shuffled, without end) or for evaluation (in file order, once).
+
+    Args:
+        data: the sets.
+        split: `train` reads the weighted sources, `valid` the held-out set: `data.valid`, or by default that
+            of the first source's folder.
+        seq_length: tokens predicted in a row.
+        global_batch_size: rows of a batch over all ranks.
+        vocab_size: of the model.
+
+    Attributes:
+        num_tokens: of all sets.
+        num_samples: rows of one pass over all sets.
+        bytes_per_token: [bytes of UTF-8 text] in the mixture, None if a set does not record it.
+
+    Raises:
+        UserError: a set is missing, damaged, too short, or does not match the model or the tokenizer.
+    """
+
+    def __init__(self, data: DataConfig, split: Split, seq_length: int, global_batch_size: int, vocab_size: int):
+        if seq_length < 1 or global_batch_size < 1:
+            raise ValueError(f"seq_length={seq_length} and global_batch_size={global_batch_size} must be at least 1")
+        self._shuffled = split == "train"
+        self._seed, self._document_attention = data.seed, data.document_attention
+        self._seq_length, self._batch_size = seq_length, global_batch_size
+        sources = data.sources if self._shuffled else [SourceConfig(path=data.valid or data.sources[0].path)]
+        if split == "valid" and data.valid is None and not Path(sources[0].path).is_dir():
+            raise UserError(
+                f"there is no held-out set: the first source {sources[0].path} is no token folder",
+                "set data.valid to a token folder or the prefix of a .bin/.idx pair",
+            )
+        self._sets = [TokenSet(source.path, split, seq_length, vocab_size) for source in sources]
+        self._check_tokenizers(data.tokenizer)
+        weights = [source.weight for source in sources]
+        self._blend = Blend(weights)
+        self.num_tokens = sum(part.num_tokens for part in self._sets)
+        self.num_samples = sum(part.num_windows for part in self._sets)
+        self.bytes_per_token = self._mean_bytes_per_token(weights)
+
+    def _check_tokenizers(self, tokenizer: str | None) -> None:
+        """Every set whose tokenizer is known was made with the same one, and with the configured one."""
+        known = [(part.path, part.manifest.tokenizer_digest) for part in self._sets if part.manifest is not None]
+        if tokenizer is not None:
+            file = tokenizer_file(tokenizer)
+            known.insert(0, (str(file), file_digest(file)))
+        for path, digest in known[1:]:
+            if digest != known[0][1]:
+                raise UserError(
+                    f"{path} was tokenised with another tokenizer than {known[0][0]} "
+                    f"(SHA-256 {digest[:12]}.. and {known[0][1][:12]}..)",
+                    "prepare all sets with one tokenizer, and point data.tokenizer at it or leave it out",
+                )
+
+    def _mean_bytes_per_token(self, weights: list[float]) -> float | None:
+        mean = 0.0
+        for part, weight in zip(self._sets, weights, strict=True):
+            if part.bytes_per_token is None:
+                return None
+            mean += part.bytes_per_token * weight / sum(weights)
+        return mean
+
+    def batch(self, step: int, start: int, stop: int) -> Batch:
+        """Rows [start, stop) of the global batch number `step`.
+
+        Args:
+            step: from 0, without end in training.
+            start: first row of this rank, from 0.
+            stop: one behind its last row, at most global_batch_size.
+
+        Raises:
+            IndexError: the held-out set ends before the last of these rows.
+            UserError: a token lies outside the vocabulary.
+        """
+        if step < 0 or not 0 <= start <= stop <= self._batch_size:
+            raise ValueError(f"rows [{start}, {stop}) of batch {step}: the batch has {self._batch_size} rows")
+        samples = step * self._batch_size + np.arange(start, stop, dtype=np.int64)
+        if not self._shuffled and step * self._batch_size + stop > self.num_samples:
+            raise IndexError(
+                f"rows [{start}, {stop}) of batch {step} lie behind the {self.num_samples} rows of the set"
+            )
+        sets, windows = self._order(samples)
+        rows = np.empty((len(samples), self._seq_length + 1), np.int32)
+        segments = np.zeros_like(rows)
+        for number, part in enumerate(self._sets):
+            chosen = sets == number
+            rows[chosen] = part.rows(windows[chosen])
+            if self._document_attention:
+                segments[chosen] = part.segments(windows[chosen])
+        within = segments[:, 1:] == segments[:, :-1]
+        inputs, labels = np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
+        return Batch(inputs, labels, within.astype(np.float32), np.ascontiguousarray(segments[:, :-1]))
+
+    def _order(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(n,) the set and (n,) the window of samples."""
+        if not self._shuffled:
+            return np.zeros_like(samples), samples
+        sets, served = self._blend(samples)
+        windows = np.empty_like(samples)
+        for number in np.unique(sets):
+            size = self._sets[number].num_windows
+            epochs, positions = np.divmod(served, size)
+            for epoch in np.unique(epochs[sets == number]):
+                chosen = (sets == number) & (epochs == epoch)
+                windows[chosen] = Permutation(size, self._seed, int(number), int(epoch))(positions[chosen])
+        return sets, windows
