@@ -1,0 +1,113 @@
+// Attention in the flash style: keys in blocks, a running maximum and sum per query, no S x S buffer.
+// Source: Dao, "FlashAttention-2" (arXiv 2307.08691), algorithm 1; sinks as in gpt-oss: one logit per head that takes
+// part in the softmax and is then dropped.
+#include "attention.h"
+
+namespace mindmoe {
+namespace {
+
+// The running softmax of one query: largest score so far and sum of exp(score - largest).
+struct Running {
+  float largest, total;
+};
+
+// Turns one row of scores into weights exp(score - largest) over the span, zero elsewhere. Returns the factor by which
+// what was accumulated before must shrink.
+template <class T>
+float soften(const float *scores, int64_t keys, Span span, Running &state, T *weights) {
+  Vec top = splat(state.largest);
+  for_lanes(span.end - span.begin, [&](int64_t i, auto lanes) {
+    top = max(top, keep(load(scores + span.begin + i, lanes), lanes, state.largest));
+  });
+  float largest = max_lane(top);
+  float shrink = std::exp(state.largest - largest);
+  Vec total{};
+  std::fill(weights, weights + span.begin, T{});
+  for_lanes(span.end - span.begin, [&](int64_t i, auto lanes) {
+    Vec weight = exp(load(scores + span.begin + i, lanes) - largest);
+    total += keep(weight, lanes);
+    store(weights + span.begin + i, weight, lanes);
+  });
+  std::fill(weights + span.end, weights + keys, T{});
+  state = {largest, state.total * shrink + sum(total)};
+  return shrink;
+}
+
+template <class T>
+class Forward {
+ public:
+  Forward(const Attention &a, const Tensor &q, const Tensor &k, const Tensor &v, const float *sinks, Scratch &scratch)
+      : a_(a),
+        q_(pack_heads<T>(a, q, a.heads, true, scratch)),
+        k_(pack_heads<T>(a, k, a.kv_heads, true, scratch)),
+        v_(pack_heads<T>(a, v, a.kv_heads, false, scratch)),
+        first_(first_visible(a, scratch)),
+        sinks_(sinks) {}
+
+  // One block of queries of one stream (sample, key-value head).
+  template <class Out>
+  void block(int64_t stream, int64_t block, Out *out, float *lse) const {
+    Scratch scratch;
+    int64_t group = a_.group(), width = a_.head_dim, sample = stream / a_.kv_heads, head = stream % a_.kv_heads * group;
+    int64_t begin = block * a_.query_block(), end = std::min(a_.length, begin + a_.query_block());
+    int64_t rows = (end - begin) * group;
+    const T *queries = q_ + (stream * a_.length + begin) * group * width;
+    const int32_t *first = first_ + sample * a_.length;
+    int64_t longest = std::min(kKeyBlock, end - first[begin]);
+    float *scores = scratch.take<float>(rows * longest), *total = scratch.take<float>(rows * width);
+    T *weights = scratch.take<T>(rows * longest);
+    Running *state = scratch.take<Running>(rows);
+    for (int64_t row = 0; row < rows; ++row) state[row] = {sinks_[head + row % group], 1.0f};
+    for (int64_t key = first[begin]; key < end; key += kKeyBlock) {
+      int64_t keys = std::min(kKeyBlock, end - key), at = (stream * a_.length + key) * width;
+      gemm(kPlain, kTransposed, rows, keys, width, a_.scale, queries, width, k_ + at, width, 0.0f, scores, keys);
+      bool fresh = key == first[begin];
+      for (int64_t row = 0; row < rows; ++row) {
+        int64_t query = begin + row / group;
+        Span span(first[query], query, key, keys);
+        float shrink = soften(scores + row * keys, keys, span, state[row], weights + row * keys);
+        if (!fresh && shrink != 1.0f) scale_row(total + row * width, width, shrink);
+      }
+      gemm(kPlain, kPlain, rows, width, keys, 1.0f, weights, keys, v_ + at, width, fresh ? 0.0f : 1.0f, total, width);
+    }
+    for (int64_t row = 0; row < rows; ++row) {
+      int64_t position = sample * a_.length + begin + row / group, own = head + row % group;
+      lse[position * a_.heads + own] = state[row].largest + std::log(state[row].total);
+      scale_row(total + row * width, width, 1.0f / state[row].total);
+      copy_row(out + (position * a_.heads + own) * width, total + row * width, width);
+    }
+  }
+
+ private:
+  const Attention &a_;
+  const T *q_, *k_, *v_;
+  const int32_t *first_;
+  const float *sinks_;
+};
+
+template <class T, class Out>
+void forward(const Attention &a, const Tensors &t, Out *out, float *lse) {
+  Scratch scratch;
+  const float *sinks = sink_logits(a, t[5], t[7].f64(), scratch);
+  Forward<T> forward(a, t[0], t[1], t[2], sinks, scratch);
+  // Late blocks see the most keys: they go first, so that the threads finish together.
+  int64_t streams = a.batch * a.kv_heads, blocks = a.query_blocks();
+  parallel(streams * blocks, [&](int64_t task) {
+    forward.block(task % streams, blocks - 1 - task / streams, out, lse);
+  });
+}
+
+}  // namespace
+}  // namespace mindmoe
+
+// in: q (B, S, H hd), k, v (B, S, KV hd), cos, sin (S, hd / 2), sinks (H), segments (B, S),
+//     [half, window, scale, has sinks]
+// out: attention (B, S, H hd), log of the softmax denominator (B, S, H)
+MINDMOE_OP(attention_forward) {
+  Attention a(t[0], t[1], t[3], t[4], t[6], t[7].f64());
+  with_type(t[7].f64()[0] != 0, [&](auto compute) {
+    with_type(t[8].is_half(), [&](auto storage) {
+      forward<decltype(compute)>(a, t, data_as<decltype(storage)>(t[8]), t[9].f32());
+    });
+  });
+}

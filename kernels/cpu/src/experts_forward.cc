@@ -1,0 +1,90 @@
+// The experts of a mixture: y = sum over choices of gate * expert(x), where
+// expert(x) = swiglu(x @ gate_up + gate_up_bias) @ down + down_bias. Dropless: any number of rows per expert.
+#include "experts.h"
+
+namespace mindmoe {
+namespace {
+
+// Rows of one piece through their expert. `hidden` keeps the inputs of the SwiGLU for the backward pass.
+template <class T, class Out>
+void forward_piece(const ExpertWeights &w, const Grouping &grouping, const Piece &piece, const T *x, T *hidden,
+                   Out *out) {
+  Scratch scratch;
+  int64_t rows = piece.end - piece.begin, width = w.width, inner = w.inner;
+  T *input = scratch.take<T>(rows * width), *activated = scratch.take<T>(rows * inner);
+  for (int64_t row = 0; row < rows; ++row)
+    copy_row(input + row * width, x + grouping.token(piece.begin + row) * width, width);
+  float *before = scratch.take<float>(rows * 2 * inner), *after = scratch.take<float>(rows * width);
+  const float *bias = w.gate_up_bias + piece.expert * 2 * inner, *down_bias = w.down_bias + piece.expert * width;
+  gemm(kPlain, kPlain, rows, 2 * inner, width, 1.0f, input, width, w.gate_up_as<T>(piece.expert, scratch), 2 * inner,
+       0.0f, before, 2 * inner);
+  for (int64_t row = 0; row < rows; ++row) {
+    const float *from = before + row * 2 * inner;
+    T *kept = hidden + (piece.begin + row) * 2 * inner;
+    for_lanes(inner, [&](int64_t i, auto lanes) {
+      Vec gate, up, gate_bias, up_bias;
+      load_pairs(from + 2 * i, lanes, gate, up);
+      load_pairs(bias + 2 * i, lanes, gate_bias, up_bias);
+      gate += gate_bias;
+      up += up_bias;
+      store_pairs(kept + 2 * i, gate, up, lanes);
+      store(activated + row * inner + i, Swiglu(gate, up, w.alpha, w.limit).value, lanes);
+    });
+  }
+  gemm(kPlain, kPlain, rows, width, inner, 1.0f, activated, inner, w.down_as<T>(piece.expert, scratch), width, 0.0f,
+       after, width);
+  for (int64_t row = 0; row < rows; ++row)
+    for_lanes(width, [&](int64_t i, auto lanes) {
+      Vec value = load(after + row * width + i, lanes) + load(down_bias + i, lanes);
+      store(out + (piece.begin + row) * width + i, value, lanes);
+    });
+}
+
+template <class T, class Out>
+void forward_all(const ExpertWeights &w, const Grouping &grouping, const T *x, T *hidden, Out *out) {
+  std::vector<Piece> work = pieces(grouping);
+  parallel(static_cast<int64_t>(work.size()),
+           [&](int64_t i) { forward_piece(w, grouping, work[i], x, hidden, out); });
+}
+
+}  // namespace
+}  // namespace mindmoe
+
+// in: x (T, D), ids (T, K), gates (T, K), gate_up, gate_up_bias, down, down_bias, [half, alpha, limit]
+// out: y (T, D), hidden (T K, 2 I)
+MINDMOE_OP(experts_forward) {
+  const double *set = t[7].f64();
+  ExpertWeights w(t[3], t[4], t[5], t[6], set[1], set[2]);
+  int64_t experts = t[3].dim(0), top_k = t[1].dim(-1), slots = t[1].size();
+  Scratch scratch;
+  int32_t *offsets = scratch.take<int32_t>(experts + 1), *order = scratch.take<int32_t>(slots);
+  int32_t *rank = scratch.take<int32_t>(slots);
+  group_slots(t[1].i32(), slots, experts, offsets, order, rank);
+  Grouping grouping{experts, top_k, offsets, order};
+  with_type(set[0] != 0, [&](auto tag) {
+    using T = decltype(tag);
+    T *rows = scratch.take<T>(slots * w.width);
+    forward_all(w, grouping, tensor_as<T>(t[0], scratch), data_as<T>(t[9]), rows);
+    with_type(t[8].is_half(), [&](auto storage) {
+      sum_slots(rows, t[2].f32(), rank, slots / top_k, top_k, w.width, data_as<decltype(storage)>(t[8]));
+    });
+  });
+}
+
+// in: rows (R, D) in order of expert, counts (E), gate_up, gate_up_bias, down, down_bias, [half, alpha, limit]
+// out: rows (R, D), zero past the sum of counts, hidden (R, 2 I)
+MINDMOE_OP(grouped_experts_forward) {
+  const double *set = t[6].f64();
+  ExpertWeights w(t[2], t[3], t[4], t[5], set[1], set[2]);
+  std::vector<int32_t> offsets = offsets_of_counts(t[1], t[0].dim(0));
+  Grouping grouping{t[1].dim(0), 1, offsets.data(), nullptr};
+  with_type(set[0] != 0, [&](auto tag) {
+    using T = decltype(tag);
+    with_type(t[7].is_half(), [&](auto storage) {
+      auto *out = data_as<decltype(storage)>(t[7]);
+      Scratch scratch;
+      forward_all(w, grouping, tensor_as<T>(t[0], scratch), data_as<T>(t[8]), out);
+      std::fill(out + grouping.rows() * w.width, out + t[7].size(), decltype(storage){});
+    });
+  });
+}

@@ -1,0 +1,14 @@
+// Settings of the pack, called once after loading.
+#include "gemm.h"
+#include "pool.h"
+
+#define MINDMOE_EXPORT extern "C" __attribute__((visibility("default")))
+
+MINDMOE_EXPORT void mindmoe_set_threads(int count) { mindmoe::set_threads(count); }
+MINDMOE_EXPORT int mindmoe_threads() { return mindmoe::threads(); }
+
+// 1 if matrix products now come from the oneDNN at `path`, 0 if from our own.
+MINDMOE_EXPORT int mindmoe_use_onednn(const char *path) { return mindmoe::use_onednn(path) ? 1 : 0; }
+
+// Floats in a vector: tells which instruction set this library was compiled for.
+MINDMOE_EXPORT int mindmoe_vector_width() { return mindmoe::kWidth; }

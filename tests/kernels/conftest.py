@@ -1,0 +1,29 @@
+"""Fixtures: one compiled driver per kernel group and session."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from host_model import Driver, build  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def driver() -> Callable[[str], Driver]:
+    """driver("gating") is the compiled driver; MINDMOE_KERNEL_LIBRARY replaces it (mutation job)."""
+    if shutil.which("g++") is None:
+        pytest.skip("the host model needs g++")
+    loaded: dict[str, Driver] = {}
+
+    def load(name: str) -> Driver:
+        if name not in loaded:
+            replacement = os.environ.get("MINDMOE_KERNEL_LIBRARY")
+            loaded[name] = Driver(Path(replacement) if replacement else build(name))
+        return loaded[name]
+
+    return load

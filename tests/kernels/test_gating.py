@@ -1,0 +1,109 @@
+"""moe_gating against a float64 oracle: ids exact, weights to float32 rounding."""
+
+import numpy as np
+import pytest
+from host_model import KernelError, garbage, store, value
+
+SOFTMAX_AFTER_TOPK, SOFTMAX, SIGMOID = 0, 1, 2
+
+
+def scores_of(x, score):
+    if score == SOFTMAX:
+        e = np.exp(x - x.max(1, keepdims=True))
+        return e / e.sum(1, keepdims=True)
+    return 1 / (1 + np.exp(-x)) if score == SIGMOID else x
+
+
+def reference(x, bias, topk, score, normalize, groups, topk_groups, scale):
+    """float64 weights (T, K) and ids (T, K)."""
+    x = x.astype(np.float64)
+    tokens, experts = x.shape
+    gates = scores_of(x, score)
+    key = gates + (0 if bias is None else bias.astype(np.float64))
+    if topk_groups < groups:
+        by_group = key.reshape(tokens, groups, -1)
+        best = np.sort(by_group, 2)[:, :, -2:].sum(2)
+        keep = np.zeros((tokens, groups), bool)
+        np.put_along_axis(keep, np.argsort(-best, axis=1, kind="stable")[:, :topk_groups], True, 1)
+        key = np.where(np.repeat(keep, experts // groups, 1), key, -np.inf)
+    ids = np.argsort(-key, axis=1, kind="stable")[:, :topk]
+    w = np.take_along_axis(gates, ids, 1)
+    if score == SOFTMAX_AFTER_TOPK:
+        w = scores_of(w, SOFTMAX)
+    elif normalize:
+        w = w / (w.sum(1, keepdims=True) + 1e-20)
+    return w * scale, ids
+
+
+def logits(rng, kind, shape):
+    """Multiples of 1/64, so that two logits are equal or clearly different in every score."""
+    x = {"normal": rng.standard_normal(shape) * 2, "ties": rng.integers(-2, 3, shape), "wide": rng.standard_normal(shape) * 60,
+         "const": np.full(shape, 0.5)}[kind]
+    return (np.round(x * 64) / 64).astype(np.float32)
+
+
+def launch(run, x, bias, topk, score, normalize, groups, topk_groups, scale, bf16, cores, seed):
+    w, ids = garbage((len(x), topk)), np.full((len(x), topk), -7, np.int32)
+    run("moe_gating", [store(x, bf16), bias], [w, ids], [*x.shape, topk, score, normalize, groups, topk_groups],
+        [scale], bf16=bf16, cores=cores, seed=seed)
+    return w, ids
+
+
+# rows, experts, topk, score, normalize, groups, topk_groups, bias, cores
+CASES = [
+    (1, 128, 4, SOFTMAX_AFTER_TOPK, 1, 1, 1, False, 1),   # gpt-oss-120b, one token
+    (67, 32, 4, SOFTMAX_AFTER_TOPK, 1, 1, 1, False, 3),   # gpt-oss-20b, tails
+    (70, 128, 4, SOFTMAX_AFTER_TOPK, 1, 1, 1, True, 2),
+    (5, 8, 2, SOFTMAX, 1, 1, 1, False, 48),               # more cores than work
+    (90, 60, 6, SOFTMAX, 0, 1, 1, True, 1),               # experts that fill no block; two tiles
+    (17, 64, 8, SOFTMAX, 1, 1, 1, False, 2),
+    (41, 256, 8, SIGMOID, 1, 8, 4, True, 2),              # DeepSeek-V3
+    (26, 256, 1, SIGMOID, 0, 1, 1, False, 1),             # two levels of merging
+    (33, 40, 3, SIGMOID, 1, 4, 2, True, 3),               # groups of 10
+    (20, 160, 6, SOFTMAX, 0, 8, 3, False, 1),             # DeepSeek-V2
+    (9, 3, 3, SOFTMAX_AFTER_TOPK, 1, 1, 1, False, 2),     # every expert
+]
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "wide", "const"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gating_equals_the_float64_oracle(driver, case, kind):
+    rows, experts, topk, score, normalize, groups, topk_groups, has_bias, cores = case
+    rng = np.random.default_rng(rows)
+    x = logits(rng, kind, (rows, experts))
+    if score != SOFTMAX_AFTER_TOPK and kind == "wide":
+        x = np.clip(x, -15, 15)  # beyond that distinct logits have equal float32 gates
+    bias = (rng.integers(-8, 8, experts) / 4).astype(np.float32) if has_bias else None
+    if score != SOFTMAX_AFTER_TOPK and has_bias:
+        bias = (rng.permutation(experts) * 1.5).astype(np.float32)  # decides every choice, also between near-equal gates
+    w, ids = launch(driver("gating"), x, bias, topk, score, normalize, groups, topk_groups, 1.25, False, cores, rows)
+    want_w, want_ids = reference(x, bias, topk, score, normalize, groups, topk_groups, 1.25)
+    np.testing.assert_array_equal(ids, want_ids)
+    np.testing.assert_allclose(w, want_w, rtol=0, atol=3e-6)
+
+
+def test_bf16_logits_are_widened_exactly(driver):
+    x = logits(np.random.default_rng(3), "normal", (50, 128))
+    x = value(store(x, True), True)
+    w, ids = launch(driver("gating"), x, None, 4, SOFTMAX_AFTER_TOPK, 1, 1, 1, 1.0, True, 2, 0)
+    want_w, want_ids = reference(x, None, 4, SOFTMAX_AFTER_TOPK, 1, 1, 1, 1.0)
+    np.testing.assert_array_equal(ids, want_ids)
+    np.testing.assert_allclose(w, want_w, rtol=0, atol=3e-6)
+
+
+def test_the_order_of_cores_changes_no_bit(driver):
+    x = logits(np.random.default_rng(4), "normal", (80, 128))
+    results = [launch(driver("gating"), x, None, 4, SOFTMAX, 1, 1, 1, 1.0, False, 7, seed) for seed in (1, 2, 3)]
+    for w, ids in results[1:]:
+        np.testing.assert_array_equal(w.view(np.int32), results[0][0].view(np.int32))
+        np.testing.assert_array_equal(ids, results[0][1])
+
+
+@pytest.mark.parametrize("ints, rule", [
+    ([0, 8, 2, 0, 1, 1, 1], "tokens"), ([4, 257, 2, 0, 1, 1, 1], "number of experts"), ([4, 8, 9, 0, 1, 1, 1], "top-k"),
+    ([4, 8, 2, 3, 1, 1, 1], "score"), ([4, 9, 2, 0, 1, 3, 1], "groups"), ([4, 9, 2, 0, 1, 2, 1], "divide"),
+    ([4, 128, 2, 0, 1, 2, 1], "2 to 32"), ([4, 8, 5, 0, 1, 2, 1], "top-k experts"),
+])
+def test_the_tiling_refuses_with_the_rule(driver, ints, rule):
+    with pytest.raises(KernelError, match=rule):
+        driver("gating")("moe_gating", [None, None], [], ints, [1.0])
