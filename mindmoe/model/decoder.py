@@ -62,3 +62,8 @@ class CausalLM(nn.Cell):
         """input_ids (B, S) -> (B, S, V)."""
         x, _ = self.hidden(input_ids, segment_ids)
         return self.linear(x, self.lm_head, None).reshape((*input_ids.shape, -1))
+
+    def next_logits(self, input_ids: Tensor, segment_ids: Tensor, last: Tensor) -> Tensor:
+        """input_ids (1, S), last (1) int32 the position of the last token -> (1, V) logits of the token after it."""
+        x, _ = self.hidden(input_ids, segment_ids)
+        return self.linear(ops.gather(x, last, 0), self.lm_head, None)

@@ -32,6 +32,12 @@ class OpSet:
     cross_entropy: Callable[..., Tensor]
 
 
+def select_ops(
+    model: ModelConfig, moe: MoeConfig | None, *, seq_length: int, precision: str, documents: bool
+) -> OpSet:
+    return reference_ops(model, moe, seq_length=seq_length, precision=precision, documents=documents)
+
+
 def reference_ops(
     model: ModelConfig, moe: MoeConfig | None, *, seq_length: int, precision: str, documents: bool
 ) -> OpSet:

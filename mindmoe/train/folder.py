@@ -1,0 +1,124 @@
+"""The run folder: where everything of a run lives, and whether it may be continued (dry)."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mindmoe.config import RunConfig
+from mindmoe.errors import UserError
+from mindmoe.load import dump_config, load_config
+
+_MAY_CHANGE = (
+    "train.steps", "train.eval_every", "train.eval_batches", "train.mode", "train.device", "train.kernels",
+    "optim.schedule", "optim.min_lr_ratio", "optim.decay_fraction",
+    "checkpoint", "observe", "launch", "parallel", "output_dir", "data.valid",
+)
+"""What a continued run may change; everything else decides what the run computes."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of one run."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "RunFolder":
+        """The folder of a config: output_dir / name."""
+        return cls(Path(config.output_dir) / config.name)
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON record a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoint folders."""
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def environment(self) -> Path:
+        """Machine and versions."""
+        return self.path / "environment.json"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of the workers."""
+        return self.path / "logs"
+
+    def load_config(self) -> RunConfig:
+        """The config that the run was started with.
+
+        Raises:
+            UserError: there is no run here.
+        """
+        if not self.config.is_file():
+            raise UserError(f"{self.path} is not a run folder: {self.config.name} is missing",
+                            "give the folder that training printed, output_dir/name")
+        return load_config(self.config)
+
+    def check_continues(self, config: RunConfig) -> None:
+        """Refuses a config that would continue another run.
+
+        Raises:
+            UserError: names the keys that differ.
+        """
+        if not self.config.is_file():
+            return
+        before, now = _flat(self.load_config().model_dump()), _flat(config.model_dump())
+        changed = [f"{key}: {before.get(key)!r} there, {now.get(key)!r} here"
+                   for key in sorted(before.keys() | now.keys())
+                   if before.get(key) != now.get(key) and not _may_change(key)]
+        if changed:
+            raise UserError(f"{self.path} holds a run of another config ({'; '.join(changed)})",
+                            "set name=... for a new run, or restore these values to continue the old one")
+
+    def create(self, config: RunConfig) -> None:
+        """Makes the folder and writes the resolved config.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            self.write(self.config, dump_config(config))
+        except OSError as error:
+            raise UserError(f"cannot write the run folder {self.path}: {error.strerror}",
+                            "set output_dir=... to a folder that you may write, or free some space") from None
+
+    def write(self, path: Path, text: str) -> None:
+        """Replaces a small file as a whole."""
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+
+    def write_environment(self, environment: dict[str, Any]) -> None:
+        """Records machine and versions."""
+        self.write(self.environment, json.dumps(environment, indent=2))
+
+
+def _may_change(key: str) -> bool:
+    return any(key == prefix or key.startswith(prefix + ".") for prefix in _MAY_CHANGE)
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; lists stay values."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    items: dict[str, Any] = {}
+    for key, inner in value.items():
+        items |= _flat(inner, f"{prefix}.{key}" if prefix else key)
+    return items

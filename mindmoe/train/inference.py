@@ -1,0 +1,45 @@
+"""A finished or running run, opened for use on one process."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mindmoe.checkpoint import store
+from mindmoe.config import RunConfig, resolve
+from mindmoe.env import Place, quiet_mindspore, usable_cores
+from mindmoe.errors import UserError
+from mindmoe.model.decoder import CausalLM
+from mindmoe.parallel.config import ParallelConfig
+from mindmoe.parallel.groups import Group, alone
+from mindmoe.train.folder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenedRun:
+    """The model of the newest valid checkpoint, on one process."""
+
+    config: RunConfig
+    net: CausalLM
+    step: int
+    group: Group
+
+
+def open_run(run: Path, seq_length: int | None = None) -> OpenedRun:
+    """Builds the model of a run and loads its newest valid checkpoint.
+
+    Raises:
+        UserError: no run or no checkpoint is there.
+    """
+    config = resolve(RunFolder(run).load_config().model_copy(update={"parallel": ParallelConfig()}), 1)
+    found = store.newest_valid(RunFolder(run).checkpoints)
+    if found is None:
+        raise UserError(f"{run} has no checkpoint yet", "train it first, or wait for its first checkpoint")
+    quiet_mindspore(usable_cores())
+    from mindmoe.parallel.mesh import Mesh
+    from mindmoe.train.persist import check_identity, restore
+    from mindmoe.train.setup import build_model, start_device
+
+    check_identity(found, config)
+    start_device(config, Place(rank=0, world=1, local_world=1), usable_cores())
+    net = build_model(config, Mesh(), 0, seq_length=seq_length)
+    restore(found, list(net.get_parameters()), partial=True)
+    return OpenedRun(config=config, net=net, step=found.manifest.step, group=alone())

@@ -1,0 +1,161 @@
+"""The training loop: read a batch, step, log, evaluate, save."""
+
+import logging
+from collections.abc import Callable
+from time import perf_counter, time
+from typing import Any
+
+import numpy as np
+
+from mindmoe.data.loader import Batch, TokenBatches
+from mindmoe.errors import CheckpointError
+from mindmoe.model.shapes import flops_per_token
+from mindmoe.moe.statistics import RoutingStatistics, routing_statistics
+from mindmoe.optim.schedule import learning_rate
+from mindmoe.parallel.collectives import barrier, host_sum
+from mindmoe.train.evaluate import Evaluator
+from mindmoe.train.guard import StopRequest
+from mindmoe.train.persist import Saver, training_state
+from mindmoe.train.setup import Trainer, gemm_peak
+from mindmoe.train.step import StepResult
+
+log = logging.getLogger(__name__)
+Sink = Callable[[dict[str, Any]], None]
+EXIT_NOT_FINITE = 3
+
+
+class Loop:
+    """Runs a trainer from a step to the end of its run.
+
+    Args:
+        trainer: the parts of the run on this rank.
+        batches: training batches.
+        evaluator: held-out evaluation.
+        saver: writes checkpoints; None on ranks whose state another rank saves.
+        sink: takes records; ignores them on ranks other than 0.
+    """
+
+    def __init__(self, trainer: Trainer, batches: TokenBatches, evaluator: Evaluator, saver: Saver | None, sink: Sink):
+        self.trainer, self.batches, self.evaluator, self.saver, self.sink = trainer, batches, evaluator, saver, sink
+        self.config = trainer.config.train
+        self.saved_step = -1
+        self.tokens_per_step = self.config.global_batch_size * self.config.seq_length
+        peak = host_sum(np.float64([gemm_peak()]), trainer.groups["world"])[0]
+        per_token = flops_per_token(trainer.config.model, trainer.config.moe, self.config.seq_length)
+        self.mfu_of_rate = per_token / peak  # multiplied by tokens/s
+        self.event(0, "peak", f"measured fp32 GEMM peak of this machine: {peak / 1e9:.0f} GFLOP/s")
+
+    def event(self, step: int, event: str, message: str) -> None:
+        """Records something that happened."""
+        self.sink({"kind": "event", "step": step, "time": time(), "event": event, "message": message})
+
+    def run(self, start: int, stop: StopRequest) -> int:
+        """Trains from step `start` on; returns the exit code."""
+        self.saved_step = start if start else -1
+        self.event(start, "compile", f"compiling the step ({self.config.mode} mode), then training")
+        for step in range(start, self.config.steps):
+            result = self.step(step, stop.asked)
+            done = step + 1
+            if not result.finite:
+                return self.not_finite(step, result)
+            last = done == self.config.steps
+            if last or (self.config.eval_every and done % self.config.eval_every == 0):
+                self.sink(self.evaluator.run(done))
+            every = self.trainer.config.checkpoint.every
+            if last or result.stop or (every and done % every == 0):
+                self.save(done)
+            if result.stop and not last:
+                self.event(done, "signal", f"asked to stop: saved step {done}; the same command resumes there")
+                return stop.exit_code
+        self.event(self.config.steps, "finish", f"finished {self.config.steps} steps")
+        return 0
+
+    def step(self, step: int, asked: bool) -> StepResult:
+        """One step and its records."""
+        started = perf_counter()
+        micro_batches = self.micro_batches(step)
+        num_valid = self.count_valid(micro_batches)
+        data_seconds = perf_counter() - started
+        lr = learning_rate(self.trainer.config.optim, step, self.config.steps)
+        result = self.trainer.step.run(step, micro_batches, num_valid, lr, asked)
+        seconds = perf_counter() - started
+        statistics = None
+        if result.counts is not None and result.finite:
+            statistics = routing_statistics(result.counts, result.entropy, result.dropped, self.tokens_per_step)
+        every = self.trainer.config.observe.log_every
+        if (step + 1) % every == 0 or step + 1 == self.config.steps:
+            self.sink(self.train_record(step + 1, result, statistics, lr, seconds, data_seconds))
+            if statistics is not None and ((step + 1) % (10 * every) == 0 or step + 1 == self.config.steps):
+                self.sink(routing_record(step + 1, statistics))
+        return result
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """This rank's rows: micro-batch m of all data ranks together is the same set of rows under any dp."""
+        micro, dp, rank = self.config.micro_batch_size, self.trainer.mesh.dp, self.trainer.at.dp
+        starts = range(rank * micro, self.config.global_batch_size, dp * micro)
+        return [self.batches.batch(step, start, start + micro) for start in starts]
+
+    def count_valid(self, micro_batches: list[Batch]) -> float:
+        """Counted tokens of the global batch [tokens]."""
+        if not self.trainer.config.data.document_attention:
+            return float(self.tokens_per_step)
+        local = np.float64([sum(float(batch.loss_mask.sum()) for batch in micro_batches)])
+        return max(1.0, float(host_sum(local, self.trainer.groups["dp"])[0]))
+
+    def train_record(self, step: int, result: StepResult, statistics: RoutingStatistics | None, lr: float,
+                     seconds: float, data_seconds: float) -> dict[str, Any]:
+        """The record of a step."""
+        rate = self.tokens_per_step / seconds
+        record = {
+            "kind": "train", "step": step, "time": time(), "loss": result.loss, "aux_loss": result.aux_loss,
+            "z_loss": result.z_loss, "lr": lr, "grad_norm": result.grad_norm, "tokens": self.tokens_per_step,
+            "tokens_per_s": rate, "mfu": rate * self.mfu_of_rate, "step_seconds": seconds,
+            "data_seconds": data_seconds, "compute_seconds": result.compute_seconds,
+            "update_seconds": result.update_seconds,
+        }
+        if statistics is not None:
+            record |= {"load_cv": float(statistics.cv.mean()), "max_vio": float(statistics.max_vio.max()),
+                       "router_entropy": float(statistics.entropy.mean()),
+                       "dropped_fraction": float(statistics.dropped.mean())}
+        return record
+
+    def save(self, step: int) -> None:
+        """Makes a step durable before any rank goes on.
+
+        Raises:
+            CheckpointError: it was not saved, on every rank.
+        """
+        failure = None
+        if self.saver is not None and self.saved_step != step:
+            try:
+                self.saver.save(step, training_state(self.trainer.net, self.trainer.optimizer))
+                self.event(step, "checkpoint", f"saved step {step}")
+            except CheckpointError as error:
+                failure = error
+        failed = host_sum(np.float64([failure is not None]), self.trainer.groups["world"])[0]
+        if failure is not None:
+            raise failure
+        if failed:
+            raise CheckpointError(f"step {step} was not saved: the rank that writes reported the reason",
+                                  "see its message")
+        self.saved_step = step
+        barrier(self.trainer.groups["world"])
+
+    def not_finite(self, step: int, result: StepResult) -> int:
+        """Stops with the last good state on disk."""
+        self.save(step)
+        message = (f"loss {result.loss} or gradient norm {result.grad_norm} of step {step + 1} is not finite; the "
+                   f"weights before that step are saved as step {step}: lower optim.lr, look at the data of that "
+                   f"step, or continue from an earlier checkpoint")
+        self.event(step, "nan", message)
+        log.error(message)
+        return EXIT_NOT_FINITE
+
+
+def routing_record(step: int, statistics: RoutingStatistics) -> dict[str, Any]:
+    """The routing of every layer, rounded to what a picture needs."""
+    return {
+        "kind": "routing", "step": step, "load": np.round(statistics.load, 6).tolist(),
+        "cv": np.round(statistics.cv, 6).tolist(), "max_vio": np.round(statistics.max_vio, 6).tolist(),
+        "entropy": np.round(statistics.entropy, 6).tolist(), "dropped": np.round(statistics.dropped, 6).tolist(),
+    }

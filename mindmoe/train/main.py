@@ -1,0 +1,108 @@
+"""`mindmoe train`: one process of a run. Alone it is the whole run; under msrun it is one rank of it."""
+
+import logging
+import sys
+from contextlib import ExitStack
+from typing import Any
+
+from mindmoe.checkpoint import store
+from mindmoe.config import RunConfig, resolve
+from mindmoe.env import Place, place, quiet_mindspore, threads_per_rank
+from mindmoe.observe.environment import describe
+from mindmoe.observe.metrics import MetricsLog
+from mindmoe.observe.progress import Progress
+from mindmoe.observe.tensorboard import TensorBoardLog
+from mindmoe.train.folder import RunFolder
+from mindmoe.train.guard import StopRequest
+from mindmoe.train.preflight import preflight
+
+log = logging.getLogger(__name__)
+
+
+def train(config: RunConfig) -> int:
+    """Trains a run to its last step, resuming from its newest valid checkpoint; returns the exit code.
+
+    Raises:
+        UserError: the config, the data or the run folder do not fit.
+    """
+    at = place()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr,
+                        format=f"%(asctime)s rank {at.rank} %(levelname)s %(name)s: %(message)s")
+    config = resolve(config, at.world)
+    batches, held_out = preflight(config, at.world)
+    folder = RunFolder.of(config)
+    if at.rank == 0:
+        folder.create(config)
+        folder.write_environment(describe())
+    threads = threads_per_rank(config.launch.threads, at.local_world)
+    quiet_mindspore(threads)
+    with StopRequest() as stop:
+        from mindmoe.parallel.collectives import barrier
+        from mindmoe.train.evaluate import Evaluator
+        from mindmoe.train.loop import Loop
+        from mindmoe.train.persist import Saver, training_state
+        from mindmoe.train.setup import build_trainer, start_device
+
+        start_device(config, at, threads)
+        trainer = build_trainer(config, at)
+        saver = Saver(config, at.world) if at.rank == 0 else None
+        start = resume(config, trainer, training_state(trainer.net, trainer.optimizer))
+        with ExitStack() as stack:
+            sink = open_sinks(config, at, start, stack)
+            evaluator = Evaluator(trainer.net, config, held_out, trainer.groups["dp"])
+            loop = Loop(trainer, batches, evaluator, saver, sink)
+            if start >= config.train.steps:
+                loop.event(start, "finish", f"nothing to do: {start} of {config.train.steps} steps are done; "
+                           "raise train.steps to continue")
+                return 0
+            loop.event(start, "resume" if start else "start",
+                       f"resuming from step {start}" if start else f"starting {config.name} on {at.world} processes")
+            code = loop.run(start, stop)
+            barrier(trainer.groups["world"])
+            return code
+
+
+def resume(config: RunConfig, trainer: Any, state: list[Any]) -> int:
+    """Loads the newest valid checkpoint into the state; returns its step, 0 if there is none.
+
+    Rank 0 decides which step that is, as it may have to put a corrupt one aside; the others load the same.
+    """
+    import numpy as np
+
+    from mindmoe.parallel.collectives import host_sum
+    from mindmoe.train.persist import check_identity, restore
+
+    root = RunFolder.of(config).checkpoints
+    world = trainer.groups["world"]
+    found = store.newest_valid(root) if trainer.place.rank == 0 else None
+    step = int(host_sum(np.float64([found.manifest.step if found else 0]), world)[0])
+    if trainer.place.rank != 0 and step:
+        found = store.newest_valid(root)
+    if found is None:
+        return 0
+    check_identity(found, config)
+    restore(found, state)
+    return step
+
+
+def open_sinks(config: RunConfig, at: Place, start: int, stack: ExitStack) -> Any:
+    """The function that takes records: metrics file, TensorBoard and, when run alone, the console."""
+    if at.rank != 0:
+        return lambda record: None
+    folder = RunFolder.of(config)
+    sinks = [MetricsLog(folder.metrics, start)]
+    if config.observe.tensorboard:
+        sinks.append(TensorBoardLog(folder.tensorboard, start))
+    for sink in sinks:
+        stack.callback(sink.close)
+    show = None
+    if at.world == 1:
+        show = stack.enter_context(Progress(config.train.steps, start, config.name))
+
+    def take(record: dict[str, Any]) -> None:
+        for sink in sinks:
+            sink.write(record)
+        if show is not None:
+            show.update(record)
+
+    return take

@@ -1,0 +1,94 @@
+"""Between the training state and the checkpoint store."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from mindspore import Parameter, Tensor
+
+from mindmoe.checkpoint import store
+from mindmoe.checkpoint.manifest import Meta
+from mindmoe.config import RunConfig
+from mindmoe.errors import CheckpointError
+from mindmoe.load import dump_config
+from mindmoe.model.decoder import CausalLM
+from mindmoe.optim.adamw import AdamW
+from mindmoe.train.folder import RunFolder
+
+
+def model_identity(config: RunConfig) -> dict[str, Any]:
+    """What must be equal for a checkpoint to belong to a model."""
+    return {"model": config.model.model_dump(), "moe": config.moe.model_dump() if config.moe else None}
+
+
+class Saver:
+    """Writes checkpoints of one process into the run folder.
+
+    Args:
+        config: the resolved run.
+        world: number of ranks, recorded for information.
+    """
+
+    def __init__(self, config: RunConfig, world: int):
+        self.root = RunFolder.of(config).checkpoints
+        self.policy = config.checkpoint
+        self.meta = Meta(
+            model=model_identity(config),
+            topology={**config.parallel.model_dump(), "world": world},
+            config_digest=hashlib.sha256(dump_config(config).encode()).hexdigest(),
+            generation=store.claim(self.root),
+        )
+
+    def save(self, step: int, state: list[Parameter]) -> None:
+        """Saves every tensor of the training state; returns once the step is durable.
+
+        Raises:
+            CheckpointError: it was not saved; earlier steps are untouched.
+        """
+        tensors = {param.name: param.asnumpy() for param in state}
+        store.save(self.root, step, tensors, self.meta, self.policy.keep_last, self.policy.min_free)
+
+
+def training_state(net: CausalLM, optimizer: AdamW) -> list[Parameter]:
+    """Everything that a step changes: weights, selection biases and both moments."""
+    return [*net.get_parameters(), *optimizer.first, *optimizer.second]
+
+
+def check_identity(found: store.Found, config: RunConfig) -> None:
+    """Refuses a checkpoint of another model.
+
+    Raises:
+        CheckpointError: names the keys that differ.
+    """
+    theirs, ours = found.manifest.meta.model, model_identity(config)
+    if theirs == ours:
+        return
+    differ = [f"{section}.{key}" for section in ours
+              for key in sorted((theirs.get(section) or {}).keys() | (ours[section] or {}).keys())
+              if (theirs.get(section) or {}).get(key) != (ours[section] or {}).get(key)]
+    raise CheckpointError(f"{found.path} is a checkpoint of another model ({', '.join(differ)} differ)",
+                          "continue it with its own config, or choose another name")
+
+
+def restore(found: store.Found, state: list[Parameter], partial: bool = False) -> None:
+    """Sets parameters from a verified checkpoint.
+
+    Args:
+        found: the checkpoint.
+        state: what to set.
+        partial: whether the checkpoint may hold more, as when only weights are wanted.
+
+    Raises:
+        CheckpointError: names or shapes differ; nothing is assigned then.
+    """
+    tensors: dict[str, np.ndarray] = found.tensors
+    names = {param.name for param in state}
+    wrong = [f"missing {name}" for name in names - tensors.keys()]
+    wrong += [] if partial else [f"unexpected {name}" for name in tensors.keys() - names]
+    wrong += [f"{param.name} has shape {tensors[param.name].shape}, expected {tuple(param.shape)}" for param in state
+              if param.name in tensors and tensors[param.name].shape != tuple(param.shape)]
+    if wrong:
+        raise CheckpointError(f"{found.path} does not fit the model: {'; '.join(sorted(wrong))}",
+                              "continue it with its own config")
+    for param in state:
+        param.set_data(Tensor(np.ascontiguousarray(tensors[param.name])))
