@@ -153,7 +153,7 @@ CrossEntropy<T> problem(const Tensor &x, const Tensor &w, const Tensor &labels, 
 }  // namespace
 }  // namespace mindmoe
 
-// in: x (..., D), w (V, D), labels (...), mask (...), [half]; out: sum of mask * nll (), nll (...)
+// in: x (..., D), w (V, D), labels (...), mask (...), [half]; out: sum of mask * nll (1), nll (...)
 MINDMOE_OP(cross_entropy_forward) {
   with_type(t[4].f64()[0] != 0, [&](auto tag) {
     Scratch scratch;
@@ -162,7 +162,7 @@ MINDMOE_OP(cross_entropy_forward) {
   t[5].f32()[0] = masked_sum(t[6].f32(), t[3].f32(), t[2].size());
 }
 
-// in: x, w, labels, mask, [half]; out: sum of mask * nll (), nll (...), and of the sum: dx, dw
+// in: x, w, labels, mask, [half]; out: sum of mask * nll (1), nll (...), and of the sum: dx, dw
 MINDMOE_OP(cross_entropy_with_gradient) {
   with_type(t[4].f64()[0] != 0, [&](auto tag) {
     with_type(t[7].is_half(), [&](auto storage) {
@@ -174,7 +174,7 @@ MINDMOE_OP(cross_entropy_with_gradient) {
   t[5].f32()[0] = masked_sum(t[6].f32(), t[3].f32(), t[2].size());
 }
 
-// in: gradients of the sum () and of nll (...), x, w, labels, mask, [half]; out: dx, dw
+// in: gradients of the sum (1) and of nll (...), x, w, labels, mask, [half]; out: dx, dw
 MINDMOE_OP(cross_entropy_backward) {
   int64_t rows = t[4].size();
   Scratch scratch;
@@ -188,7 +188,7 @@ MINDMOE_OP(cross_entropy_backward) {
   });
 }
 
-// in: x, scale (); out: scale * x
+// in: x, scale (1); out: scale * x
 MINDMOE_OP(scale) {
   float scale = t[1].f32()[0];
   with_type(t[0].is_half(), [&](auto tag) {

@@ -46,7 +46,7 @@ struct AdamW {
 }  // namespace
 }  // namespace mindmoe
 
-// in: any number of fp32 tensors; out: the sum of all squares ()
+// in: any number of fp32 tensors; out: the sum of all squares (1)
 MINDMOE_OP(square_sum) {
   int last = t.count() - 1;
   std::vector<Stretch> work = stretches(t, last);
@@ -65,7 +65,7 @@ MINDMOE_OP(square_sum) {
 
 // in: n parameters, n first moments, n second moments (all three updated in place), n gradients, learning rate (),
 //     factor of the gradients (), step () from 1, [beta1, beta2, eps, weight decay, one decay flag per parameter]
-// out: step ()
+// out: step (1)
 MINDMOE_OP(adamw) {
   int last = t.count() - 1, n = (t.count() - 5) / 4;
   const double *set = t[last - 1].f64();

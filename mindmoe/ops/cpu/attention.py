@@ -1,0 +1,66 @@
+"""Attention of the CPU pack: RoPE, grouped queries, sinks, window and packed documents in one op."""
+
+from mindspore import Tensor, float32, nn
+
+from mindmoe.ops.cpu.pack import STORAGE, Pack, Precision, absent, load, no_gradient, settings
+
+
+class Attention(nn.Cell):
+    """softmax(rope(q) rope(k)^T * scale, with a sink logit per head in the denominator) v, causal.
+
+    Query i sees key j if i - window < j <= i and no document boundary lies between them. No S x S buffer.
+
+    Args:
+        scale: factor of the scores, usually head_dim ** -0.5.
+        window: 0 for full attention [tokens].
+        precision: of the products' operands; softmax and sums are fp32.
+        out: storage of the result.
+        pack: the library, by default the best of this machine.
+    """
+
+    def __init__(self, scale: float, window: int = 0, precision: Precision = "fp32", out: Precision = "fp32",
+                 pack: Pack | None = None):
+        super().__init__()
+        pack = pack or load()
+        self.absent = absent()
+        self.plain = _Attention(scale, window, precision, out, pack, False)
+        self.with_sinks = _Attention(scale, window, precision, out, pack, True)
+
+    def construct(self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, sinks: Tensor | None,
+                  segment_ids: Tensor) -> Tensor:
+        """Attention (B, S, H*hd).
+
+        Args:
+            q: (B, S, H*hd) before RoPE.
+            k: (B, S, KV*hd) before RoPE.
+            v: (B, S, KV*hd).
+            cos: (S, hd/2), with any YaRN factor inside.
+            sin: (S, hd/2).
+            sinks: (H) logits, or None.
+            segment_ids: (B, S) int32; a document is a run of equal numbers.
+        """
+        if sinks is None:
+            return self.plain(q, k, v, cos, sin, self.absent, segment_ids)[0]
+        return self.with_sinks(q, k, v, cos, sin, sinks, segment_ids)[0]
+
+
+class _Attention(nn.Cell):
+    """Also returns the log-denominators (B, S, H), which the backward pass starts from."""
+
+    def __init__(self, scale: float, window: int, precision: Precision, out: Precision, pack: Pack, has_sinks: bool):
+        super().__init__()
+        self.settings = settings(precision == "bf16", window, scale, has_sinks)
+        self.forward = pack.op("attention_forward",
+                               lambda q, k, v, cos, *_: (q, (q[0], q[1], q[2] // (2 * cos[1]))),
+                               lambda *_: (STORAGE[out], float32), out)
+        self.backward = pack.op("attention_backward",
+                                lambda do, o, lse, q, k, v, cos, sin, sinks, *_: (q, k, v, sinks),
+                                lambda do, o, lse, q, k, v, cos, sin, sinks, *_: (q, k, v, sinks))
+
+    def construct(self, q, k, v, cos, sin, sinks, segment_ids):
+        return self.forward(q, k, v, cos, sin, sinks, segment_ids, self.settings)
+
+    def bprop(self, q, k, v, cos, sin, sinks, segment_ids, out, dout):
+        dq, dk, dv, dsinks = self.backward(dout[0], out[0], out[1], q, k, v, cos, sin, sinks, segment_ids,
+                                           self.settings)
+        return dq, dk, dv, no_gradient(cos), no_gradient(sin), dsinks, no_gradient(segment_ids)

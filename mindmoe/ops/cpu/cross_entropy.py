@@ -1,0 +1,72 @@
+"""Vocabulary projection and cross-entropy of the CPU pack, without the full logits in memory."""
+
+from mindspore import Tensor, float32, nn
+
+from mindmoe.ops.cpu.pack import Pack, Precision, load, no_gradient, settings
+
+
+class CrossEntropy(nn.Cell):
+    """Negative log likelihood of labels under softmax(x @ w^T), with its gradient.
+
+    Args:
+        precision: of the products' operands; softmax and sums are fp32.
+        gradient: `forward` makes the gradient while the logits are at hand (training: one product fewer; only the sum
+            is differentiable), `backward` makes the logits again (evaluation costs nothing extra; the per-token losses
+            are differentiable too).
+        pack: the library, by default the best of this machine.
+    """
+
+    def __init__(self, precision: Precision = "fp32", gradient: str = "forward", pack: Pack | None = None):
+        super().__init__()
+        if gradient not in ("forward", "backward"):
+            raise ValueError(f"gradient={gradient!r} must be 'forward' or 'backward'")
+        kind = _Eager if gradient == "forward" else _Late
+        self.inner = kind(precision, pack or load())
+
+    def construct(self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of mask * nll () and nll (...) [nats], not masked.
+
+        Args:
+            x: (..., D).
+            w: (V, D).
+            labels: (...) int32; one outside 0..V-1 has nll 0.
+            mask: (...) weight of each token in the sum.
+        """
+        out = self.inner(x, w, labels, mask)
+        return out[0].reshape(()), out[1]
+
+
+class _Eager(nn.Cell):
+    """Returns the sum (1), nll, and the sum's gradients of x and w."""
+
+    def __init__(self, precision: Precision, pack: Pack):
+        super().__init__()
+        self.settings = settings(precision == "bf16")
+        self.forward = pack.op("cross_entropy_with_gradient", lambda x, w, labels, *_: ((1,), labels, x, w),
+                               lambda x, w, *_: (float32, float32, x, w))
+        self.scale = pack.op("scale", lambda x, s: x, lambda x, s: x)
+
+    def construct(self, x, w, labels, mask):
+        return self.forward(x, w, labels, mask, self.settings)
+
+    def bprop(self, x, w, labels, mask, out, dout):
+        return self.scale(out[2], dout[0]), self.scale(out[3], dout[0]), no_gradient(labels), no_gradient(mask)
+
+
+class _Late(nn.Cell):
+    """Returns the sum (1) and nll."""
+
+    def __init__(self, precision: Precision, pack: Pack):
+        super().__init__()
+        self.settings = settings(precision == "bf16")
+        self.forward = pack.op("cross_entropy_forward", lambda x, w, labels, *_: ((1,), labels),
+                               lambda *_: (float32, float32))
+        self.backward = pack.op("cross_entropy_backward", lambda dsum, dnll, x, w, *_: (x, w),
+                                lambda dsum, dnll, x, w, *_: (x, w))
+
+    def construct(self, x, w, labels, mask):
+        return self.forward(x, w, labels, mask, self.settings)
+
+    def bprop(self, x, w, labels, mask, out, dout):
+        dx, dw = self.backward(dout[0], dout[1], x, w, labels, mask, self.settings)
+        return dx, dw, no_gradient(labels), no_gradient(mask)

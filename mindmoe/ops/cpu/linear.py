@@ -1,0 +1,50 @@
+"""The linear layer of the CPU pack."""
+
+from mindspore import Tensor, nn
+
+from mindmoe.ops.cpu.pack import STORAGE, Pack, Precision, absent, lead, load, settings
+
+
+class Linear(nn.Cell):
+    """y = x @ w^T + bias + residual.
+
+    Args:
+        precision: of the products' operands; sums are fp32 either way.
+        out: storage of y.
+        pack: the library, by default the best of this machine.
+    """
+
+    def __init__(self, precision: Precision = "fp32", out: Precision = "fp32", pack: Pack | None = None):
+        super().__init__()
+        pack = pack or load()
+        self.absent = absent()
+        self.plain = _Linear(precision, out, pack, False, False)
+        self.biased = _Linear(precision, out, pack, True, False)
+        self.added = _Linear(precision, out, pack, False, True)
+        self.biased_added = _Linear(precision, out, pack, True, True)
+
+    def construct(self, x: Tensor, w: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        """y (..., out) of x (..., in), w (out, in), bias (out) and residual (..., out), all fp32 but x, which may be bf16."""
+        if bias is None:
+            if residual is None:
+                return self.plain(x, w, self.absent, self.absent)
+            return self.added(x, w, self.absent, residual)
+        if residual is None:
+            return self.biased(x, w, bias, self.absent)
+        return self.biased_added(x, w, bias, residual)
+
+
+class _Linear(nn.Cell):
+    def __init__(self, precision: Precision, out: Precision, pack: Pack, has_bias: bool, has_residual: bool):
+        super().__init__()
+        self.settings = settings(precision == "bf16", has_bias, has_residual)
+        self.has_residual = has_residual
+        self.forward = pack.op("linear_forward", lambda x, w, b, r, s: lead(x, w[0]), lambda x, *_: STORAGE[out], out)
+        self.backward = pack.op("linear_backward", lambda dy, x, w, b, s: (x, w, b), lambda dy, x, w, b, s: (x, w, b))
+
+    def construct(self, x, w, bias, residual):
+        return self.forward(x, w, bias, residual, self.settings)
+
+    def bprop(self, x, w, bias, residual, y, dy):
+        dx, dw, dbias = self.backward(dy, x, w, bias, self.settings)
+        return dx, dw, dbias, dy if self.has_residual else residual
