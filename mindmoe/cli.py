@@ -9,9 +9,12 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mindmoe.errors import UserError
+
+if TYPE_CHECKING:
+    from mindmoe.config import RunConfig
 
 _OVERRIDE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
 
@@ -35,19 +38,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _resolved(args: argparse.Namespace) -> "RunConfig":
+    """The config of a command, laid out on its cards where they are given."""
+    from mindmoe.config import resolve
+    from mindmoe.load import load_config
+
+    run = load_config(args.config, args.words)
+    return resolve(run, args.cards) if args.cards else run
+
+
 def _train(args: argparse.Namespace) -> int:
     from mindmoe.load import load_config
+
+    run = load_config(args.config, args.words)  # before MindSpore's slow import: mistakes are told at once
     from mindmoe.train.main import train
 
-    return train(load_config(args.config, args.words))
+    return train(run)
 
 
 def _launch(args: argparse.Namespace) -> int:
-    from mindmoe.config import resolve
+    run = _resolved(args)
     from mindmoe.launch.msrun import launch
-    from mindmoe.load import load_config
 
-    return launch(resolve(load_config(args.config, args.words), args.cards), args.cards)
+    return launch(run, args.cards)
 
 
 def _config_show(args: argparse.Namespace) -> int:
@@ -61,14 +74,6 @@ def _config_validate(args: argparse.Namespace) -> int:
     run = _resolved(args)
     print(f"{args.config}: valid" + (f" on {args.cards} cards, dp={run.parallel.dp}" if args.cards else ""))
     return 0
-
-
-def _resolved(args: argparse.Namespace) -> Any:
-    from mindmoe.config import resolve
-    from mindmoe.load import load_config
-
-    run = load_config(args.config, args.words)
-    return resolve(run, args.cards) if args.cards else run
 
 
 def _config_schema(args: argparse.Namespace) -> int:
@@ -134,7 +139,8 @@ class _Version(argparse.Action):
             number = version("mindmoe")
         except PackageNotFoundError:
             number = "(not installed, run from a source tree)"
-        parser.exit(message=f"mindmoe {number}\n")
+        print(f"mindmoe {number}")
+        parser.exit()
 
 
 def _parser() -> argparse.ArgumentParser:

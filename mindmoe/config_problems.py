@@ -6,25 +6,25 @@ in the tree to find the line.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
 
-from mindmoe.strict_yaml import Node, shown
+from mindmoe.strict_yaml import MAX_PROBLEMS, Node, resolve_scalar, shown
 
-_MAX_LINES = 50  # beyond it the file is not a config, and close matches would take seconds
 _NAMED_KEY = re.compile(r"([A-Za-z_][A-Za-z0-9_.]*)=")
 
 Path = tuple[str | int, ...]
 
 
-def describe(cls: type[BaseModel], root: Node, error: ValidationError) -> list[str]:
-    """One line per problem of a tree that is no valid `cls`."""
+def describe(cls: type[BaseModel], root: Node, errors: Sequence[ErrorDetails]) -> list[str]:
+    """One line per problem of a tree that is no valid `cls`; `errors` is what pydantic's `errors()` returns."""
     groups: dict[Path, list[Any]] = {}
     branches = set()  # paths where a union failed: pydantic reports each branch on its own
-    for item in error.errors(include_url=False, include_input=False):
+    for item in errors:
         path, is_branch = _path(root, item)
         groups.setdefault(path, []).append(item)
         if is_branch:
@@ -34,7 +34,7 @@ def describe(cls: type[BaseModel], root: Node, error: ValidationError) -> list[s
     for path, items in groups.items():
         if path in hidden:  # a longer path says more precisely what is wrong in the branch that was meant
             continue
-        if len(lines) >= _MAX_LINES:
+        if len(lines) >= MAX_PROBLEMS:  # close matches for thousands of keys would take seconds
             lines.append(f"{root.where}: more errors follow: mend those above first")
             break
         lines += _lines(cls, root, path, items)
@@ -84,10 +84,11 @@ def _rule(item: Any, node: Node) -> tuple[str, str]:
         case "less_than_equal":
             return f"be at most {ctx['le']:g}", "lower it"
         case "int_type":
-            whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
-            return "be a whole number", none or (f"write {int(value):d}" if whole else _unquote(node))  # type: ignore[arg-type]
+            if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+                return "be a whole number", f"write {int(value)}"
+            return "be a whole number", none or _unquote(node, "a whole number")
         case "float_type" | "finite_number":
-            return "be a finite number", none or _unquote(node)
+            return "be a finite number", none or _unquote(node, "a number")
         case "bool_type":
             meant = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(node.text.lower())
             return "be true or false", f"write {meant}" if meant else none or "write true or false"
@@ -96,7 +97,7 @@ def _rule(item: Any, node: Node) -> tuple[str, str]:
             return "be text", none or ("put it in quotes" if scalar else "write it as plain text")
         case "literal_error":
             choices = re.findall("'([^']*)'", ctx["expected"])
-            close = get_close_matches(node.text[:60], choices, 1)
+            close = get_close_matches(node.text[:60], choices, 1, 0.5)
             return f"be {ctx['expected'].replace(chr(39), '')}", f"did you mean {close[0]}?" if close else ""
         case "model_type" | "dict_type" | "model_attributes_type":
             return "be a section of keys", none or "indent its keys below it"
@@ -112,25 +113,24 @@ def _rule(item: Any, node: Node) -> tuple[str, str]:
             return item["msg"][:1].lower() + item["msg"][1:], ""
 
 
-def _unquote(node: Node) -> str:
+def _unquote(node: Node, what: str) -> str:
     """The remedy for text where a number belongs."""
-    if isinstance(node.value, str) and re.fullmatch(r"[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?", node.value[:60]):
-        return "remove the quotes"
-    return "write a number"
+    quoted = isinstance(node.value, str) and isinstance(resolve_scalar(node.value), (int, float))
+    return "remove the quotes" if quoted else f"write {what}"
 
 
 def _suggestion(cls: type[BaseModel], path: Path) -> str:
-    """The nearest known key: a sibling of similar name, else a key of that very name elsewhere."""
+    """The nearest known key: one of that very name elsewhere, else a sibling of similar name."""
     section = _section_at(cls, path[:-1])
     if section is None or len(name := str(path[-1])) > 60:
         return ": remove it"
-    siblings = list(section.model_fields)
-    close = get_close_matches(name.lower().replace("-", "_"), siblings, 1)
-    if close:
-        return f"; did you mean {_dotted((*path[:-1], close[0]))}?"
     elsewhere = [known for known in _known_keys(cls) if known.rpartition(".")[2] == name]
     if elsewhere:
         return f"; did you mean {elsewhere[0]}?"
+    siblings = list(section.model_fields)
+    close = get_close_matches(name.lower().replace("-", "_"), siblings, 1, 0.5)
+    if close:
+        return f"; did you mean {_dotted((*path[:-1], close[0]))}?"
     return f": remove it, known here are {', '.join(siblings)}"
 
 

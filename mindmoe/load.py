@@ -17,10 +17,10 @@ from mindmoe.config import RunConfig, cross_problems
 from mindmoe.config_problems import describe, located
 from mindmoe.errors import ConfigError, UserError
 from mindmoe.schema import Section
-from mindmoe.strict_yaml import MAX_DEPTH, Node, plain, shown
+from mindmoe.strict_yaml import MAX_DEPTH, MAX_NODES, Node, plain, shown, size
 
-_MAX_INCLUDES = 8
-_OVERRIDE_KEY = re.compile(r"[^\s.=]+(?:\.[^\s.=]+)*")
+_MAX_INCLUDES = 4
+_OVERRIDE_KEY = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 
 S = TypeVar("S", bound=Section)
 
@@ -41,8 +41,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         run = RunConfig.model_validate(plain(root))
     except ValidationError as error:
-        problems += describe(RunConfig, root, error)
-        broken = {str(item["loc"][0]) if item["loc"] else "" for item in error.errors(include_url=False)}
+        errors = error.errors(include_url=False, include_input=False)
+        problems += describe(RunConfig, root, errors)
+        broken = {str(item["loc"][0]) if item["loc"] else "" for item in errors}
         if "" not in broken:  # then pydantic stopped before the checks that span sections
             problems += [located(root, (), problem) for problem in cross_problems(_sound_sections(root, broken))]
         raise ConfigError(problems) from None
@@ -62,7 +63,8 @@ def load_section(cls: type[S], overrides: Sequence[str] = ()) -> S:
     try:
         section = cls.model_validate(plain(root))
     except ValidationError as error:
-        raise ConfigError(problems + describe(cls, root, error)) from None
+        errors = error.errors(include_url=False, include_input=False)
+        raise ConfigError(problems + describe(cls, root, errors)) from None
     if problems:
         raise ConfigError(problems)
     return section
@@ -111,7 +113,10 @@ def _read_with_includes(path: Path) -> tuple[Node, list[str]]:
         merged = _merge(merged, below)
     if fatal:  # with a file missing, whatever else could be said about the whole would mislead
         raise ConfigError(problems + fatal)
-    return _merge(merged, Node(entries, root.where)), problems
+    merged = _merge(merged, Node(entries, root.where))
+    if size(merged) > MAX_NODES:
+        raise ConfigError([*problems, f"{path}: more than {MAX_NODES} values with its includes: give a config file"])
+    return merged, problems
 
 
 def _read_mapping(path: Path) -> tuple[Node, list[str]]:
@@ -192,13 +197,16 @@ def _entries(node: Node) -> dict[str, Node]:
 
 
 def _sound_sections(root: Node, broken: set[str]) -> dict[str, Any]:
-    """The values of the top-level keys that are valid by themselves."""
-    entries = _entries(root)
-    sections = {}
+    """The values of the top-level keys that are valid by themselves.
+
+    An absent section has its defaults, unless an unknown key may be the misspelt name of it.
+    """
+    entries, sections = _entries(root), {}
+    misspelt = not broken <= set(RunConfig.model_fields)
     for name, field in RunConfig.model_fields.items():
         if name in entries and name not in broken:
             adapter: TypeAdapter[Any] = TypeAdapter(field.annotation or Any)
             sections[name] = adapter.validate_python(plain(entries[name]))
-        elif name not in broken:
+        elif name not in broken and not misspelt:
             sections[name] = field.get_default()
     return sections

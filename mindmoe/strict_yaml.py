@@ -9,7 +9,7 @@ nodes keep any input, hostile or not, within a fraction of a second.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from mindmoe.errors import ConfigError, UserError
 MAX_BYTES = 10**6
 MAX_DEPTH = 64
 MAX_ALIASES = 100
-MAX_NODES = 10_000  # after expansion of aliases: what makes an alias bomb harmless
+MAX_NODES = 5_000  # after expansion of aliases: what makes an alias bomb harmless
+MAX_PROBLEMS = 50  # more of them say no more
 _MAX_DIGITS = 64  # longer digit strings are no setting, and int() is quadratic in them
 
 _NULL = frozenset(("", "~", "null", "Null", "NULL"))
@@ -50,6 +51,13 @@ class Node:
     value: Scalar | list["Node"] | dict[str, "Node"]
     where: str
     text: str = ""
+
+    @property
+    def children(self) -> list["Node"]:
+        """The values inside a list or a mapping."""
+        if isinstance(self.value, dict):
+            return list(self.value.values())
+        return self.value if isinstance(self.value, list) else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +91,11 @@ def plain(node: Node) -> Any:
     if isinstance(node.value, list):
         return [plain(child) for child in node.value]
     return node.value
+
+
+def size(node: Node) -> int:
+    """The number of values in the tree, aliases expanded."""
+    return 1 + sum(map(size, node.children))
 
 
 def read_text(path: Path) -> str:
@@ -157,7 +170,7 @@ class _Builder:
                     root = self._node(next(self._events), 0)
         except yaml.MarkedYAMLError as error:
             raise self._fatal(error.problem_mark or error.context_mark, self._syntax(error)) from None
-        except (yaml.YAMLError, ValueError) as error:
+        except (yaml.YAMLError, ValueError, OverflowError) as error:
             if isinstance(error, ConfigError):
                 raise
             # The pure Python parser lets int() and chr() fail on absurd directives and escapes.
@@ -200,8 +213,8 @@ class _Builder:
     def _mapping(self, depth: int) -> dict[str, Node]:
         entries: dict[str, Node] = {}
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
-            key, where = self._node(event, depth + 1), self._where(event.start_mark)
-            value = replace(self._node(next(self._events), depth + 1), where=where)
+            key, value = self._node(event, depth + 1), self._node(next(self._events), depth + 1)
+            value = Node(value.value, self._where(event.start_mark), value.text)
             if not isinstance(event, yaml.ScalarEvent):
                 self._report(event, "a key must be plain text: write `key: value`")
             elif event.value == "<<":
@@ -238,6 +251,8 @@ class _Builder:
         return f"{self._source}:{mark.line + 1}" if self._lines and mark is not None else self._source
 
     def _report(self, event: Any, problem: str) -> None:
+        if len(self._problems) == MAX_PROBLEMS:
+            raise self._fatal(event.start_mark, "more errors follow: mend those above first")
         self._problems.append(f"{self._where(event.start_mark)}: {problem}")
 
     def _fatal(self, mark: Any, problem: str) -> ConfigError:
@@ -258,8 +273,7 @@ class _Builder:
 
 def _height(node: Node) -> int:
     """The number of levels below the node."""
-    children = node.value.values() if isinstance(node.value, dict) else node.value
-    return 1 + max(map(_height, children), default=0) if isinstance(node.value, (dict, list)) else 0  # type: ignore[arg-type]
+    return max((1 + _height(child) for child in node.children), default=0)
 
 
 def shown(text: str, limit: int = 60) -> str:
@@ -277,8 +291,10 @@ class _Dumper(yaml.SafeDumper):
 
 def _represent_str(dumper: _Dumper, text: str) -> yaml.Node:
     # PyYAML quotes what YAML 1.1 would misread; the core schema reads more texts as numbers (1e5).
-    quoted = not isinstance(resolve_scalar(text), str)
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if quoted else None)
+    quoted = "'" if not isinstance(resolve_scalar(text), str) else None
+    # Only double quotes carry every character: PyYAML writes U+0085 into plain text, where it is a line break.
+    style = quoted if text.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 def _represent_list(dumper: _Dumper, items: list[Any]) -> yaml.Node:

@@ -1,0 +1,182 @@
+"""The command line: help, exit codes, and where words and options may stand."""
+
+import ast
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from mindmoe import cli
+from mindmoe.load import load_config
+
+ROOT = Path(__file__).resolve().parents[3]
+QUICKSTART = "configs/quickstart.yaml"
+COMMANDS = ["train", "launch", "config show", "config validate", "config schema", "data prepare", "data inspect"]
+COMMANDS += ["eval", "generate", "report", "doctor"]
+
+
+@pytest.fixture(autouse=True)
+def _in_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def _run(*args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mindmoe", *args]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+
+
+def _exit_code(*args: str) -> int:
+    """The code of a command that argparse ends."""
+    with pytest.raises(SystemExit) as info:
+        cli.main(args)
+    assert isinstance(info.value.code, int)
+    return info.value.code
+
+
+def test_help_is_instant_and_imports_nothing_heavy() -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = _run("--help")
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0 and "launch" in done.stdout
+    assert min(seconds) < 0.3
+    probe = "import sys, mindmoe.cli as c\ntry: c.main(['train', '--help'])\nfinally: print('LOADED', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    loaded = {name.split(".")[0] for name in done.stdout.partition("LOADED")[2].split()}
+    assert "argparse" in loaded
+    assert not loaded & {"pydantic", "mindspore", "numpy", "yaml", "rich"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example_that_parses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _exit_code(*command.split(), "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    example = text.partition("example: mindmoe ")[2]
+    assert example.startswith(command)
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _exit_code("--version") == 0
+    assert capsys.readouterr().out.startswith("mindmoe ")
+
+
+def test_a_user_error_is_one_message_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "validate", QUICKSTART, "optim.lrr=1"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        "mindmoe: 1 error in the config\n  override optim.lrr=1: unknown key; did you mean optim.lr?\n"
+    )
+
+
+def test_a_user_error_shows_no_stack_trace_from_the_shell() -> None:
+    done = _run("launch", "gone.yaml", "--cards", "2")
+    assert (done.returncode, done.stderr) == (2, "mindmoe: gone.yaml does not exist: check the path\n")
+
+
+def test_an_interrupt_is_code_130_and_a_bug_propagates(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(args: object) -> int:
+        raise KeyboardInterrupt
+
+    def broken(args: object) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "_config_schema", interrupted)
+    assert cli.main(["config", "schema"]) == 130
+    monkeypatch.setattr(cli, "_config_schema", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["config", "schema"])
+
+
+def test_show_prints_a_config_that_loads_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "show", QUICKSTART, "optim.lr=0.5"]) == 0
+    path = tmp_path / "shown.yaml"
+    path.write_text(capsys.readouterr().out)
+    assert load_config(path) == load_config(QUICKSTART, ["optim.lr=0.5"])
+
+
+def test_overrides_may_stand_after_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["a", "--cards", "2", "b"], ["--cards", "2", "a", "b"], ["a", "b", "--cards", "2"]):
+        words = [{"a": "name=first", "b": "name=second"}.get(word, word) for word in words]
+        assert cli.main(["config", "show", QUICKSTART, *words]) == 0
+        out = capsys.readouterr().out
+        assert "name: second\n" in out and "dp: 2\n" in out
+
+
+def test_validate_says_what_it_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "validate", QUICKSTART]) == 0
+    assert cli.main(["config", "validate", "configs/gpt-oss-120b.yaml", "--cards", "512"]) == 0
+    assert cli.main(["config", "validate", "configs/gpt-oss-120b.yaml", "--cards", "6"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == f"{QUICKSTART}: valid\nconfigs/gpt-oss-120b.yaml: valid on 512 cards, dp=128\n"
+    assert "cards=6 must be a multiple of tp*pp*cp=4 (1*4*1)" in captured.err
+
+
+def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "RunConfig"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["config"], "the following arguments are required: COMMAND"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["train"], "the following arguments are required: CONFIG"),
+        (["launch", QUICKSTART], "the following arguments are required: --cards"),
+        (["launch", QUICKSTART, "--cards", "0"], "0 must be at least 1"),
+        (["launch", QUICKSTART, "--cards", "two"], "'two' must be a whole number, 0 or more"),
+        (["launch", QUICKSTART, "--card", "2"], "the following arguments are required: --cards"),
+        (["train", QUICKSTART, "--lr", "3"], "unrecognized arguments: --lr 3"),
+        (["eval", "runs/x", "seed=1"], "unrecognized arguments: seed=1"),
+        (["generate", "runs/x"], "the following arguments are required: --prompt"),
+        (["generate", "runs/x", "--prompt", "a", "--temperature", "nan"], "'nan' must be a number, 0 or more"),
+        (["generate", "runs/x", "--prompt", "a", "--max-new-tokens", "-5"], "must be a whole number, 0 or more"),
+        (["data", "inspect", "x", "--samples", "1.5"], "'1.5' must be a whole number, 0 or more"),
+        (["data", "prepare", "x"], "the following arguments are required: --out"),
+    ],
+)
+def test_wrong_arguments_are_code_2(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _exit_code(*args) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_command_is_at_most_15_lines() -> None:
+    tree = ast.parse((ROOT / "mindmoe" / "cli.py").read_text())
+    handlers = [node for node in tree.body if isinstance(node, ast.FunctionDef) and _takes_args(node)]
+    assert len(handlers) > len(COMMANDS) - 1
+    assert all((node.end_lineno or 0) - node.lineno < 15 for node in handlers)
+
+
+def _takes_args(node: ast.FunctionDef) -> bool:
+    return [arg.arg for arg in node.args.args] == ["args"]
+
+
+def test_no_option_is_a_config_key() -> None:
+    """An option that doubles a config key would be a second way to say the same."""
+    from mindmoe.config import RunConfig
+
+    keys = {"prompt": False, **{key: True for key in _leaves(RunConfig)}}
+    source = ast.parse((ROOT / "mindmoe" / "cli.py").read_text())
+    options = {
+        node.value.removeprefix("--").replace("-", "_")
+        for node in ast.walk(source)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("--")
+    }
+    assert {"cards", "prompt", "out"} <= options
+    # `seed` and `data` of generate and eval are of one call, not of the run they read.
+    assert {option for option in options if keys.get(option)} <= {"seed", "data"}
+
+
+def _leaves(cls: type[BaseModel]) -> set[str]:
+    found = set(cls.model_fields)
+    for field in cls.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= _leaves(field.annotation)
+    return found

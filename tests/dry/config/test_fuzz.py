@@ -1,0 +1,141 @@
+"""Whatever a file or an override holds: a config, or a ConfigError, within 100 ms."""
+
+import contextlib
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mindmoe.config import RunConfig
+from mindmoe.errors import ConfigError, UserError
+from mindmoe.load import dump_config, load_config
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+SHAPE = (CONFIGS / "model" / "quickstart.yaml").read_text()
+PRESET = (CONFIGS / "quickstart.yaml").read_text().replace("include: model/quickstart.yaml", "") + SHAPE
+ODD = [
+    *("null", "~", "yes", "1e-5", "-1", "0", "1.5", "1e400", ".nan", ".inf", "''", '"\\0"', "[]", "{}", "[[]]", "auto"),
+    *("12:30:45", "10GiB", "-3s", "9" * 30, "9" * 70, "0x10", "&a", "*a", "!!int 3", "!x", "|", ">", "- 1", "a: b"),
+    *("? x", "<<", "[", "}", "'", '"', "#", "%YAML 1.1", "---", "...", "\t", "\u2028", "\x85", "\ufeff", "\x1b", "a=b"),
+]
+FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def _load(text: str | bytes, folder: Path, overrides: Sequence[str] = ()) -> RunConfig | None:
+    """The config, or None when it was refused; anything else that happens fails the test."""
+    path = folder / "run.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    start = time.process_time()
+    try:
+        run = load_config(path, overrides)
+    except UserError as error:
+        assert isinstance(error, ConfigError) or "is not UTF-8" in str(error)
+        assert all(line.isprintable() for line in str(error).splitlines())
+        run = None
+    assert time.process_time() - start < 0.1
+    return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm() -> None:
+    """The first load builds pydantic's validators, which no later one pays for."""
+    load_config(CONFIGS / "quickstart.yaml")
+
+
+@FEW
+@given(data=st.binary(max_size=300))
+def test_random_bytes(tmp_path: Path, data: bytes) -> None:
+    _load(data, tmp_path)
+
+
+@FEW
+@given(text=st.text(st.sampled_from("ab:-,[]{}&*!|>'\"#%@?~. \n\t01e_<=\\\u00e9"), max_size=80))
+def test_random_yaml_like_text(tmp_path: Path, text: str) -> None:
+    _load(text, tmp_path)
+
+
+@FEW
+@given(seed=st.integers(0, 2**32), edits=st.integers(1, 6))
+def test_mutated_presets(tmp_path: Path, seed: int, edits: int) -> None:
+    run = _load(_mutated(random.Random(seed), edits), tmp_path)
+    if run is not None:  # what was accepted is a config like any other
+        assert _load(dump_config(run), tmp_path) == run
+
+
+def _mutated(rng: random.Random, edits: int) -> str:
+    """The preset with values swapped, lines moved, doubled or dropped, and characters changed."""
+    lines = PRESET.splitlines()
+    for _ in range(edits):
+        row = rng.randrange(len(lines))
+        match rng.randrange(6):
+            case 0:
+                lines[row] = f"{lines[row].partition(':')[0]}: {rng.choice(ODD)}"
+            case 1:
+                lines.insert(rng.randrange(len(lines)), lines[row])
+            case 2:
+                del lines[row]
+            case 3:
+                lines[row] = rng.choice(["", " ", "  ", "    "]) + lines[row].strip()
+            case 4:
+                column = rng.randrange(len(lines[row]) + 1)
+                lines[row] = lines[row][:column] + rng.choice(ODD) + lines[row][column + rng.randrange(2) :]
+            case _:
+                lines[row] = lines[row].replace(rng.choice("aeiou_:"), rng.choice("aeiou_: "), 1)
+    return "\n".join(lines)
+
+
+def _paths(data: dict[str, object], prefix: str = "") -> list[str]:
+    found = []
+    for key, value in data.items():
+        found.append(prefix + key)
+        found += _paths(value, f"{prefix}{key}.") if isinstance(value, dict) else []
+    return found
+
+
+KEYS = [*_paths(load_config(CONFIGS / "quickstart.yaml").model_dump()), "data.sources.0", "data.sources.0.weight"]
+OVERRIDES = st.builds(lambda key, value: f"{key}={value}", st.sampled_from(KEYS), st.sampled_from(ODD) | st.text())
+
+
+@FEW
+@given(overrides=st.lists(OVERRIDES | st.text(max_size=20), max_size=4))
+def test_odd_overrides(tmp_path: Path, valid: str, overrides: list[str]) -> None:
+    _load(valid, tmp_path, overrides)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_takes_or_refuses_an_odd_value(tmp_path: Path, valid: str, key: str) -> None:
+    for value in ODD[::3]:
+        _load(valid, tmp_path, [f"{key}={value}"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("layer_types: alternating", "layer_types: [" + "x, " * 4900 + "]"),
+        ("layer_types: alternating", "layer_types: [" + "full_attention, " * 4700 + "]"),
+        ("sources: data/quickstart", "sources: [" + "{pth: x}, " * 1600 + "]"),
+        ("sources: data/quickstart", "sources: [" + "x, " * 4700 + "]"),
+        ("sources: data/quickstart", "sources: '" + "/" * 900_000 + "'"),
+        ("name: quickstart", "name: " + "a" * 900_000),
+        ("steps: 300", "steps: " + "9" * 900_000),
+        ("lr: 3e-3", "lr: 1e" + "9" * 900_000),
+        ("seed: 0", "".join(f"learning_rate_of_{i}: 1\n" for i in range(2300))),
+        ("seed: 0", "k" * 900 + ": 1"),
+    ],
+)
+def test_large_sections_take_less_than_100_ms(tmp_path: Path, old: str, new: str) -> None:
+    text = PRESET + "\nseed: 0\n"
+    assert text.count(old) >= 1
+    path = tmp_path / "run.yaml"
+    path.write_text(text.replace(old, new))
+    seconds = []
+    for _ in range(3):  # the best of three: the bound is on the work, not on a busy machine
+        start = time.process_time()
+        with contextlib.suppress(ConfigError):
+            load_config(path)
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 0.1
