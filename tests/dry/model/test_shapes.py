@@ -1,0 +1,63 @@
+"""Parameter counts and FLOPs from the dry table, against published figures and hand counts."""
+
+import pytest
+
+from mindmoe.load import load_config
+from mindmoe.model.config import ModelConfig
+from mindmoe.model.shapes import count_params, flops_per_token, param_specs
+from mindmoe.moe.config import BalanceConfig, MoeConfig, RouterConfig
+
+
+def tiny(**changes: object) -> ModelConfig:
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 12}
+    return ModelConfig(**{**sizes, **changes})
+
+
+@pytest.mark.parametrize(
+    ("preset", "total", "active"),
+    [("gpt-oss-120b", 116_829_156_672, 5_132_849_472), ("gpt-oss-20b", 20_914_757_184, 3_608_307_264)],
+)
+def test_published_counts(root, preset, total, active):
+    run = load_config(root / "configs" / f"{preset}.yaml")
+    count = count_params(run.model, run.moe)
+    assert (count.total, count.active) == (total, active)
+
+
+def test_counts_by_hand():
+    count = count_params(tiny(), MoeConfig(num_experts=6, num_experts_per_tok=2))
+    attention = (32 * 16 + 32) + 2 * (16 * 16 + 16) + (16 * 32 + 16) + 4
+    expert = 16 * 24 + 24 + 12 * 16 + 16
+    layer = 2 * 16 + attention + (6 * 16 + 6) + 6 * expert
+    assert count.total == 2 * 50 * 16 + 16 + 2 * layer
+    assert count.active == count.total - 50 * 16 - 2 * 4 * expert
+
+
+def test_tied_embeddings_count_once():
+    untied, tied = count_params(tiny(), None), count_params(tiny(tie_word_embeddings=True), None)
+    assert untied.total - tied.total == 50 * 16
+    assert untied.active == tied.active  # the shared matrix works as the LM head
+
+
+def test_optional_parameters_follow_the_config():
+    bare = param_specs(tiny(attention_bias=False, attention_sinks=False), None)
+    assert not [name for name in bare if name.endswith(("sinks", "q_proj.bias"))]
+    moe = MoeConfig(num_experts=6, num_experts_per_tok=2, num_shared_experts=1,
+                    router=RouterConfig(linear_bias=False), balance=BalanceConfig(bias_rate=1e-3))
+    specs = param_specs(tiny(), moe)
+    assert "model.layers.0.mlp.router.bias" not in specs
+    assert "model.layers.0.mlp.shared_experts.down_proj.weight" in specs
+    assert not specs["model.layers.0.mlp.router.selection_bias"].trainable
+
+
+def test_decay_applies_to_matrices_only():
+    specs = param_specs(tiny(), MoeConfig(num_experts=6, num_experts_per_tok=2))
+    decayed = {name for name, spec in specs.items() if spec.decay}
+    assert not [name for name in decayed if "norm" in name or "bias" in name or "sinks" in name or "embed" in name]
+    assert {"lm_head.weight", "model.layers.1.mlp.experts.down_proj", "model.layers.0.self_attn.o_proj.weight"} <= decayed
+
+
+@pytest.mark.parametrize(("seq_length", "gflops"), [(4096, 32.72), (8192, 34.53)])
+def test_flops_of_gpt_oss_120b(root, seq_length, gflops):
+    run = load_config(root / "configs" / "gpt-oss-120b.yaml")
+    assert flops_per_token(run.model, run.moe, seq_length) / 1e9 == pytest.approx(gflops, rel=1e-3)
