@@ -6,6 +6,11 @@
 #include "detail/sync.h"
 #include "detail/vector.h"
 
+namespace AscendC {
+/// The part of the workspace after what the library keeps for itself; the model gives the kernel all of it.
+inline GM_ADDR GetUserWorkspace(GM_ADDR workspace) { return workspace; }
+}  // namespace AscendC
+
 #define KERNEL_TASK_TYPE_DEFAULT(type)
 #define REGISTER_TILING_DEFAULT(type) using HostModelTiling = type
 #define GET_TILING_DATA(name, gm)  \

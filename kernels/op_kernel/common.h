@@ -66,21 +66,25 @@ __aicore__ inline void CopyOut(const GlobalTensor<T> &dst, const LocalTensor<T> 
     DataCopyPad(dst, src, DataCopyExtParams(1, n * static_cast<uint32_t>(sizeof(T)), 0, 0, 0));
 }
 
-// values[0] = sum of n floats, by levels of 64; `values` is overwritten and n is at most 64 * 255.
-__aicore__ inline void SumInPlace(const LocalTensor<float> &values, uint32_t n)
+// A tensor whose element 0 is the sum of n floats, added by levels of 64. Both operands are overwritten; scratch holds
+// ceil(n / 64) floats and n is at most 64 * 255. A reduction may not overlap its source, hence the two buffers.
+__aicore__ inline LocalTensor<float> SumOf(LocalTensor<float> values, LocalTensor<float> scratch, uint32_t n)
 {
     while (n > 1) {
         const uint32_t full = n / LANES, tail = n % LANES;
         if (full > 0) {
-            WholeReduceSum(values, values, static_cast<int32_t>(LANES), static_cast<int32_t>(full), 1, 1, 8);
+            WholeReduceSum(scratch, values, static_cast<int32_t>(LANES), static_cast<int32_t>(full), 1, 1, 8);
         }
         if (tail > 0) {
-            PipeBarrier<PIPE_V>();
-            WholeReduceSum(values[full], values[full * LANES], static_cast<int32_t>(tail), 1, 1, 1, 8);
+            WholeReduceSum(scratch[full], values[full * LANES], static_cast<int32_t>(tail), 1, 1, 1, 8);
         }
         PipeBarrier<PIPE_V>();
         n = full + (tail > 0 ? 1 : 0);
+        const LocalTensor<float> next = scratch;
+        scratch = values;
+        values = next;
     }
+    return values;
 }
 }  // namespace mindmoe
 #endif

@@ -88,7 +88,8 @@ inline void counted(const char *name, const LocalTensor<D> &dst, uint32_t lanes,
     beginInstruction(name, PIPE_V);
     requireAligned(dst, "dst");
     HOST_MODEL_REQUIRE(n >= 1, "element count %lld", static_cast<long long>(n));
-    const Operand<D> out{dst, 1, lanes / perBlock<D>};
+    HOST_MODEL_REQUIRE(static_cast<uint64_t>(n) * sizeof(D) <= dst.bytes, "%lld elements into a tensor of %u bytes",
+                       static_cast<long long>(n), dst.bytes);
     D values[kRepeatBytes];
     for (uint32_t r = 0; static_cast<int64_t>(r) * lanes < n; ++r) {
         core->step = r + 1;
@@ -97,7 +98,7 @@ inline void counted(const char *name, const LocalTensor<D> &dst, uint32_t lanes,
             values[i] = f(r, i);
         }
         for (uint32_t i = 0; i < live; ++i) {
-            out.put(r, i, values[i]);
+            store<D>(dst.addr + (static_cast<size_t>(r) * lanes + i) * sizeof(D), values[i]);
         }
     }
 }
@@ -127,6 +128,13 @@ template <typename T, typename F> inline T reduceTree(T *values, uint32_t n, F f
     return values[0];
 }
 
+/// A reduction reads 256 bytes and writes a few: source and destination of one instruction must lie apart.
+template <typename T> inline void requireApart(const LocalTensor<T> &dst, const Operand<T> &src, int32_t repeats)
+{
+    const uint8_t *end = src.at(static_cast<uint32_t>(repeats) - 1, 0);
+    HOST_MODEL_REQUIRE(dst.addr < src.tensor.addr || dst.addr > end, "dst overlaps src");
+}
+
 /// Reduces each repeat to one element. dstRepStride counts elements.
 template <typename T, typename F>
 inline void wholeReduce(const char *name, const LocalTensor<T> &dst, const LocalTensor<T> &src, int32_t mask,
@@ -138,6 +146,7 @@ inline void wholeReduce(const char *name, const LocalTensor<T> &dst, const Local
     const Mask lanes = Mask::count(static_cast<uint64_t>(mask), lanesOf<T>);
     const Operand<T> in = strided(src, srcBlk, srcRep);
     requireAligned(dst, "dst", sizeof(T));
+    requireApart(dst, in, repeats);
     for (int32_t r = 0; r < repeats; ++r) {
         core->step = r + 1;
         T values[lanesOf<T>];
@@ -163,6 +172,7 @@ inline void blockReduce(const char *name, const LocalTensor<T> &dst, const Local
     HOST_MODEL_REQUIRE(repeats >= 1 && repeats <= 255, "repeat count %d is outside [1, 255]", repeats);
     const Operand<T> in = strided(src, srcBlk, srcRep);
     requireAligned(dst, "dst");
+    requireApart(dst, in, repeats);
     for (int32_t r = 0; r < repeats; ++r) {
         core->step = r + 1;
         for (uint32_t block = 0; block < 8; ++block) {
