@@ -40,6 +40,7 @@ TEXT_SUFFIXES |= {
 }
 TEXT_SUFFIXES |= {".rs", ".rb", ".php", ".pl", ".lua", ".r", ".jl", ".hs", ".ml", ".swift", ".sh"}
 _BOMB_RATIO = 1000  # decompressed bytes per stored byte; text compresses 3 to 100 times
+_CHUNK = 4 << 20  # [bytes]
 _BOMB_FLOOR = 64 << 20  # [bytes] decompressed before the ratio is looked at
 
 
@@ -152,11 +153,14 @@ def _read_text(path: Path, name: str) -> Iterator[Record | Rejected]:
     """The file as one record."""
     try:
         with _open(path) as raw, decompressed(raw, path.name) as stream:
-            content = stream.read(MAX_TEXT + 1)
+            content = bytearray()
+            while len(content) <= MAX_TEXT and (chunk := stream.read(_CHUNK)):
+                content += chunk
+                _refuse_bomb(len(content), raw.tell())
             if len(content) > MAX_TEXT:
                 yield Rejected(name, 0, f"longer than {MAX_TEXT >> 20} MiB: split it, or write a .jsonl of documents")
                 return
-            yield Record(name, 0, content, is_json=False, position=raw.tell())
+            yield Record(name, 0, bytes(content), is_json=False, position=raw.tell())
     except (OSError, EOFError, zlib.error) as error:
         yield Rejected(name, 0, f"unreadable: {error}")
 

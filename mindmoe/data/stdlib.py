@@ -7,6 +7,7 @@ files are broken on purpose), the character tables in `encodings`, and whatever 
 
 import importlib
 import inspect
+import os
 import platform
 import sys
 import sysconfig
@@ -31,16 +32,24 @@ def stdlib_inputs() -> list[Input]:
     root = Path(sysconfig.get_path("stdlib"))
     version = platform.python_version()
     inputs = []
-    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
-        name = path.relative_to(root).as_posix()
-        if name != _TOPICS and path.is_file() and not _LEFT_OUT.intersection(name.split("/")):
-            size = path.stat().st_size
-            inputs.append(Input(name, size, version, partial(_read_module, path)))
+    for name in sorted(_modules(root)):
+        path = root / name
+        inputs.append(Input(name, path.stat().st_size, version, partial(_read_module, path)))
     if not inputs:
         raise UserError(f"this Python has no library source in {root}", "name a folder of text as the source")
     inputs.append(Input("language-reference", 0, version, partial(_read_documents, "language-reference", _topics)))
     inputs.append(Input("builtin-docstrings", 0, version, partial(_read_documents, "builtin-docstrings", _docstrings)))
     return inputs
+
+
+def _modules(root: Path) -> Iterator[str]:
+    """The paths of the module files, relative to the library."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name not in _LEFT_OUT]
+        for file in files:
+            name = Path(folder, file).relative_to(root).as_posix()
+            if name.endswith(".py") and name != _TOPICS and Path(folder, file).is_file():
+                yield name
 
 
 def _read_module(path: Path) -> Iterator[Record | Rejected]:

@@ -105,7 +105,10 @@ class SentencePieceTokenizer:
         import sentencepiece
 
         try:
-            self._model = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+            content = path.read_bytes()
+            if not content:  # the library would take this for "load no model yet"
+                raise OSError("the file is empty")
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=content)
         except (RuntimeError, OSError) as error:
             raise _damaged(path, "SentencePiece model", error) from None
         self.vocab_size: int = self._model.get_piece_size()
