@@ -23,7 +23,7 @@ def _blocks(text: str) -> list[str]:
 def _commands(shell: str) -> Iterator[list[str]]:
     """The simple commands of a piece of shell, as words without comments."""
     for line in shell.replace("\\\n", " ").splitlines():
-        for part in line.replace("&&\n", " ").split("&&"):
+        for part in line.split("&&"):
             if words := shlex.split(part, comments=True):
                 yield words
 
@@ -62,11 +62,13 @@ def _words(args: argparse.Namespace) -> list[str]:
 
 
 def _texts(root: Path) -> dict[str, str]:
-    """Shell text by where it stands: code blocks of the documents, and commands in comments of the configs."""
+    """Shell text by where it stands: code blocks of documents, comments of configs, and the quick start."""
     documents = [root / "README.md", root / "README.zh-CN.md", *sorted((root / "docs").glob("*.md"))]
     found = {str(path.relative_to(root)): "\n".join(_blocks(path.read_text("utf-8"))) for path in documents}
     for path in sorted((root / "configs").rglob("*.yaml")):
         found[str(path.relative_to(root))] = "\n".join(re.findall(r"^# +(mindmoe .*)$", path.read_text(), re.MULTILINE))
+    quickstart = root / "scripts" / "quickstart.sh"
+    found["scripts/quickstart.sh"] = "\n".join(re.findall(r"^ *(mindmoe .*)$", quickstart.read_text(), re.MULTILINE))
     return found
 
 
