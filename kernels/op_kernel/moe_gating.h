@@ -5,8 +5,8 @@
 // a run of its own. Runs are sorted, their 8 best merged, and the positions of the winners lead back to the scores.
 #ifndef MINDMOE_MOE_GATING_H
 #define MINDMOE_MOE_GATING_H
-#include "common.h"
 #include "moe_gating_tiling.h"
+#include "rows.h"
 
 namespace mindmoe {
 template <typename T> class MoeGating {
@@ -153,45 +153,21 @@ private:
         LocalTensor<float> row = rowBuf_.Get<float>();
         LocalTensor<float> spread = spreadBuf_.Get<float>();
         LocalTensor<float> fold = sortedBuf_.Get<float>();
-        const BinaryRepeatParams perRow(1, 1, 0, step_, step_, 1);
-        FoldRows<true>(fold, x, n);
-        WholeReduceMax(row, fold, static_cast<int32_t>(lanes_), static_cast<int32_t>(n), 1, 1, 8,
+        FoldRows<true>(fold, x, n, t_.pitch);
+        WholeReduceMax(row, fold, static_cast<int32_t>(LANES), static_cast<int32_t>(n), 1, 1, 8,
                        ReduceOrder::ORDER_ONLY_VALUE);
         PipeBarrier<PIPE_V>();
         SpreadRows(spread, row, n);
         PipeBarrier<PIPE_V>();
-        for (uint32_t c = 0; c < t_.pitch; c += LANES) {
-            Sub(x[c], x[c], spread, lanes_, static_cast<uint8_t>(n), perRow);
-        }
-        PipeBarrier<PIPE_V>();
+        ByRow<RowOp::SUB>(x, spread, n, t_.pitch);
         Exp(x, x, static_cast<int32_t>(n * t_.pitch));
         PipeBarrier<PIPE_V>();
-        FoldRows<false>(fold, x, n);
-        WholeReduceSum(row, fold, static_cast<int32_t>(lanes_), static_cast<int32_t>(n), 1, 1, 8);
+        FoldRows<false>(fold, x, n, t_.pitch);
+        WholeReduceSum(row, fold, static_cast<int32_t>(LANES), static_cast<int32_t>(n), 1, 1, 8);
         PipeBarrier<PIPE_V>();
         SpreadRows(spread, row, n);
         PipeBarrier<PIPE_V>();
-        for (uint32_t c = 0; c < t_.pitch; c += LANES) {
-            Div(x[c], x[c], spread, lanes_, static_cast<uint8_t>(n), perRow);
-        }
-        PipeBarrier<PIPE_V>();
-    }
-
-    // fold[r, 0..63] = maximum or sum of the 64-float pieces of row r.
-    template <bool takeMax>
-    __aicore__ inline void FoldRows(const LocalTensor<float> &fold, const LocalTensor<float> &x, uint32_t n)
-    {
-        const uint8_t repeat = static_cast<uint8_t>(n);
-        Duplicate(fold, takeMax ? LOWEST : 0.0f, static_cast<int32_t>(n * LANES));
-        PipeBarrier<PIPE_V>();
-        for (uint32_t c = 0; c < t_.pitch; c += LANES) {
-            if constexpr (takeMax) {
-                Max(fold, fold, x[c], lanes_, repeat, BinaryRepeatParams(1, 1, 1, 8, 8, step_));
-            } else {
-                Add(fold, fold, x[c], lanes_, repeat, BinaryRepeatParams(1, 1, 1, 8, 8, step_));
-            }
-            PipeBarrier<PIPE_V>();
-        }
+        ByRow<RowOp::DIV>(x, spread, n, t_.pitch);
     }
 
     __aicore__ inline void Sigmoid(const LocalTensor<float> &x, uint32_t n)

@@ -22,7 +22,9 @@ class KernelError(Exception):
 def compile_shared(source: Path, target: Path, kernels: Path = ROOT / "kernels", flags: Sequence[str] = FLAGS) -> None:
     """Compiles one driver against the kernels in a folder (mutants pass a copy)."""
     includes = [f"-I{kernels}", f"-I{kernels / 'host_model'}", f"-I{kernels / 'op_kernel'}", f"-I{source.parent}"]
-    subprocess.run(["g++", *flags, *includes, str(source), "-o", str(target)], check=True, capture_output=True, text=True)
+    done = subprocess.run(["g++", *flags, *includes, str(source), "-o", str(target)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{source.name} does not compile:\n{done.stderr}")
 
 
 def build(driver: str) -> Path:

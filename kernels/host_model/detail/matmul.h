@@ -98,7 +98,7 @@ private:
         HOST_MODEL_REQUIRE(elements <= t.size, "element %llu of a GlobalTensor of %llu",
                            static_cast<unsigned long long>(elements), static_cast<unsigned long long>(t.size));
         for (int i = 0; i < rows; ++i) {
-            touchGm(t.ptr + static_cast<uint64_t>(i) * pitch, columns * sizeof(T), host_model::kCube, write);
+            host_model::touchGm(t.ptr + static_cast<uint64_t>(i) * pitch, columns * sizeof(T), host_model::kCube, write);
         }
     }
     void multiply(const GlobalTensor<float> &c) const

@@ -1,0 +1,122 @@
+"""Flash attention forward and backward against a float64 oracle."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from host_model import KernelError, garbage, store, value
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Shapes and masks; documents are the lengths of the packed documents, sinks one logit per head."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    seq: int
+    head_dim: int = 64
+    window: int = 0
+    sinks: bool = False
+    documents: tuple[int, ...] = ()
+    cores: int = 2
+
+    @property
+    def ints(self):
+        return [self.batch, self.heads, self.kv_heads, self.seq, self.head_dim, self.window]
+
+    @property
+    def scale(self):
+        return self.head_dim ** -0.5
+
+
+CASES = [
+    Case(1, 1, 1, 1),                                                    # one token
+    Case(1, 1, 1, 64, sinks=True, cores=4),                              # more cores than work
+    Case(2, 4, 2, 130, sinks=True, cores=6),                             # tails, grouped heads
+    Case(1, 4, 1, 200, window=50, sinks=True, cores=3),                  # gpt-oss shape in small
+    Case(1, 2, 2, 150, window=1),                                        # each query sees itself only
+    Case(1, 2, 1, 190, documents=(3, 70, 64, 53), sinks=True),
+    Case(2, 1, 1, 140, window=90, documents=(100, 40), cores=4),
+    Case(1, 2, 1, 70, head_dim=128, sinks=True),
+    Case(1, 1, 1, 66, head_dim=80),
+]
+
+
+def document_starts(case):
+    """int32 (batch, seq): where the document of each position starts."""
+    lengths = np.array(case.documents)
+    starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return np.ascontiguousarray(np.broadcast_to(starts, (case.batch, case.seq)), np.int32)
+
+
+def visible(case):
+    i, j = np.arange(case.seq)[:, None], np.arange(case.seq)[None]
+    seen = (j <= i) & ((j > i - case.window) if case.window else True)
+    return seen & (j >= document_starts(case)[0][:, None]) if case.documents else seen
+
+
+def tensors(case, bf16, extra=0):
+    """q, k, v, sinks or None, documents or None, then `extra` tensors shaped as q."""
+    rng = np.random.default_rng(case.seq)
+    heads = [case.heads, case.kv_heads, case.kv_heads] + [case.heads] * extra
+    x = [rng.standard_normal((case.batch, h, case.seq, case.head_dim)) for h in heads]
+    x = [value(store(a, bf16), bf16) for a in x]
+    sinks = (rng.standard_normal(case.heads) * 2).astype(np.float32) if case.sinks else None
+    return [*x[:3], sinks, document_starts(case) if case.documents else None, *x[3:]]
+
+
+def reference(case, q, k, v, sinks):
+    """float64 probabilities (B, H, S, S), out, lse."""
+    group = case.heads // case.kv_heads
+    q, k, v = q.astype(np.float64), np.repeat(k, group, 1).astype(np.float64), np.repeat(v, group, 1).astype(np.float64)
+    s = np.where(visible(case), q @ k.swapaxes(2, 3) * case.scale, -np.inf)
+    m = s.max(-1, keepdims=True)
+    sink = None if sinks is None else sinks.astype(np.float64)[None, :, None, None]
+    m = m if sink is None else np.maximum(m, sink)
+    total = np.exp(s - m).sum(-1, keepdims=True) + (0 if sink is None else np.exp(sink - m))
+    p = np.exp(s - m) / total
+    return p, p @ v, (m + np.log(total))[..., 0]
+
+
+def launch_forward(run, case, q, k, v, sinks, documents, bf16, seed=0):
+    out, lse = garbage(q.shape, bf16), garbage(q.shape[:3])
+    run("attention", [store(q, bf16), store(k, bf16), store(v, bf16), sinks, documents], [out, lse], case.ints,
+        [case.scale], bf16=bf16, cores=case.cores, seed=seed)
+    return value(out, bf16), lse
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_forward_equals_the_float64_oracle(driver, case, bf16):
+    q, k, v, sinks, documents = tensors(case, bf16)
+    out, lse = launch_forward(driver("attention"), case, q, k, v, sinks, documents, bf16)
+    _, want, want_lse = reference(case, q, k, v, sinks)
+    np.testing.assert_allclose(out, want, rtol=0, atol=2e-2 if bf16 else 3e-6)
+    np.testing.assert_allclose(lse, want_lse, rtol=0, atol=3e-6)
+
+
+def test_extreme_scores_stay_finite(driver):
+    case = Case(1, 2, 1, 80, sinks=True)
+    q, k, v, sinks, documents = tensors(case, False)
+    q, k = q * 30, k * 30
+    out, lse = launch_forward(driver("attention"), case, q, k, v, sinks, documents, False)
+    _, want, want_lse = reference(case, q, k, v, sinks)
+    np.testing.assert_allclose(out, want, rtol=0, atol=2e-3)  # scores of 1e4 carry 1e-3 of float32 rounding
+    np.testing.assert_allclose(lse, want_lse, rtol=1e-6)
+
+
+def test_the_order_of_cores_changes_no_bit(driver):
+    case = Case(1, 4, 2, 130, window=40, sinks=True, cores=4)
+    args = tensors(case, False)
+    first, *others = [launch_forward(driver("attention"), case, *args, False, seed) for seed in (1, 2, 3)]
+    for out, lse in others:
+        np.testing.assert_array_equal(out.view(np.int32), first[0].view(np.int32))
+        np.testing.assert_array_equal(lse.view(np.int32), first[1].view(np.int32))
+
+
+@pytest.mark.parametrize("ints, rule", [([0, 1, 1, 8, 64, 0], "batch"), ([1, 3, 2, 8, 64, 0], "multiple of key-value"),
+                                        ([1, 1, 1, 8, 72, 0], "head_dim"), ([1, 1, 1, 8, 144, 0], "head_dim")])
+def test_the_tiling_refuses_with_the_rule(driver, ints, rule):
+    with pytest.raises(KernelError, match=rule):
+        driver("attention")("attention", [None] * 5, [], ints, [1.0])
