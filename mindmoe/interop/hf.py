@@ -13,7 +13,7 @@ from mindmoe.errors import UserError
 from mindmoe.model.config import ModelConfig, YarnConfig
 from mindmoe.model.decoder import CausalLM
 from mindmoe.moe.config import MoeConfig
-from mindmoe.ops.select import reference_ops
+from mindmoe.ops.select import OpShape, reference_ops
 
 _SAME_NAME = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
               "intermediate_size", "max_position_embeddings", "sliding_window", "layer_types", "attention_bias",
@@ -93,7 +93,7 @@ def load(path: str | Path, *, seq_length: int, documents: bool = False) -> Causa
     """
     folder = Path(path)
     model, moe = read_config(folder)
-    kernels = reference_ops(model, moe, seq_length=seq_length, precision="fp32", documents=documents)
+    kernels = reference_ops(OpShape(model=model, moe=moe, seq_length=seq_length, documents=documents))
     net = CausalLM(model, moe, kernels)
     tensors = read_tensors(folder)
     assign(net, tensors)

@@ -7,6 +7,7 @@ from mindmoe.model.config import ModelConfig
 from mindmoe.model.ffn import DenseFFN
 from mindmoe.moe.config import MoeConfig
 from mindmoe.moe.layer import MoeLayer, RouterStats
+from mindmoe.ops.fork import Fork
 from mindmoe.ops.select import OpSet
 from mindmoe.parallel.weights import Weights
 
@@ -22,17 +23,19 @@ class Block(nn.Cell):
         self.ffn_norm = weights["post_attention_layernorm.weight"]
         ffn = weights.at("mlp")
         self.moe = None if moe is None else MoeLayer(moe, kernels, ffn)
-        self.dense = DenseFFN(model, kernels, ffn) if moe is None else None
+        self.dense = DenseFFN(kernels, ffn) if moe is None else None
         shared = moe is not None and moe.num_shared_experts > 0
-        self.shared = DenseFFN(model, kernels, ffn.at("shared_experts")) if shared else None
+        self.fork = Fork(2)
+        self.shared = DenseFFN(kernels, ffn.at("shared_experts")) if shared else None
 
     def construct(self, x: Tensor, segment_ids: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
-        """x (T, D) -> (T, D) and the router's statistics, empty in a dense layer."""
-        x = x + self.attention(self.rms_norm(x, self.attention_norm), segment_ids)
+        """x (B, S, D) -> (B, S, D) and the router's statistics, empty in a dense layer."""
+        x = self.attention(self.rms_norm(x, self.attention_norm), segment_ids, x)
         h = self.rms_norm(x, self.ffn_norm)
         if self.moe is None:
-            return x + self.dense(h), ()
-        y, stats = self.moe(h)
+            return self.dense(h, x), ()
         if self.shared is not None:
-            y = y + self.shared(h)
+            h, to_shared = self.fork(h)
+            x = self.shared(to_shared, x)
+        y, stats = self.moe(h)
         return x + y, stats

@@ -32,7 +32,8 @@ class CausalLM(nn.Cell):
         super().__init__(auto_prefix=False)
         weights = Weights(param_specs(model, moe), mesh=mesh or Mesh(), rank=rank, seed=seed,
                           std=model.initializer_range)
-        self.linear, self.rms_norm, self.cross_entropy = kernels.linear, kernels.rms_norm, kernels.cross_entropy
+        self.embedding, self.rms_norm = kernels.embedding, kernels.rms_norm
+        self.linear_out, self.cross_entropy = kernels.linear_out, kernels.cross_entropy
         self.embed = weights["model.embed_tokens.weight"]
         self.layers = nn.CellList(auto_prefix=False)
         for layer in range(model.num_hidden_layers):
@@ -42,8 +43,8 @@ class CausalLM(nn.Cell):
         self.is_moe = moe is not None
 
     def hidden(self, input_ids: Tensor, segment_ids: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
-        """input_ids (B, S) -> final hidden states (T, D) and statistics stacked over layers, (L, E) and (L)."""
-        x = ops.gather(self.embed, input_ids.reshape(-1), 0)
+        """input_ids (B, S) -> final hidden states (B, S, D) and statistics stacked over layers, (L, E) and (L)."""
+        x = self.embedding(input_ids, self.embed)
         collected: tuple[RouterStats | tuple[()], ...] = ()
         for layer in self.layers:
             x, stats = layer(x, segment_ids)
@@ -56,14 +57,13 @@ class CausalLM(nn.Cell):
     ) -> tuple[Tensor, RouterStats | tuple[()]]:
         """All (B, S) -> summed cross-entropy over unmasked tokens [nats] and the stacked statistics."""
         x, stats = self.hidden(input_ids, segment_ids)
-        return self.cross_entropy(x, self.lm_head, labels.reshape(-1), loss_mask.reshape(-1)), stats
+        return self.cross_entropy(x, self.lm_head, labels, loss_mask), stats
 
     def logits(self, input_ids: Tensor, segment_ids: Tensor) -> Tensor:
         """input_ids (B, S) -> (B, S, V)."""
         x, _ = self.hidden(input_ids, segment_ids)
-        return self.linear(x, self.lm_head, None).reshape((*input_ids.shape, -1))
+        return self.linear_out(x, self.lm_head)
 
     def next_logits(self, input_ids: Tensor, segment_ids: Tensor, last: Tensor) -> Tensor:
-        """input_ids (1, S), last (1) int32 the position of the last token -> (1, V) logits of the token after it."""
-        x, _ = self.hidden(input_ids, segment_ids)
-        return self.linear(ops.gather(x, last, 0), self.lm_head, None)
+        """input_ids (B, S), last (1) int32 the position of the last token -> (B, V) logits of the token after it."""
+        return ops.gather(self.logits(input_ids, segment_ids), last, 1)[:, 0]

@@ -9,6 +9,7 @@ from mindspore import Tensor, nn, ops
 from mindmoe.moe.config import MoeConfig
 from mindmoe.moe.dispatch.capacity import build_capacity_limit
 from mindmoe.moe.router.topk import build_topk_router
+from mindmoe.ops.fork import Fork
 from mindmoe.ops.select import OpSet
 from mindmoe.parallel.weights import Weights
 
@@ -30,14 +31,16 @@ class MoeLayer(nn.Cell):
         self.down = weights["experts.down_proj"]
         self.down_bias = weights["experts.down_proj_bias"]
         self.score = ops.MatMul(transpose_b=True)  # fp32 whatever the operand precision: routing is decided here
+        self.fork = Fork(2)
         self.route = build_topk_router(moe)
         self.limit = build_capacity_limit(moe) if moe.dispatch.kind == "capacity" else None
         self.expert_ffn = kernels.expert_ffn
         self.on, self.off = Tensor(1.0), Tensor(0.0)
 
     def construct(self, x: Tensor) -> tuple[Tensor, RouterStats]:
-        """x (T, D) -> y (T, D) and the statistics of this layer."""
-        logits = self.score(x, self.router_weight)
+        """x (B, S, D) -> y (B, S, D) and the statistics of this layer."""
+        to_router, to_experts = self.fork(x)
+        logits = self.score(to_router.astype(ms.float32).reshape((-1, x.shape[-1])), self.router_weight)
         if self.router_bias is not None:
             logits = logits + self.router_bias
         gates, ids, probs = self.route(logits, self.selection_bias)
@@ -46,7 +49,7 @@ class MoeLayer(nn.Cell):
         if self.limit is not None:
             ids = self.limit(gates, ids)
             dropped = (ids == self.num_experts).astype(ms.float32).sum()
-        y = self.expert_ffn(x, gates, ids, self.gate_up, self.gate_up_bias, self.down, self.down_bias)
+        y = self.expert_ffn(to_experts, gates, ids, self.gate_up, self.gate_up_bias, self.down, self.down_bias)
         return y, (*stats, dropped)
 
     def statistics(self, logits: Tensor, ids: Tensor, probs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -40,5 +40,10 @@ class ProjectedCrossEntropy(nn.Cell):
 
 
 def build_cross_entropy(precision: str) -> Callable[..., Tensor]:
-    """Returns cross_entropy(x (T, D), w (V, D), labels (T), mask (T)) -> summed loss [nats]."""
-    return ProjectedCrossEntropy(precision)
+    """Returns cross_entropy(x (.., D), w (V, D), labels (..), mask (..)) -> summed loss [nats]."""
+    projected = ProjectedCrossEntropy(precision)
+
+    def cross_entropy(x: Tensor, w: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        return projected(x.reshape((-1, x.shape[-1])), w, labels.reshape(-1), mask.reshape(-1))
+
+    return cross_entropy

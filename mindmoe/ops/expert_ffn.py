@@ -72,9 +72,9 @@ def build_block_layout(num_experts: int) -> Callable[[Tensor], tuple[Tensor, Ten
 
 
 def build_expert_ffn(*, num_experts: int, alpha: float, limit: float, precision: str) -> Callable[..., Tensor]:
-    """Returns expert_ffn(x, gates, ids, gate_up, gate_up_bias, down, down_bias) -> (T, D).
+    """Returns expert_ffn(x, gates, ids, gate_up, gate_up_bias, down, down_bias) -> like x.
 
-    Its arguments: x (T, D); gates (T, K); ids (T, K) int32, num_experts where an assignment was dropped; weights as
+    Its arguments: x (.., D) with T rows; gates (T, K); ids (T, K) int32, num_experts where an assignment was dropped; weights as
     stored: gate_up (E, D, 2F) with interleaved columns, gate_up_bias (E, 2F), down (E, F, D), down_bias (E, D).
     """
     layout, to_slots, from_slots = build_block_layout(num_experts), ToSlots(), FromSlots()
@@ -84,10 +84,11 @@ def build_expert_ffn(*, num_experts: int, alpha: float, limit: float, precision:
         x: Tensor, gates: Tensor, ids: Tensor, gate_up: Tensor, gate_up_bias: Tensor, down: Tensor, down_bias: Tensor
     ) -> Tensor:
         slot, source, expert = layout(ids.reshape(-1))
-        rows = to_slots(x, slot, source).reshape((expert.shape[0], -1, x.shape[1]))
+        tokens = x.reshape((-1, x.shape[-1]))
+        rows = to_slots(tokens, slot, source).reshape((expert.shape[0], -1, x.shape[-1]))
         h = matmul(rows, gate_up, expert) + ops.gather(gate_up_bias, expert, 0).expand_dims(1)
         y = matmul(clamped_swiglu(h, alpha, limit), down, expert) + ops.gather(down_bias, expert, 0).expand_dims(1)
-        y = from_slots(y.reshape((-1, x.shape[1])), slot, source)
-        return (y.reshape((gates.shape[0], gates.shape[1], -1)) * gates.expand_dims(2)).sum(1)
+        y = from_slots(y.reshape((-1, x.shape[-1])), slot, source)
+        return (y.reshape((gates.shape[0], gates.shape[1], -1)) * gates.expand_dims(2)).sum(1).reshape(x.shape)
 
     return expert_ffn

@@ -6,7 +6,7 @@ from mindspore import Tensor, ops
 
 
 def build_rms_norm(eps: float) -> Callable[..., Tensor]:
-    """Returns rms_norm(x (T, D), weight (D)) -> (T, D)."""
+    """Returns rms_norm(x (.., D), weight (D)) -> (.., D)."""
 
     def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
         return x * ops.rsqrt(ops.mean(x * x, -1, True) + eps) * weight

@@ -3,57 +3,118 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from mindspore import Tensor
 
+from mindmoe.errors import UserError
 from mindmoe.model.config import ModelConfig
 from mindmoe.moe.config import MoeConfig
+from mindmoe.ops.adamw import build_adamw, square_sum
 from mindmoe.ops.attention import build_attention
 from mindmoe.ops.cross_entropy import build_cross_entropy
+from mindmoe.ops.embedding import embedding
 from mindmoe.ops.expert_ffn import build_expert_ffn
 from mindmoe.ops.linear import build_linear
 from mindmoe.ops.rms_norm import build_rms_norm
 from mindmoe.ops.rope import rope_tables
+from mindmoe.ops.swiglu import build_swiglu
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpSet:
-    """The ops of one model, already bound to its constants. The builders document the calls.
+    """The ops of one model, already bound to its constants. The reference builders document each call.
 
-    `attention` maps a window to an attention function, as windows differ between layers.
+    Attributes:
+        name: which siblings these are.
+        linear: x, w, b -> activations, in the precision of the policy.
+        linear_out: x, w, b, residual -> fp32, for what joins the residual stream and for logits.
+        attention: maps a window to an attention function, as windows differ between layers.
+        expert_ffn: None in a dense model.
+        adamw: builds the update of a list of parameters.
     """
 
+    name: str
+    embedding: Callable[..., Tensor]
     linear: Callable[..., Tensor]
+    linear_out: Callable[..., Tensor]
     rms_norm: Callable[..., Tensor]
     attention: Callable[[int], Callable[..., Tensor]]
+    swiglu: Callable[[Tensor], Tensor]
     expert_ffn: Callable[..., Tensor] | None
     cross_entropy: Callable[..., Tensor]
+    adamw: Callable[..., Callable[..., Tensor]]
+    square_sum: Callable[..., Tensor]
 
 
-def select_ops(
-    model: ModelConfig, moe: MoeConfig | None, *, seq_length: int, precision: str, documents: bool
-) -> OpSet:
-    return reference_ops(model, moe, seq_length=seq_length, precision=precision, documents=documents)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpShape:
+    """What ops are bound to.
+
+    Attributes:
+        model: sizes.
+        moe: routing, None for a dense model.
+        seq_length: of the batches [tokens].
+        precision: `fp32` or `bf16` operands.
+        documents: whether attention stays inside documents.
+    """
+
+    model: ModelConfig
+    moe: MoeConfig | None
+    seq_length: int
+    precision: str = "fp32"
+    documents: bool = False
 
 
-def reference_ops(
-    model: ModelConfig, moe: MoeConfig | None, *, seq_length: int, precision: str, documents: bool
-) -> OpSet:
+def select_ops(shape: OpShape, *, device: str, kernels: str, threads: int) -> OpSet:
+    """The ops of a run.
+
+    Args:
+        shape: what they are bound to.
+        device: `cpu` or `ascend`.
+        kernels: `reference`, `cpu`, or `auto`: the C++ pack on a CPU that has a compiler, else the reference.
+        threads: threads of this rank.
+
+    Raises:
+        UserError: the kernels asked for are not available here.
+    """
+    if kernels == "cpu" and device != "cpu":
+        raise UserError(f"train.kernels=cpu does not run on train.device={device}", "set train.kernels=auto")
+    if kernels == "reference" or device != "cpu":
+        return _logged(reference_ops(shape), "asked for" if kernels == "reference" else f"device {device}")
+    from mindmoe.ops.cpu.opset import cpu_ops
+
+    try:
+        return _logged(cpu_ops(shape, threads), "C++ pack")
+    except UserError as error:
+        if kernels == "cpu":
+            raise
+        log.warning("the CPU pack is not available, plain ops are several times slower: %s", error)
+        return _logged(reference_ops(shape), "no CPU pack")
+
+
+def _logged(chosen: OpSet, why: str) -> OpSet:
+    log.info("ops: %s (%s)", chosen.name, why)
+    return chosen
+
+
+def reference_ops(shape: OpShape) -> OpSet:
     """Plain MindSpore ops: they run on every backend and are the oracle of every other sibling."""
-    cos, sin = rope_tables(model, seq_length)
-    log.info("ops: reference (plain MindSpore), %s operands", precision)
+    model, moe, precision = shape.model, shape.moe, shape.precision
+    cos, sin = rope_tables(model, shape.seq_length)
 
     def attention(window: int) -> Callable[..., Tensor]:
-        return build_attention(cos=cos, sin=sin, head_dim=model.head_dim, window=window, documents=documents,
+        return build_attention(cos=cos, sin=sin, head_dim=model.head_dim, window=window, documents=shape.documents,
                                precision=precision)
 
+    expert_ffn: Any = None
+    if moe is not None:
+        expert_ffn = build_expert_ffn(num_experts=moe.num_experts, alpha=model.swiglu_alpha, limit=model.swiglu_limit,
+                                      precision=precision)
+    linear = build_linear(precision)
     return OpSet(
-        linear=build_linear(precision),
-        rms_norm=build_rms_norm(model.rms_norm_eps),
-        attention=attention,
-        expert_ffn=None if moe is None else build_expert_ffn(
-            num_experts=moe.num_experts, alpha=model.swiglu_alpha, limit=model.swiglu_limit, precision=precision),
-        cross_entropy=build_cross_entropy(precision),
-    )
+        name=f"reference, {precision} operands", embedding=embedding, linear=linear, linear_out=linear,
+        rms_norm=build_rms_norm(model.rms_norm_eps), attention=attention, expert_ffn=expert_ffn,
+        swiglu=build_swiglu(model.swiglu_alpha, model.swiglu_limit),        cross_entropy=build_cross_entropy(precision), adamw=build_adamw, square_sum=square_sum)

@@ -12,6 +12,7 @@ class TrainConfig(Section):
 
     `precision`: `fp32`, or `bf16` (GEMM operands in bf16 with fp32 accumulation; fp32 weights, norms, router
     scores, softmax and loss). `mode`: `graph` compiles the step, `pynative` runs it op by op.
+    `kernels`: `auto` takes the C++ pack on a CPU with a compiler, else plain MindSpore ops (`reference`).
     """
 
     steps: PositiveInt
@@ -23,6 +24,7 @@ class TrainConfig(Section):
     eval_every: NonNegativeInt = 100
     eval_batches: PositiveInt = 8
     device: Literal["cpu", "ascend"] = "cpu"
+    kernels: Literal["auto", "reference", "cpu"] = "auto"
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":

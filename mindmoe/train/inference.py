@@ -23,7 +23,7 @@ class OpenedRun:
     group: Group
 
 
-def open_run(run: Path, seq_length: int | None = None) -> OpenedRun:
+def open_run(run: Path) -> OpenedRun:
     """Builds the model of a run and loads its newest valid checkpoint.
 
     Raises:
@@ -36,10 +36,11 @@ def open_run(run: Path, seq_length: int | None = None) -> OpenedRun:
     quiet_mindspore(usable_cores())
     from mindmoe.parallel.mesh import Mesh
     from mindmoe.train.persist import check_identity, restore
-    from mindmoe.train.setup import build_model, start_device
+    from mindmoe.train.setup import build_kernels, build_model, start_device
 
     check_identity(found, config)
-    start_device(config, Place(rank=0, world=1, local_world=1), usable_cores())
-    net = build_model(config, Mesh(), 0, seq_length=seq_length)
+    alone_here = Place(rank=0, world=1, local_world=1)
+    start_device(config, alone_here)
+    net = build_model(config, build_kernels(config, alone_here), Mesh(), 0)
     restore(found, list(net.get_parameters()), partial=True)
     return OpenedRun(config=config, net=net, step=found.manifest.step, group=alone())

@@ -40,10 +40,11 @@ class Loop:
         self.config = trainer.config.train
         self.saved_step = -1
         self.tokens_per_step = self.config.global_batch_size * self.config.seq_length
-        peak = host_sum(np.float64([gemm_peak()]), trainer.groups["world"])[0]
+        peak = host_sum(np.float64([gemm_peak(trainer.kernels.linear_out)]), trainer.groups["world"])[0]
         per_token = flops_per_token(trainer.config.model, trainer.config.moe, self.config.seq_length)
         self.mfu_of_rate = per_token / peak  # multiplied by tokens/s
-        self.event(0, "peak", f"measured fp32 GEMM peak of this machine: {peak / 1e9:.0f} GFLOP/s")
+        self.event(0, "peak", f"measured {self.config.precision} GEMM peak of this machine: {peak / 1e9:.0f} GFLOP/s; "
+                   f"ops: {trainer.kernels.name}")
 
     def event(self, step: int, event: str, message: str) -> None:
         """Records something that happened."""

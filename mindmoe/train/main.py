@@ -34,8 +34,7 @@ def train(config: RunConfig) -> int:
     if at.rank == 0:
         folder.create(config)
         folder.write_environment(describe())
-    threads = threads_per_rank(config.launch.threads, at.local_world)
-    quiet_mindspore(threads)
+    quiet_mindspore(threads_per_rank(config.launch.threads, at.local_world))
     with StopRequest() as stop:
         from mindmoe.parallel.collectives import barrier
         from mindmoe.train.evaluate import Evaluator
@@ -43,7 +42,7 @@ def train(config: RunConfig) -> int:
         from mindmoe.train.persist import Saver, training_state
         from mindmoe.train.setup import build_trainer, start_device
 
-        start_device(config, at, threads)
+        start_device(config, at)
         trainer = build_trainer(config, at)
         saver = Saver(config, at.world) if at.rank == 0 else None
         start = resume(config, trainer, training_state(trainer.net, trainer.optimizer))

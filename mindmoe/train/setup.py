@@ -1,18 +1,19 @@
 """The composition root: builds every part of a run and hands each what it needs."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
 from mindmoe.config import RunConfig
-from mindmoe.env import Place
+from mindmoe.env import Place, threads_per_rank
 from mindmoe.model.decoder import CausalLM
 from mindmoe.model.shapes import param_specs
-from mindmoe.ops.select import select_ops
+from mindmoe.ops.select import OpSet, OpShape, select_ops
 from mindmoe.optim.adamw import AdamW
 from mindmoe.parallel.groups import Group, alone, connect, create_groups
 from mindmoe.parallel.mesh import Coordinates, Mesh, MeshAxis
@@ -31,25 +32,31 @@ class Trainer:
     mesh: Mesh
     at: Coordinates
     groups: dict[MeshAxis, Group]
+    kernels: OpSet
     net: CausalLM
     optimizer: AdamW
     step: TrainStep
 
 
-def start_device(config: RunConfig, place: Place, threads: int) -> None:
+def start_device(config: RunConfig, place: Place) -> None:
     """Selects the device and, with several ranks, joins the cluster."""
     ms.set_device({"cpu": "CPU", "ascend": "Ascend"}[config.train.device])
     if config.train.device == "cpu":
-        ms.device_context.cpu.op_tuning.threads_num(threads)
+        ms.device_context.cpu.op_tuning.threads_num(threads_per_rank(config.launch.threads, place.local_world))
     if place.world > 1:
         connect(config.train.device)
 
 
-def build_model(config: RunConfig, mesh: Mesh, rank: int, *, seq_length: int | None = None) -> CausalLM:
+def build_kernels(config: RunConfig, place: Place) -> OpSet:
+    """The ops of a run on this rank."""
+    shape = OpShape(model=config.model, moe=config.moe, seq_length=config.train.seq_length,
+                    precision=config.train.precision, documents=config.data.document_attention)
+    threads = threads_per_rank(config.launch.threads, place.local_world)
+    return select_ops(shape, device=config.train.device, kernels=config.train.kernels, threads=threads)
+
+
+def build_model(config: RunConfig, kernels: OpSet, mesh: Mesh, rank: int) -> CausalLM:
     """The model of a rank with its initial weights."""
-    kernels = select_ops(
-        config.model, config.moe, seq_length=seq_length or config.train.seq_length, precision=config.train.precision,
-        documents=config.data.document_attention)
     return CausalLM(config.model, config.moe, kernels, mesh=mesh, rank=rank, seed=config.seed)
 
 
@@ -58,20 +65,27 @@ def build_trainer(config: RunConfig, place: Place) -> Trainer:
     mesh = Mesh.build(config.parallel, place.world)
     groups = create_groups(mesh, place.rank, config.train.device) if place.world > 1 else {
         axis: alone(axis) for axis in _AXES}
-    net = build_model(config, mesh, place.rank)
+    kernels = build_kernels(config, place)
+    net = build_model(config, kernels, mesh, place.rank)
     specs = param_specs(config.model, config.moe)
-    optimizer = AdamW(net.trainable_params(), specs, config.optim)
-    step = TrainStep(net, optimizer, specs, config.moe, groups, graph=config.train.mode == "graph")
-    return Trainer(config=config, place=place, mesh=mesh, at=mesh.coordinates(place.rank), groups=groups, net=net,
-                   optimizer=optimizer, step=step)
+    optimizer = AdamW(net.trainable_params(), specs, config.optim, kernels)
+    step = TrainStep(net, optimizer, specs, config.moe, groups, kernels, graph=config.train.mode == "graph")
+    return Trainer(config=config, place=place, mesh=mesh, at=mesh.coordinates(place.rank), groups=groups,
+                   kernels=kernels, net=net, optimizer=optimizer, step=step)
 
 
-def gemm_peak(size: int = 1024, repeats: int = 5) -> float:
-    """The best fp32 matrix-product rate of this rank right now [FLOP/s], the denominator of MFU on the CPU."""
-    x = Tensor(np.random.default_rng(0).standard_normal((size, size), np.float32))
+def gemm_peak(linear: Callable[..., Tensor], size: int = 1024, repeats: int = 5) -> float:
+    """The best matrix-product rate of this rank right now [FLOP/s], the denominator of MFU on the CPU.
+
+    Args:
+        linear: the op that the model multiplies with, so that the peak is that of its precision.
+        size: order of the square matrices.
+        repeats: the fastest of so many counts.
+    """
+    x, w = (Tensor(np.random.default_rng(seed).standard_normal((size, size), np.float32)) for seed in (0, 1))
     best = float("inf")
     for _ in range(repeats):
         started = perf_counter()
-        ops.matmul(x, x).asnumpy()
+        linear(x, w, None).asnumpy()
         best = min(best, perf_counter() - started)
     return 2.0 * size**3 / best

@@ -4,19 +4,22 @@ Three compiled calls: gradients of a micro-batch, reduction with the gradient no
 host before the update, so a step that is not finite never touches the weights.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Parameter, Tensor, ops
 
 from mindmoe.data.loader import Batch
 from mindmoe.model.decoder import CausalLM
 from mindmoe.model.shapes import ParamSpec
 from mindmoe.moe.balance import updated_selection_bias
 from mindmoe.moe.config import MoeConfig
-from mindmoe.optim.adamw import AdamW, clip_scale, squared_norm
+from mindmoe.ops.select import OpSet
+from mindmoe.optim.adamw import AdamW, clip_scale
 from mindmoe.parallel.collectives import build_all_reduce_many, host_sum
 from mindmoe.parallel.groups import Group
 from mindmoe.parallel.mesh import MeshAxis
@@ -58,11 +61,12 @@ class TrainStep:
         specs: the table of parameters.
         moe: routing section, None for a dense model.
         groups: this rank's groups by axis.
+        kernels: holds the norm.
         graph: compile each call, or run it op by op.
     """
 
     def __init__(self, net: CausalLM, optimizer: AdamW, specs: dict[str, ParamSpec], moe: MoeConfig | None,
-                 groups: dict[MeshAxis, Group], graph: bool):
+                 groups: dict[MeshAxis, Group], kernels: OpSet, graph: bool):
         self.optimizer, self.moe, self.groups = optimizer, moe, groups
         self.clip_norm = optimizer.config.clip_norm
         self.selection_biases = [param for param in net.get_parameters() if param.name.endswith("selection_bias")]
@@ -70,8 +74,8 @@ class TrainStep:
         objective = Objective(net, moe, groups["dp_cp"])
         self._gradients = _compiled(ms.value_and_grad(objective, None, optimizer.params, has_aux=True), graph)
         self._add = _compiled(_sum_pairwise, graph)
-        self._reduce = _compiled(_build_reduction([specs[param.name] for param in params], params, groups), graph)
-        self._update = _compiled(_build_update(optimizer), graph)
+        self._reduce = _compiled(_build_reduction([specs[param.name] for param in params], params, groups, kernels), graph)
+        self._update = _compiled(optimizer.build_update(), graph)
 
     def run(self, step: int, micro_batches: list[Batch], num_valid: float, lr: float, stop: bool) -> StepResult:
         """Runs step number `step` (from 0); the weights change unless the result is not finite.
@@ -101,7 +105,7 @@ class TrainStep:
             return result
         updating = perf_counter()
         scale = Tensor(np.float32(clip_scale(norm, self.clip_norm)))
-        self._update(scale, *self.optimizer.scalars(step, lr), *grads).asnumpy()
+        self._update(Tensor(np.float32(lr)), scale, Tensor(np.float32(step + 1)), *grads).asnumpy()
         self._update_biases(result)
         return replace(result, update_seconds=perf_counter() - updating)
 
@@ -119,7 +123,7 @@ def as_tensors(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return Tensor(batch.input_ids), Tensor(batch.labels), Tensor(batch.loss_mask), Tensor(batch.segment_ids)
 
 
-def _compiled(function, graph: bool):
+def _compiled(function: Callable[..., Any], graph: bool) -> Callable[..., Any]:
     return ms.jit(function) if graph else function
 
 
@@ -132,7 +136,8 @@ def _sum_pairwise(*tensors: Tensor) -> tuple[Tensor, ...]:
     return summed
 
 
-def _build_reduction(specs: list[ParamSpec], params: list, groups: dict[MeshAxis, Group]):
+def _build_reduction(specs: list[ParamSpec], params: list[Parameter], groups: dict[MeshAxis, Group],
+                     kernels: OpSet) -> Callable[..., tuple[Tensor, ...]]:
     """Returns reduce(*grads) -> (*summed grads, squared norm of the whole gradient)."""
     dense = tuple(i for i, spec in enumerate(specs) if replica_axes(spec) == "dp_cp")
     expert = tuple(i for i, spec in enumerate(specs) if replica_axes(spec) == "edp")
@@ -140,6 +145,7 @@ def _build_reduction(specs: list[ParamSpec], params: list, groups: dict[MeshAxis
     sum_expert = build_all_reduce_many([params[i].shape for i in expert], groups["edp"])
     place = {i: at for at, i in enumerate((*dense, *expert))}
     order = tuple(place[i] for i in range(len(specs)))
+    square_sum = kernels.square_sum
 
     def reduce(*grads: Tensor) -> tuple[Tensor, ...]:
         summed = sum_dense(*[grads[i] for i in dense])
@@ -149,18 +155,9 @@ def _build_reduction(specs: list[ParamSpec], params: list, groups: dict[MeshAxis
         ordered = ()
         for at in order:
             ordered = (*ordered, summed[at])
-        return (*ordered, squared_norm(ordered))
+        return (*ordered, square_sum(ordered))
 
     return reduce
-
-
-def _build_update(optimizer: AdamW):
-    """Returns update(scale, lr, eps, decay, *grads): tensors in a tuple would be baked in as constants."""
-
-    def update(scale: Tensor, lr: Tensor, eps: Tensor, decay: Tensor, *grads: Tensor) -> Tensor:
-        return optimizer(grads, scale, lr, eps, decay)
-
-    return update
 
 
 def _unpack(flat: np.ndarray, parts: list[np.ndarray], num_valid: float, norm: float, seconds: float) -> StepResult:

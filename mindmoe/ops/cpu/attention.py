@@ -2,7 +2,7 @@
 
 from mindspore import Tensor, float32, nn
 
-from mindmoe.ops.cpu.pack import STORAGE, Pack, Precision, absent, load, no_gradient, settings
+from mindmoe.ops.cpu.pack import STORAGE, Outputs, Pack, Precision, absent, load, no_gradient, settings
 
 
 class Attention(nn.Cell):
@@ -57,10 +57,12 @@ class _Attention(nn.Cell):
                                 lambda do, o, lse, q, k, v, cos, sin, sinks, *_: (q, k, v, sinks),
                                 lambda do, o, lse, q, k, v, cos, sin, sinks, *_: (q, k, v, sinks))
 
-    def construct(self, q, k, v, cos, sin, sinks, segment_ids):
+    def construct(self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, sinks: Tensor,
+                  segment_ids: Tensor) -> Outputs:
         return self.forward(q, k, v, cos, sin, sinks, segment_ids, self.settings)
 
-    def bprop(self, q, k, v, cos, sin, sinks, segment_ids, out, dout):
+    def bprop(self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, sinks: Tensor, segment_ids: Tensor,
+              out: Outputs, dout: Outputs) -> Outputs:
         dq, dk, dv, dsinks = self.backward(dout[0], out[0], out[1], q, k, v, cos, sin, sinks, segment_ids,
                                            self.settings)
         return dq, dk, dv, no_gradient(cos), no_gradient(sin), dsinks, no_gradient(segment_ids)

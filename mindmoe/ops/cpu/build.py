@@ -133,7 +133,7 @@ def _digest(sources: Path, compiler: str, flags: tuple[str, ...]) -> str:
 
 
 def _build(compiler: str, sources: Path, flags: tuple[str, ...], folder: Path) -> None:
-    """Compiles every .cc of `sources` in parallel and links them into `folder`, which appears complete or not at all."""
+    """Compiles every .cc of `sources` in parallel and links them in `folder`, which appears complete or not at all."""
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         files = sorted(sources.glob("*.cc"), key=lambda file: -file.stat().st_size)

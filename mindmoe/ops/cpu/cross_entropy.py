@@ -2,7 +2,7 @@
 
 from mindspore import Tensor, float32, nn
 
-from mindmoe.ops.cpu.pack import Pack, Precision, load, no_gradient, settings
+from mindmoe.ops.cpu.pack import Outputs, Pack, Precision, load, no_gradient, settings
 
 
 class CrossEntropy(nn.Cell):
@@ -46,10 +46,10 @@ class _Eager(nn.Cell):
                                lambda x, w, *_: (float32, float32, x, w))
         self.scale = pack.op("scale", lambda x, s: x, lambda x, s: x)
 
-    def construct(self, x, w, labels, mask):
+    def construct(self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor) -> Outputs:
         return self.forward(x, w, labels, mask, self.settings)
 
-    def bprop(self, x, w, labels, mask, out, dout):
+    def bprop(self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor, out: Outputs, dout: Outputs) -> Outputs:
         return self.scale(out[2], dout[0]), self.scale(out[3], dout[0]), no_gradient(labels), no_gradient(mask)
 
 
@@ -64,9 +64,9 @@ class _Late(nn.Cell):
         self.backward = pack.op("cross_entropy_backward", lambda dsum, dnll, x, w, *_: (x, w),
                                 lambda dsum, dnll, x, w, *_: (x, w))
 
-    def construct(self, x, w, labels, mask):
+    def construct(self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor) -> Outputs:
         return self.forward(x, w, labels, mask, self.settings)
 
-    def bprop(self, x, w, labels, mask, out, dout):
+    def bprop(self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor, out: Outputs, dout: Outputs) -> Outputs:
         dx, dw = self.backward(dout[0], dout[1], x, w, labels, mask, self.settings)
         return dx, dw, no_gradient(labels), no_gradient(mask)

@@ -6,7 +6,7 @@ Whole: `Experts`. In parts: `Permute` sorts tokens by expert, `GroupedExperts` s
 
 from mindspore import Tensor, float32, int32, nn
 
-from mindmoe.ops.cpu.pack import STORAGE, Pack, Precision, load, no_gradient, settings
+from mindmoe.ops.cpu.pack import STORAGE, Outputs, Pack, Precision, load, no_gradient, settings
 
 
 class Experts(nn.Cell):
@@ -52,13 +52,15 @@ class _Experts(nn.Cell):
         self.forward = pack.op("experts_forward", lambda x, ids, g, w1, *_: (x, (ids[0] * ids[1], w1[2])),
                                lambda *_: (STORAGE[out], STORAGE[precision]), (out, precision))
         self.backward = pack.op("experts_backward",
-                                lambda dy, x, ids, g, w1, b1, w2, b2, *_: (x, g, w1, b1, w2, b2),
-                                lambda dy, x, ids, g, w1, b1, w2, b2, *_: (x, g, w1, b1, w2, b2))
+                                lambda dy, x, ids, gates, *weights: (x, gates, *weights[:4]),
+                                lambda dy, x, ids, gates, *weights: (x, gates, *weights[:4]))
 
-    def construct(self, x, ids, gates, w1, b1, w2, b2):
+    def construct(self, x: Tensor, ids: Tensor, gates: Tensor, w1: Tensor, b1: Tensor, w2: Tensor,
+                  b2: Tensor) -> Outputs:
         return self.forward(x, ids, gates, w1, b1, w2, b2, self.settings)
 
-    def bprop(self, x, ids, gates, w1, b1, w2, b2, out, dout):
+    def bprop(self, x: Tensor, ids: Tensor, gates: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, out: Outputs,
+              dout: Outputs) -> Outputs:
         dx, dgates, dw1, db1, dw2, db2 = self.backward(dout[0], x, ids, gates, w1, b1, w2, b2, out[1], self.settings)
         return dx, no_gradient(ids), dgates, dw1, db1, dw2, db2
 
@@ -73,7 +75,7 @@ class GroupedExperts(nn.Cell):
 
     def construct(self, rows: Tensor, counts: Tensor, gate_up_proj: Tensor, gate_up_proj_bias: Tensor,
                   down_proj: Tensor, down_proj_bias: Tensor) -> Tensor:
-        """Rows (R, D) out of rows (R, D) and counts (E) int32; rows past the sum of counts are padding and give zero."""
+        """Rows (R, D) out of rows (R, D) and counts (E) int32; rows past the sum of counts give zero."""
         return self.inner(rows, counts, gate_up_proj, gate_up_proj_bias, down_proj, down_proj_bias)[0]
 
 
@@ -85,13 +87,14 @@ class _GroupedExperts(nn.Cell):
         self.settings = settings(precision == "bf16", alpha, limit)
         self.forward = pack.op("grouped_experts_forward", lambda x, counts, w1, *_: (x, (x[0], w1[2])),
                                lambda *_: (STORAGE[out], STORAGE[precision]), (out, precision))
-        self.backward = pack.op("grouped_experts_backward", lambda dy, x, counts, w1, b1, w2, b2, *_: (x, w1, b1, w2, b2),
-                                lambda dy, x, counts, w1, b1, w2, b2, *_: (x, w1, b1, w2, b2))
+        self.backward = pack.op("grouped_experts_backward", lambda dy, x, counts, *weights: (x, *weights[:4]),
+                                lambda dy, x, counts, *weights: (x, *weights[:4]))
 
-    def construct(self, rows, counts, w1, b1, w2, b2):
+    def construct(self, rows: Tensor, counts: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Outputs:
         return self.forward(rows, counts, w1, b1, w2, b2, self.settings)
 
-    def bprop(self, rows, counts, w1, b1, w2, b2, out, dout):
+    def bprop(self, rows: Tensor, counts: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, out: Outputs,
+              dout: Outputs) -> Outputs:
         drows, dw1, db1, dw2, db2 = self.backward(dout[0], rows, counts, w1, b1, w2, b2, out[1], self.settings)
         return drows, no_gradient(counts), dw1, db1, dw2, db2
 

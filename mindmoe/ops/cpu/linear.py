@@ -2,7 +2,7 @@
 
 from mindspore import Tensor, nn
 
-from mindmoe.ops.cpu.pack import STORAGE, Pack, Precision, absent, lead, load, settings
+from mindmoe.ops.cpu.pack import STORAGE, Outputs, Pack, Precision, absent, lead, load, settings
 
 
 class Linear(nn.Cell):
@@ -24,7 +24,7 @@ class Linear(nn.Cell):
         self.biased_added = _Linear(precision, out, pack, True, True)
 
     def construct(self, x: Tensor, w: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
-        """y (..., out) of x (..., in), w (out, in), bias (out) and residual (..., out), all fp32 but x, which may be bf16."""
+        """y (..., out) of x (..., in), fp32 or bf16, and fp32 w (out, in), bias (out), residual (..., out)."""
         if bias is None:
             if residual is None:
                 return self.plain(x, w, self.absent, self.absent)
@@ -42,9 +42,9 @@ class _Linear(nn.Cell):
         self.forward = pack.op("linear_forward", lambda x, w, b, r, s: lead(x, w[0]), lambda x, *_: STORAGE[out], out)
         self.backward = pack.op("linear_backward", lambda dy, x, w, b, s: (x, w, b), lambda dy, x, w, b, s: (x, w, b))
 
-    def construct(self, x, w, bias, residual):
+    def construct(self, x: Tensor, w: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
         return self.forward(x, w, bias, residual, self.settings)
 
-    def bprop(self, x, w, bias, residual, y, dy):
+    def bprop(self, x: Tensor, w: Tensor, bias: Tensor, residual: Tensor, y: Tensor, dy: Tensor) -> Outputs:
         dx, dw, dbias = self.backward(dy, x, w, bias, self.settings)
         return dx, dw, dbias, dy if self.has_residual else residual

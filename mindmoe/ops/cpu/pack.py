@@ -21,6 +21,7 @@ from mindmoe.errors import UserError
 from mindmoe.ops.cpu.build import Isa, library, supported_isas
 
 Precision = Literal["fp32", "bf16"]
+Outputs = tuple[ms.Tensor, ...]
 STORAGE = {"fp32": ms.float32, "bf16": ms.bfloat16}
 
 

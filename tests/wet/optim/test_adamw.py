@@ -3,39 +3,38 @@
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from mindmoe.model.shapes import ParamSpec
-from mindmoe.optim.adamw import AdamW, clip_scale, squared_norm
-from mindmoe.optim.config import OptimConfig
+from mindmoe.ops.adamw import build_adamw, square_sum
+from mindmoe.optim.adamw import clip_scale
+
+
+def parameters(values: list[np.ndarray], name: str) -> tuple[Parameter, ...]:
+    return tuple(Parameter(Tensor(value.astype(np.float32)), name=f"{name}{i}") for i, value in enumerate(values))
 
 
 def test_ten_steps():
     rng = np.random.default_rng(0)
-    config = OptimConfig(beta1=0.9, beta2=0.95, eps=1e-6, weight_decay=0.1)
-    specs = {"w": ParamSpec(name="w", shape=(4, 3), axes=(None, None), decay=True),
-             "norm": ParamSpec(name="norm", shape=(3,), axes=(None,))}
-    want = {name: rng.standard_normal(spec.shape) for name, spec in specs.items()}
-    params = [Parameter(Tensor(value.astype(np.float32)), name=name) for name, value in want.items()]
-    optimizer = AdamW(params, specs, config)
-    first = {name: np.zeros(spec.shape) for name, spec in specs.items()}
-    second = {name: np.zeros(spec.shape) for name, spec in specs.items()}
-    for step in range(10):
-        lr, scale = 1e-2 / (step + 1), 0.5
-        grads = {name: rng.standard_normal(spec.shape) for name, spec in specs.items()}
-        optimizer(tuple(Tensor(grad.astype(np.float32)) for grad in grads.values()), Tensor(np.float32(scale)),
-                  *optimizer.scalars(step, lr))
-        for name, grad in grads.items():
-            g = grad * scale
-            first[name] = 0.9 * first[name] + 0.1 * g
-            second[name] = 0.95 * second[name] + 0.05 * g * g
-            m, v = first[name] / (1 - 0.9 ** (step + 1)), second[name] / (1 - 0.95 ** (step + 1))
-            want[name] = want[name] - lr * (m / (np.sqrt(v) + 1e-6) + 0.1 * specs[name].decay * want[name])
-    for param in params:
-        np.testing.assert_allclose(param.asnumpy(), want[param.name], atol=2e-6)
+    shapes, decays = [(4, 3), (3,)], [True, False]
+    want = [rng.standard_normal(shape) for shape in shapes]
+    first, second = [np.zeros(shape) for shape in shapes], [np.zeros(shape) for shape in shapes]
+    state = [parameters(values, name) for values, name in ((want, "w"), (first, "m"), (second, "v"))]
+    adamw = build_adamw(decays, beta1=0.9, beta2=0.95, eps=1e-6, weight_decay=0.1)
+    for step in range(1, 11):
+        lr, scale = 1e-2 / step, 0.5
+        grads = [rng.standard_normal(shape) for shape in shapes]
+        adamw(*state, tuple(Tensor(grad.astype(np.float32)) for grad in grads),
+              *(Tensor(np.float32(value)) for value in (lr, scale, step)))
+        for i, grad in enumerate(grads):
+            first[i] = 0.9 * first[i] + 0.1 * scale * grad
+            second[i] = 0.95 * second[i] + 0.05 * (scale * grad) ** 2
+            m, v = first[i] / (1 - 0.9**step), second[i] / (1 - 0.95**step)
+            want[i] = want[i] - lr * (m / (np.sqrt(v) + 1e-6) + 0.1 * decays[i] * want[i])
+    for param, value in zip(state[0], want, strict=True):
+        np.testing.assert_allclose(param.asnumpy(), value, atol=2e-6)
 
 
 def test_norm_and_clipping():
     grads = (Tensor(np.float32([[3.0]])), Tensor(np.float32([0.0, 4.0])))
-    assert squared_norm(grads).asnumpy() == 25.0
+    assert square_sum(grads).asnumpy() == 25.0
     assert clip_scale(5.0, 1.0) == 0.2
     assert clip_scale(0.5, 1.0) == 1.0
     assert clip_scale(5.0, 0.0) == 1.0

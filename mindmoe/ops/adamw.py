@@ -1,0 +1,46 @@
+"""AdamW with decoupled decay (arXiv 1711.05101) over a list of parameters, in place."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import mindspore as ms
+from mindspore import Tensor, ops
+
+
+def build_adamw(
+    decays: Sequence[bool], *, beta1: float, beta2: float, eps: float, weight_decay: float
+) -> Callable[..., Tensor]:
+    """Returns adamw(params, first, second, grads, lr, scale, step) -> step; use the result, or a graph drops the update.
+
+    Its arguments: four tuples of equal length; lr, the factor of all gradients, and the number of this update (from 1)
+    are fp32 scalars.
+
+    MindSpore's fused op has no bias correction. With c1 = 1 - beta1^t and c2 = 1 - beta2^t, correcting
+    m / c1 / (sqrt(v / c2) + eps) + decay * w equals the uncorrected update at rate lr * sqrt(c2) / c1, with
+    eps * sqrt(c2) and decay * c1 / sqrt(c2).
+    """
+    fused = ops.operations.AdamWeightDecay()
+    first_rate, second_rate = Tensor(beta1, ms.float32), Tensor(beta2, ms.float32)
+    log1, log2 = math.log(beta1) if beta1 else -1e30, math.log(beta2) if beta2 else -1e30
+    none = Tensor(0.0, ms.float32)
+    decayed = tuple(decays)
+
+    def adamw(params: tuple, first: tuple, second: tuple, grads: tuple, lr: Tensor, scale: Tensor, step: Tensor) -> Tensor:
+        c1, root2 = -ops.expm1(step * log1), ops.sqrt(-ops.expm1(step * log2))
+        rate, epsilon, decay = lr * root2 / c1, eps * root2, weight_decay * c1 / root2
+        done = step
+        for i in range(len(params)):
+            updated = fused(params[i], first[i], second[i], rate, first_rate, second_rate, epsilon,
+                            decay if decayed[i] else none, grads[i] * scale)
+            done = ops.depend(done, updated)
+        return done
+
+    return adamw
+
+
+def square_sum(tensors: tuple[Tensor, ...]) -> Tensor:
+    """Sum of squares over all tensors, fp32 scalar."""
+    total = (tensors[0] * tensors[0]).sum()
+    for tensor in tensors[1:]:
+        total = total + (tensor * tensor).sum()
+    return total
