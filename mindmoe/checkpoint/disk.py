@@ -1,0 +1,109 @@
+"""The few file operations a checkpoint is made of, in the form that survives a power loss.
+
+A file is durable after fsync of the file; its name after fsync of the folder that holds it. Everything that
+the store publishes goes through these functions, so that the crash tests can record the real system calls.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mindmoe.errors import CheckpointError
+
+TEMPORARY = ".tmp-"  # names with this prefix are unfinished and may be removed
+_MAX_WRITE = 2**30  # Linux writes at most 0x7ffff000 bytes in one call
+_NO_SPACE = "free space on that disk, lower checkpoint.keep_last, or move output_dir"
+_NO_ACCESS = "give this user write permission, or set output_dir to a folder it may write"
+_REMEDIES = {
+    errno.ENOSPC: _NO_SPACE,
+    errno.EDQUOT: _NO_SPACE,
+    errno.EFBIG: "raise the file size limit (ulimit -f)",
+    errno.EROFS: _NO_ACCESS,
+    errno.EACCES: _NO_ACCESS,
+    errno.EPERM: _NO_ACCESS,
+    errno.EIO: "check the disk (dmesg, smartctl) and move output_dir to a healthy one",
+    errno.ENOTDIR: "set output_dir to a folder; part of this path is a file",
+}
+
+
+@contextmanager
+def reported(doing: str) -> Iterator[None]:
+    """Turns an OSError inside the block into a CheckpointError that says what was being done and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "see the system error; earlier checkpoints are untouched")
+        where = f" ({error.filename})" if error.filename else ""
+        raise CheckpointError(f"cannot {doing}: {error.strerror or error}{where}", remedy) from error
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Writes every byte; a write may be short when the disk fills or a signal arrives."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view[:_MAX_WRITE]) :]
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[int]:
+    """A descriptor of a file that did not exist before, mode 0600; on leaving without an error it is fsynced."""
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_new(path: Path, parts: Iterable[bytes]) -> None:
+    """Creates a durable file; its name is durable only after `sync_dir` of the parent."""
+    with new_file(path) as fd:
+        for part in parts:
+            write_all(fd, part)
+
+
+def sync_dir(path: Path) -> None:
+    """Makes the names inside a folder durable: creations, renames and removals."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_dirs(path: Path) -> None:
+    """Creates a folder and its missing parents durably, mode 0700 for those created."""
+    missing = [path]
+    while not missing[-1].exists():
+        missing.append(missing[-1].parent)
+    for folder in reversed(missing[:-1]):
+        try:
+            os.mkdir(folder, 0o700)
+        except FileExistsError:  # another rank was faster
+            continue
+        sync_dir(folder.parent)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replaces a small file atomically and durably."""
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    try:
+        write_new(temporary, [data])
+        os.rename(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_dir(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder; one that is already gone is fine."""
+    with suppress(FileNotFoundError):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
