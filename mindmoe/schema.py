@@ -4,6 +4,7 @@ A section is a frozen pydantic model: unknown keys, wrong types and out-of-range
 refused, and `mindmoe config schema` renders the same classes as a JSON Schema for editors.
 """
 
+import math
 import re
 from typing import Annotated, Any
 
@@ -29,7 +30,10 @@ def _with_unit(value: Any, units: dict[str, float], what: str) -> float:
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]+)\s*", value)
     if not match or match[2] not in units:
         raise ValueError(f"{value!r} is not a {what}: write a number with one of the units {', '.join(units)}")
-    return float(match[1]) * units[match[2]]
+    result = float(match[1]) * units[match[2]]
+    if not math.isfinite(result):
+        raise ValueError(f"{value!r} is too large for a {what}")
+    return result
 
 
 ByteSize = Annotated[int, BeforeValidator(lambda v: int(_with_unit(v, _BYTES, "size in bytes")))]

@@ -1,0 +1,107 @@
+"""The optimizer step: accumulation, execution modes, kernels, and steps that are not finite."""
+
+import numpy as np
+import pytest
+
+from mindmoe.data.loader import Batch
+from mindmoe.env import Place
+from mindmoe.train.setup import Trainer, build_trainer
+
+ALONE = Place(rank=0, world=1, local_world=1)
+
+
+def run(trainer: Trainer, batches: list[list[Batch]]) -> list[float]:
+    losses = []
+    for step, micro_batches in enumerate(batches):
+        valid = sum(float(batch.loss_mask.sum()) for batch in micro_batches)
+        result = trainer.step.run(step, micro_batches, valid, 1e-2, False)
+        losses += [result.loss, result.grad_norm, result.aux_loss, result.z_loss]
+    return losses
+
+
+def values(trainer: Trainer) -> dict[str, np.ndarray]:
+    return {param.name: param.asnumpy().copy() for param in trainer.net.get_parameters()}
+
+
+def halves(batch: Batch) -> list[Batch]:
+    return [Batch(batch.input_ids[rows], batch.labels[rows], batch.loss_mask[rows], batch.segment_ids[rows])
+            for rows in (slice(0, 2), slice(2, 4))]
+
+
+def test_accumulation_equals_one_large_micro_batch(tiny_run, batch):
+    """Only the load-balancing loss, which is not linear in the batch, depends on the cut: it is off here."""
+    balance = {"moe": {"balance": {"aux_coef": 0.0, "z_coef": 1e-3}}}
+    steps = [batch(4, seed, masked=0.3) for seed in range(3)]
+    whole, split = (build_trainer(tiny_run(**balance), ALONE) for _ in range(2))
+    first = run(whole, [[step] for step in steps])
+    second = run(split, [halves(step) for step in steps])
+    assert np.delete(first, slice(2, None, 4)) == pytest.approx(np.delete(second, slice(2, None, 4)), rel=2e-6)
+
+
+def test_graph_equals_pynative(tiny_run, batch):
+    steps = [halves(batch(4, seed)) for seed in range(3)]
+    traces = [run(build_trainer(tiny_run(train={"mode": mode}), ALONE), steps) for mode in ("pynative", "graph")]
+    assert traces[0] == pytest.approx(traces[1], rel=2e-6)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-5), ("bf16", 1e-2)])
+def test_cpu_pack_equals_reference(tiny_run, batch, precision, tolerance):
+    """bf16 keeps 8 bits, and the two sides round at different places: 1e-2 of loss and norm after three steps."""
+    steps = [[batch(4, seed)] for seed in range(3)]
+    traces = [run(build_trainer(tiny_run(train={"kernels": kernels, "precision": precision}), ALONE), steps)
+              for kernels in ("reference", "cpu")]
+    assert traces[0] == pytest.approx(traces[1], rel=tolerance)
+
+
+def test_dense_twin_trains(tiny_run, batch):
+    trainer = build_trainer(tiny_run(moe=None), ALONE)
+    result = trainer.step.run(0, [batch(4)], 64.0, 1e-2, False)
+    assert result.counts is None and result.finite
+    losses = run(trainer, [[batch(4)]] * 8)[::4]
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_repetition_is_bitwise(tiny_run, batch):
+    steps = [halves(batch(4, seed)) for seed in range(2)]
+    runs = []
+    for _ in range(2):
+        trainer = build_trainer(tiny_run(), ALONE)
+        runs.append((run(trainer, steps), values(trainer)))
+    assert runs[0][0] == runs[1][0]
+    assert all(np.array_equal(runs[0][1][name], runs[1][1][name]) for name in runs[0][1])
+
+
+@pytest.mark.parametrize("kernels", ["reference", "cpu"])
+def test_a_step_that_is_not_finite_changes_nothing(tiny_run, batch, kernels):
+    trainer = build_trainer(tiny_run(train={"kernels": kernels}), ALONE)
+    norm = next(param for param in trainer.net.get_parameters() if param.name == "model.norm.weight")
+    from mindspore import Tensor
+
+    norm.set_data(Tensor(np.full(norm.shape, np.nan, np.float32)))
+    before = values(trainer)
+    result = trainer.step.run(0, [batch(4)], 64.0, 1e-2, False)
+    assert not result.finite
+    after = values(trainer)
+    assert all(np.array_equal(before[name], after[name], equal_nan=True) for name in before)
+
+
+def test_selection_bias_moves_towards_balance(tiny_run, batch):
+    trainer = build_trainer(tiny_run(), ALONE)
+    result = trainer.step.run(0, [batch(4)], 64.0, 1e-2, False)
+    biases = {name: value for name, value in values(trainer).items() if name.endswith("selection_bias")}
+    assert len(biases) == 2
+    for bias, counts in zip(biases.values(), result.counts, strict=True):
+        assert bias[counts.argmin()] > bias[counts.argmax()]
+
+
+def test_capacity_drops_are_counted(tiny_run, batch):
+    dispatch = {"moe": {"dispatch": {"kind": "capacity", "capacity_factor": 0.5}}}
+    result = build_trainer(tiny_run(**dispatch), ALONE).step.run(0, [batch(4)], 64.0, 1e-2, False)
+    assert (result.dropped >= 64 * 2 / 2 - 6).all()  # at least what exceeds half of all slots
+    assert result.finite
+
+
+def test_shared_experts_and_sigmoid_scores_learn(tiny_run, batch):
+    moe = {"moe": {"num_shared_experts": 1, "router": {"score": "sigmoid", "num_groups": 3, "topk_groups": 2}}}
+    losses = run(build_trainer(tiny_run(**moe), ALONE), [[batch(4)]] * 8)[::4]
+    assert losses[-1] < losses[0] - 0.5
