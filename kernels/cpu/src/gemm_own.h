@@ -66,6 +66,7 @@ template <class T>
 void gemm(Side a_side, Side b_side, int64_t m, int64_t n, int64_t k, float alpha, const T *a, int64_t lda, const T *b,
           int64_t ldb, float beta, float *c, int64_t ldc) {
   scale_result(m, n, beta, c, ldc);
+  if (m == 0 || n == 0) return;
   Scratch scratch;
   int64_t padded = (n + kTileColumns - 1) / kTileColumns * kTileColumns;
   float *b_panels = scratch.take<float>(padded * std::min(k, kInner));

@@ -7,8 +7,10 @@
 MINDMOE_EXPORT void mindmoe_set_threads(int count) { mindmoe::set_threads(count); }
 MINDMOE_EXPORT int mindmoe_threads() { return mindmoe::threads(); }
 
-// 1 if matrix products now come from the oneDNN at `path`, 0 if from our own.
-MINDMOE_EXPORT int mindmoe_use_onednn(const char *path) { return mindmoe::use_onednn(path) ? 1 : 0; }
+// 1 if matrix products now come from the oneDNN at `path`, 0 if from our own; see use_onednn.
+MINDMOE_EXPORT int mindmoe_use_onednn(const char *path, int native_half) {
+  return mindmoe::use_onednn(path, native_half != 0) ? 1 : 0;
+}
 
 // Floats in a vector: tells which instruction set this library was compiled for.
 MINDMOE_EXPORT int mindmoe_vector_width() { return mindmoe::kWidth; }

@@ -18,20 +18,21 @@ import numpy as np
 from mindspore import ops
 
 from mindmoe.errors import UserError
-from mindmoe.ops.cpu.build import Isa, library, supported_isas
+from mindmoe.ops.cpu.build import Isa, fast_bf16, library, supported_isas
 
 Precision = Literal["fp32", "bf16"]
+Gemm = Literal["onednn", "onednn_widened", "own"]
 Outputs = tuple[ms.Tensor, ...]
 STORAGE = {"fp32": ms.float32, "bf16": ms.bfloat16}
 
 
 @dataclass(frozen=True)
 class Pack:
-    """One loaded library. `gemm` tells where matrix products come from."""
+    """One loaded library, with the source of its matrix products."""
 
     isa: Isa
     path: Path
-    gemm: Literal["onednn", "own"]
+    gemm: Gemm
 
     def op(self, name: str, shape: Callable[..., Any], dtype: Callable[..., Any], variant: object = "") -> ops.Custom:
         """The entry point `name` as a primitive without gradient.
@@ -62,12 +63,14 @@ class Pack:
 
 
 @lru_cache
-def load(isa: Isa | None = None, gemm: Literal["onednn", "own"] | None = None) -> Pack:
+def load(isa: Isa | None = None, gemm: Gemm | None = None) -> Pack:
     """Builds if needed, loads, and connects the pack to MindSpore's oneDNN.
 
     Args:
         isa: an instruction set, by default the best of this machine.
-        gemm: `own` avoids oneDNN; by default oneDNN where MindSpore ships it.
+        gemm: where matrix products come from: `onednn`, `onednn_widened` (bf16 operands go through its fp32 product,
+            with equal rounding), or `own`. By default oneDNN where MindSpore ships it, widened where the CPU multiplies
+            bf16 no faster than fp32. One library has one setting: the last call's.
 
     Returns:
         The pack; the same one for the same arguments.
@@ -80,12 +83,13 @@ def load(isa: Isa | None = None, gemm: Literal["onednn", "own"] | None = None) -
     if isa not in supported:
         raise UserError(f"isa={isa} does not run on this machine", f"use one of {', '.join(supported)}")
     path = library(isa)
+    wanted = gemm or ("onednn" if fast_bf16() else "onednn_widened")
     connect = ctypes.CDLL(str(path)).mindmoe_use_onednn
-    candidates = [] if gemm == "own" else sorted((Path(ms.__file__).parent / "lib").glob("libdnnl.so*"))
-    found = any(connect(str(file).encode()) for file in candidates) or bool(connect(b""))
-    if gemm == "onednn" and not found:
-        raise UserError("gemm=onednn: MindSpore carries no oneDNN with dnnl_sgemm here", "leave gemm unset")
-    return Pack(isa, path, "onednn" if found else "own")
+    candidates = [] if wanted == "own" else sorted((Path(ms.__file__).parent / "lib").glob("libdnnl.so*"))
+    found = any(connect(str(file).encode(), wanted == "onednn") for file in candidates) or bool(connect(b"", False))
+    if gemm not in (None, "own") and not found:
+        raise UserError(f"gemm={gemm}: MindSpore carries no oneDNN with dnnl_sgemm here", "leave gemm unset")
+    return Pack(isa, path, wanted if found else "own")
 
 
 def settings(*values: float) -> ms.Tensor:

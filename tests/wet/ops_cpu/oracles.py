@@ -1,6 +1,6 @@
 """The ops in plain NumPy, fp64, with their gradients written out. Each returns its outputs, then a backward function.
 
-`test_oracles.py` holds the gradients to complex-step differences, so an oracle cannot be wrong in the same way as an op.
+`test_oracles.py` holds the gradients to complex-step differences, so that an oracle cannot be wrong as an op is.
 """
 
 import numpy as np
