@@ -176,13 +176,7 @@ private:
         Add(max_, max_, sum_, lanes);
         PipeBarrier<PIPE_V>();
         LocalTensor<float> lse = lseOut_.template AllocTensor<float>();
-        const uint64_t firstLanes[2] = {FirstOfBlocks(1), 0};
-        for (uint32_t r = 0; r < rows; r += BLOCK_F) {  // the last group may be short: mask its missing rows
-            const uint32_t n = Smaller(BLOCK_F, rows - r);
-            const uint64_t group[2] = {n == BLOCK_F ? firstLanes[0] : firstLanes[0] & ((1ULL << n * BLOCK_F) - 1), 0};
-            BlockReduceMax(lse[r], max_[r * BLOCK_F], 1, group, 1, 1, 8);
-        }
-        PipeBarrier<PIPE_V>();
+        FirstLanes(lse, max_, rows);
         out_.EnQue(out);
         lseOut_.EnQue(lse);
         out = out_.template DeQue<T>();

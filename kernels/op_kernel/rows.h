@@ -45,5 +45,20 @@ __aicore__ inline void FoldRows(const LocalTensor<float> &fold, const LocalTenso
         PipeBarrier<PIPE_V>();
     }
 }
+
+// row[r] = the lane that all of block r holds; the last group of 8 rows may be short.
+__aicore__ inline void FirstLanes(const LocalTensor<float> &row, const LocalTensor<float> &blocks, uint32_t rows)
+{
+    const uint32_t whole = rows / BLOCK_F, left = rows % BLOCK_F;
+    const uint64_t first[2] = {FirstOfBlocks(1), 0};
+    if (whole > 0) {
+        BlockReduceMax(row, blocks, static_cast<int32_t>(whole), first, 1, 1, 8);
+    }
+    if (left > 0) {
+        const uint64_t some[2] = {first[0] & ((1ULL << left * BLOCK_F) - 1), 0};
+        BlockReduceMax(row[whole * BLOCK_F], blocks[whole * LANES], 1, some, 1, 1, 8);
+    }
+    PipeBarrier<PIPE_V>();
+}
 }  // namespace mindmoe
 #endif

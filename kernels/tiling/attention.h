@@ -1,5 +1,6 @@
 // Tiling of attention and of its backward kernels.
 #pragma once
+#include "../op_kernel/attention_rows_tiling.h"
 #include "../op_kernel/attention_tiling.h"
 #include "plan.h"
 
@@ -101,6 +102,33 @@ inline Plan<AttentionTilingData> planAttention(const AttentionRequest &r, Attent
     setCubeShapes(t, pass);
     plan.workspaceBytes = plan.cores * attentionSlice(pass, blockQ, blockK, d, r.elementBytes);
     plan.ubBytes = attentionUb(pass, blockQ, blockK, d, r.elementBytes);
+    return plan;
+}
+
+/// attention_delta (delta = true) and attention_sink: rows only, no products.
+inline Plan<AttentionRowsTilingData> planAttentionRows(const AttentionRequest &r, bool delta, const Machine &machine = {})
+{
+    Plan<AttentionRowsTilingData> plan;
+    plan.error = brokenAttentionRule(r);
+    if (plan.error == nullptr && !delta && !r.hasSinks) {
+        plan.error = "attention_sink needs sinks";
+    }
+    if (plan.error != nullptr) {
+        return plan;
+    }
+    constexpr uint32_t kBlockRows = 64, kPartials = 256;
+    const auto d = static_cast<uint32_t>(r.headDim);
+    const uint32_t blocks = ceilDiv(r.seq, kBlockRows);
+    const uint64_t tasks = r.batch * r.heads * blocks;
+    plan.cores = static_cast<uint32_t>(std::min<uint64_t>(machine.vectorCores, tasks));
+    plan.data = {static_cast<uint32_t>(r.batch), static_cast<uint32_t>(r.heads), static_cast<uint32_t>(r.seq), d,
+                 r.hasSinks, kBlockRows, blocks, plan.cores};
+    if (delta) {
+        plan.workspaceBytes = tasks * kBlockBytes;
+        plan.ubBytes = kBlockRows * (2 * d * (r.elementBytes + 4) + 64 * 4 + 8) + (kPartials + 2) * kBlockBytes;
+    } else {
+        plan.ubBytes = kBlockRows * (d * (2 * r.elementBytes + 4) + 5 * kBlockBytes + 4);
+    }
     return plan;
 }
 

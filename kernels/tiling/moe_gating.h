@@ -56,12 +56,12 @@ inline uint32_t gatingPitch(uint32_t experts, uint32_t groups)
 }
 
 /// UB bytes per row of a tile. Forward: logits (2 buffers), positions, scores, keys, pairs of the sorted runs, two
-/// levels of merging, outputs. Backward: logits, gradients (2 buffers each), float logits, dense part.
+/// levels of merging, outputs. Backward: logits, gradient, their float forms, a folded row, blocks of the chosen.
 inline uint32_t gatingRowBytes(uint32_t pitch, uint32_t elementBytes, bool backward)
 {
     constexpr uint32_t block = 32;
     if (backward) {
-        return pitch * (2 * elementBytes + 2 * elementBytes + 4 + 4 + 4) + 4 * block + 6 * block + 4;
+        return pitch * (2 * elementBytes + 4 + 4) + 64 * 4 + 2 * block + 7 * block + 4;
     }
     return pitch * (2 * elementBytes + 4 + 4 + 4 + 8) + (128 + 64) * 4 + 4 * block + 5 * block + 4;
 }

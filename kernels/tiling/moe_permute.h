@@ -1,5 +1,6 @@
-// Tiling of moe_permute, moe_combine and moe_combine_grad.
+// Tiling of moe_capacity, moe_permute, moe_combine and moe_combine_grad.
 #pragma once
+#include "../op_kernel/moe_capacity_tiling.h"
 #include "../op_kernel/moe_combine_tiling.h"
 #include "../op_kernel/moe_permute_tiling.h"
 #include "plan.h"
@@ -58,6 +59,29 @@ inline Plan<MoePermuteTilingData> planPermute(const RoutingRequest &r, const Mac
                  plan.cores, perCore, chunk, pitch};
     plan.workspaceBytes = static_cast<uint64_t>(plan.cores) * pitch * sizeof(int32_t);
     plan.ubBytes = 2 * chunk * 4 + 4 * pitch * 4 + kRowsInFlight * rowBytes(r);
+    return plan;
+}
+
+inline Plan<MoeCapacityTilingData> planCapacity(RoutingRequest r, const Machine &machine = {})
+{
+    Plan<MoeCapacityTilingData> plan;
+    r.hidden = 1;  // no hidden values are touched
+    plan.error = brokenRoutingRule(r);
+    if (plan.error == nullptr && r.capacity == 0) {
+        plan.error = "capacity must be positive";
+    }
+    if (plan.error == nullptr && r.tokens * r.topk > (1u << 24)) {
+        plan.error = "tokens * top-k must be at most 2^24";  // counts are summed in fp32
+    }
+    if (plan.error != nullptr) {
+        return plan;
+    }
+    const auto pairs = static_cast<uint32_t>(r.tokens * r.topk);
+    plan.cores = std::min(machine.vectorCores, std::max(r.experts, ceilDiv(pairs, 8)));
+    const uint32_t chunk = std::min(roundUp(pairs, 8), 4096u);
+    plan.data = {pairs, r.experts, r.capacity, plan.cores, ceilDiv(pairs, plan.cores), chunk};
+    plan.workspaceBytes = static_cast<uint64_t>(r.experts) * kBlockBytes;
+    plan.ubBytes = 6 * chunk * 4 + roundUp(ceilDiv(chunk, 64) * 4, kBlockBytes) + r.experts * kBlockBytes;
     return plan;
 }
 

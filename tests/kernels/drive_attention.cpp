@@ -3,13 +3,39 @@
 #include "tiling/attention.h"
 
 #define DTYPE_Q float
+#define DTYPE_GRAD float
+#define DTYPE_OUT float
 #define attention attention_fp32
+#define attention_delta attention_delta_fp32
+#define attention_grad_key_value attention_grad_key_value_fp32
+#define attention_grad_query attention_grad_query_fp32
+#define attention_sink attention_sink_fp32
 #include "op_kernel/attention.cpp"
+#include "op_kernel/attention_delta.cpp"
+#include "op_kernel/attention_grad_key_value.cpp"
+#include "op_kernel/attention_grad_query.cpp"
+#include "op_kernel/attention_sink.cpp"
 #undef DTYPE_Q
+#undef DTYPE_GRAD
+#undef DTYPE_OUT
 #undef attention
+#undef attention_delta
+#undef attention_grad_key_value
+#undef attention_grad_query
+#undef attention_sink
 #define DTYPE_Q bfloat16_t
+#define DTYPE_GRAD bfloat16_t
+#define DTYPE_OUT bfloat16_t
 #define attention attention_bf16
+#define attention_delta attention_delta_bf16
+#define attention_grad_key_value attention_grad_key_value_bf16
+#define attention_grad_query attention_grad_query_bf16
+#define attention_sink attention_sink_bf16
 #include "op_kernel/attention.cpp"
+#include "op_kernel/attention_delta.cpp"
+#include "op_kernel/attention_grad_key_value.cpp"
+#include "op_kernel/attention_grad_query.cpp"
+#include "op_kernel/attention_sink.cpp"
 
 namespace {
 
@@ -44,10 +70,64 @@ std::string forward(const Call &c)
                   2);
 }
 
+// inputs: grad, out, lse, sinks; outputs: delta, grad_sinks
+std::string delta(const Call &c)
+{
+    auto r = request(c);
+    r.hasSinks = c.inputs[3].data != nullptr;
+    const auto kernel = c.bf16 ? attention_delta_bf16 : attention_delta_fp32;
+    return launch(c, mindmoe::tiling::planAttentionRows(r, true, {c.cores}), [&](GM_ADDR workspace, GM_ADDR tiling) {
+        kernel(c.in(0), c.in(1), c.in(2), c.in(3), c.out(0), c.out(1), workspace, tiling);
+    });
+}
+
+// inputs: out, max, sum, sinks; outputs: out, max, sum, lse
+std::string sink(const Call &c)
+{
+    auto r = request(c);
+    r.hasSinks = c.inputs[3].data != nullptr;
+    const auto kernel = c.bf16 ? attention_sink_bf16 : attention_sink_fp32;
+    return launch(c, mindmoe::tiling::planAttentionRows(r, false, {c.cores}), [&](GM_ADDR workspace, GM_ADDR tiling) {
+        kernel(c.in(0), c.in(1), c.in(2), c.in(3), c.out(0), c.out(1), c.out(2), c.out(3), workspace, tiling);
+    });
+}
+
+// inputs: q, k, v, grad, lse, delta, documents; outputs: grad_q
+std::string gradQuery(const Call &c)
+{
+    auto r = request(c);
+    r.hasDocuments = c.inputs[6].data != nullptr;
+    const auto kernel = c.bf16 ? attention_grad_query_bf16 : attention_grad_query_fp32;
+    return launch(c, mindmoe::tiling::planAttention(r, AttentionPass::GRAD_QUERY, {c.cores}),
+                  [&](GM_ADDR workspace, GM_ADDR tiling) {
+                      kernel(c.in(0), c.in(1), c.in(2), c.in(3), c.in(4), c.in(5), c.in(6), c.out(0), workspace,
+                             tiling);
+                  },
+                  2);
+}
+
+// the same inputs; outputs: grad_k, grad_v
+std::string gradKeyValue(const Call &c)
+{
+    auto r = request(c);
+    r.hasDocuments = c.inputs[6].data != nullptr;
+    const auto kernel = c.bf16 ? attention_grad_key_value_bf16 : attention_grad_key_value_fp32;
+    return launch(c, mindmoe::tiling::planAttention(r, AttentionPass::GRAD_KEY_VALUE, {c.cores}),
+                  [&](GM_ADDR workspace, GM_ADDR tiling) {
+                      kernel(c.in(0), c.in(1), c.in(2), c.in(3), c.in(4), c.in(5), c.in(6), c.out(0), c.out(1),
+                             workspace, tiling);
+                  },
+                  2);
+}
+
 }  // namespace
 
 const std::map<std::string, Entry> &entries()
 {
-    static const std::map<std::string, Entry> table = {{"attention", forward}};
+    static const std::map<std::string, Entry> table = {{"attention", forward},
+                                                      {"attention_delta", delta},
+                                                      {"attention_sink", sink},
+                                                      {"attention_grad_query", gradQuery},
+                                                      {"attention_grad_key_value", gradKeyValue}};
     return table;
 }

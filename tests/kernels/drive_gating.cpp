@@ -3,12 +3,17 @@
 
 #define DTYPE_LOGITS float
 #define moe_gating moe_gating_fp32
+#define moe_gating_grad moe_gating_grad_fp32
 #include "op_kernel/moe_gating.cpp"
+#include "op_kernel/moe_gating_grad.cpp"
 #undef DTYPE_LOGITS
 #undef moe_gating
+#undef moe_gating_grad
 #define DTYPE_LOGITS bfloat16_t
 #define moe_gating moe_gating_bf16
+#define moe_gating_grad moe_gating_grad_bf16
 #include "op_kernel/moe_gating.cpp"
+#include "op_kernel/moe_gating_grad.cpp"
 
 namespace {
 
@@ -38,10 +43,20 @@ std::string gating(const Call &c)
     });
 }
 
+// inputs: logits, ids, grad_weights; outputs: grad_logits
+std::string gatingGrad(const Call &c)
+{
+    const auto plan = mindmoe::tiling::planGating(request(c, false), true, {c.cores});
+    const auto kernel = c.bf16 ? moe_gating_grad_bf16 : moe_gating_grad_fp32;
+    return launch(c, plan, [&](GM_ADDR workspace, GM_ADDR tiling) {
+        kernel(c.in(0), c.in(1), c.in(2), c.out(0), workspace, tiling);
+    });
+}
+
 }  // namespace
 
 const std::map<std::string, Entry> &entries()
 {
-    static const std::map<std::string, Entry> table = {{"moe_gating", gating}};
+    static const std::map<std::string, Entry> table = {{"moe_gating", gating}, {"moe_gating_grad", gatingGrad}};
     return table;
 }

@@ -1,6 +1,8 @@
 #include "driver.h"
 #include "tiling/moe_permute.h"
 
+#include "op_kernel/moe_capacity.cpp"
+
 #define DTYPE_X float
 #define DTYPE_Y float
 #define DTYPE_GRAD float
@@ -41,6 +43,13 @@ mindmoe::tiling::RoutingRequest request(const Call &c)
     return r;
 }
 
+std::string capacity(const Call &c)
+{
+    return launch(c, mindmoe::tiling::planCapacity(request(c), {c.cores}), [&](GM_ADDR workspace, GM_ADDR tiling) {
+        moe_capacity(c.in(0), c.in(1), c.out(0), workspace, tiling);
+    });
+}
+
 std::string permute(const Call &c)
 {
     const auto kernel = c.bf16 ? moe_permute_bf16 : moe_permute_fp32;
@@ -73,6 +82,6 @@ std::string combineGrad(const Call &c)
 const std::map<std::string, Entry> &entries()
 {
     static const std::map<std::string, Entry> table = {
-        {"moe_permute", permute}, {"moe_combine", combine}, {"moe_combine_grad", combineGrad}};
+        {"moe_capacity", capacity}, {"moe_permute", permute}, {"moe_combine", combine}, {"moe_combine_grad", combineGrad}};
     return table;
 }

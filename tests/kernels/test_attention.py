@@ -96,6 +96,81 @@ def test_forward_equals_the_float64_oracle(driver, case, bf16):
     np.testing.assert_allclose(lse, want_lse, rtol=0, atol=3e-6)
 
 
+def gradients(case, q, k, v, sinks, grad):
+    """float64 gradients of sum(grad * out): q, k, v, sinks, and delta."""
+    p, out, lse = reference(case, q, k, v, sinks)
+    group = case.heads // case.kv_heads
+    grad, wide_k, wide_v = grad.astype(np.float64), np.repeat(k, group, 1), np.repeat(v, group, 1)
+    delta = (grad * out).sum(-1)
+    ds = p * (grad @ wide_v.swapaxes(2, 3) - delta[..., None]) * case.scale
+    by_group = (case.batch, case.kv_heads, group, case.seq, case.head_dim)
+    dk = (ds.swapaxes(2, 3) @ q).reshape(by_group).sum(2)
+    dv = (p.swapaxes(2, 3) @ grad).reshape(by_group).sum(2)
+    dsink = None if sinks is None else -(np.exp(sinks[None, :, None] - lse) * delta).sum((0, 2))
+    return ds @ wide_k, dk, dv, dsink, delta
+
+
+def test_the_oracle_is_the_derivative():
+    case = Case(1, 2, 1, 7, head_dim=16, window=4, sinks=True, documents=(3, 4))
+    q, k, v, sinks, _, grad = (None if x is None else x.astype(np.float64) for x in tensors(case, False, extra=1))
+    want = gradients(case, q, k, v, sinks, grad)
+    step = 1e-5
+    for analytic, x in zip(want, (q, k, v, sinks), strict=False):
+        for i in list(np.ndindex(x.shape))[::5]:
+            kept, losses = x[i], []
+            for x[i] in (kept + step, kept - step):
+                losses.append((reference(case, q, k, v, sinks)[1] * grad).sum())
+            x[i] = kept
+            assert abs((losses[0] - losses[1]) / (2 * step) - analytic[i]) < 1e-8
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_backward_equals_the_float64_oracle(driver, case, bf16):
+    run = driver("attention")
+    q, k, v, sinks, documents, grad = tensors(case, bf16, extra=1)
+    _, out, lse = reference(case, q, k, v, sinks)
+    out = value(store(out, bf16), bf16)
+    lse = lse.astype(np.float32)
+    delta, grad_sinks = garbage(lse.shape), garbage((case.heads,)) if case.sinks else None
+    shape = {"bf16": bf16, "cores": case.cores, "seed": case.seq}
+    run("attention_delta", [store(grad, bf16), store(out, bf16), lse, sinks], [delta, grad_sinks], case.ints,
+        [case.scale], **shape)
+    inputs = [*(store(x, bf16) for x in (q, k, v, grad)), lse, delta, documents]
+    dq, dk, dv = (garbage(x.shape, bf16) for x in (q, k, v))
+    run("attention_grad_query", inputs, [dq], case.ints, [case.scale], **shape)
+    run("attention_grad_key_value", inputs, [dk, dv], case.ints, [case.scale], **shape)
+    want_q, want_k, want_v, want_sinks, want_delta = gradients(case, q, k, v, sinks, grad)
+    for got, want in ((dq, want_q), (dk, want_k), (dv, want_v)):
+        scale = max(1.0, np.abs(want).max())
+        np.testing.assert_allclose(value(got, bf16) / scale, want / scale, rtol=0, atol=2e-2 if bf16 else 3e-6)
+    np.testing.assert_allclose(delta, want_delta, rtol=0, atol=6e-2 if bf16 else 1e-5)
+    if case.sinks:
+        np.testing.assert_allclose(grad_sinks, want_sinks, rtol=0, atol=2e-1 if bf16 else 3e-5)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("case", [case for case in CASES if case.sinks], ids=str)
+def test_the_sink_epilogue_completes_stock_attention(driver, case, bf16):
+    """Outputs, statistics and all gradients equal those of attention with sinks."""
+    q, k, v, sinks, _ = tensors(case, bf16)
+    _, plain, _ = reference(case, q, k, v, None)
+    s = np.where(visible(case), q.astype(np.float64) @ np.repeat(k, case.heads // case.kv_heads, 1).swapaxes(2, 3)
+                 * case.scale, -np.inf)
+    top = s.max(-1)
+    total = np.exp(s - top[..., None]).sum(-1)
+    eight = [np.ascontiguousarray(np.repeat(x[..., None], 8, -1), np.float32) for x in (top, total)]
+    out, new_max, new_sum, lse = garbage(q.shape, bf16), garbage(eight[0].shape), garbage(eight[0].shape), garbage(top.shape)
+    driver("attention")("attention_sink", [store(plain, bf16), *eight, sinks], [out, new_max, new_sum, lse], case.ints,
+                        [case.scale], bf16=bf16, cores=case.cores, seed=case.seq)
+    _, want, want_lse = reference(case, q, k, v, sinks)
+    np.testing.assert_allclose(value(out, bf16), want, rtol=0, atol=2e-2 if bf16 else 3e-6)
+    np.testing.assert_allclose(lse, want_lse, rtol=0, atol=3e-6)
+    # exp(s - max') / sum' is what the stock gradient op recomputes: it must be the probability with the sink.
+    np.testing.assert_allclose(new_max[..., 0] + np.log(new_sum[..., 0]), want_lse, rtol=0, atol=3e-6)
+    assert (new_max == new_max[..., :1]).all() and (new_sum == new_sum[..., :1]).all()
+
+
 def test_extreme_scores_stay_finite(driver):
     case = Case(1, 2, 1, 80, sinks=True)
     q, k, v, sinks, documents = tensors(case, False)

@@ -1,4 +1,4 @@
-"""moe_gating against a float64 oracle: ids exact, weights to float32 rounding."""
+"""moe_gating and its backward against float64 oracles: ids exact, values to float32 rounding."""
 
 import numpy as np
 import pytest
@@ -89,6 +89,53 @@ def test_bf16_logits_are_widened_exactly(driver):
     want_w, want_ids = reference(x, None, 4, SOFTMAX_AFTER_TOPK, 1, 1, 1, 1.0)
     np.testing.assert_array_equal(ids, want_ids)
     np.testing.assert_allclose(w, want_w, rtol=0, atol=3e-6)
+
+
+def weights_at(x, ids, score, normalize, scale):
+    """float64 weights (T, K) of a fixed choice."""
+    w = np.take_along_axis(scores_of(x, score), ids, 1)
+    if score == SOFTMAX_AFTER_TOPK:
+        w = scores_of(w, SOFTMAX)
+    elif normalize:
+        w = w / w.sum(1, keepdims=True)
+    return w * scale
+
+
+def numeric_gradient(x, ids, grad, score, normalize, scale):
+    """Central differences of sum(grad * weights) in float64, all rows at once: rows are independent."""
+    step, out = 1e-5, np.zeros_like(x)
+    for e in range(x.shape[1]):
+        losses = []
+        for sign in (1, -1):
+            moved = x.copy()
+            moved[:, e] += sign * step
+            losses.append((weights_at(moved, ids, score, normalize, scale) * grad).sum(1))
+        out[:, e] = (losses[0] - losses[1]) / (2 * step)
+    return out
+
+
+# rows, experts, topk, score, normalize, cores
+GRAD_CASES = [
+    (1, 128, 4, SOFTMAX_AFTER_TOPK, 1, 1), (67, 32, 4, SOFTMAX_AFTER_TOPK, 1, 3), (5, 8, 2, SOFTMAX, 1, 48),
+    (150, 60, 6, SOFTMAX, 0, 1), (41, 256, 8, SIGMOID, 1, 2), (26, 256, 1, SIGMOID, 0, 1), (19, 3, 3, SOFTMAX, 0, 2),
+    (70, 128, 8, SOFTMAX, 0, 2),
+]
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("case", GRAD_CASES, ids=str)
+def test_backward_equals_finite_differences(driver, case, bf16):
+    rows, experts, topk, score, normalize, cores = case
+    rng = np.random.default_rng(rows)
+    x = logits(rng, "normal", (rows, experts))
+    ids = np.ascontiguousarray(np.argsort(rng.random((rows, experts)), 1)[:, :topk], np.int32)
+    grad = rng.standard_normal((rows, topk)).astype(np.float32)
+    x = value(store(x, bf16), bf16)
+    out = garbage(x.shape, bf16)
+    driver("gating")("moe_gating_grad", [store(x, bf16), ids, grad], [out],
+                     [rows, experts, topk, score, normalize, 1, 1], [1.25], bf16=bf16, cores=cores, seed=rows)
+    want = numeric_gradient(x.astype(np.float64), ids, grad.astype(np.float64), score, normalize, 1.25)
+    np.testing.assert_allclose(value(out, bf16), want, rtol=4e-3 if bf16 else 0, atol=3e-6)
 
 
 def test_the_order_of_cores_changes_no_bit(driver):

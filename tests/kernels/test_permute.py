@@ -1,4 +1,4 @@
-"""moe_permute exactly, moe_combine and its backward to rounding, against NumPy."""
+"""moe_capacity and moe_permute exactly, moe_combine and its backward to rounding, against NumPy."""
 
 import numpy as np
 import pytest
@@ -66,6 +66,29 @@ def test_permute_is_a_stable_counting_sort(driver, case):
     np.testing.assert_array_equal(slot, want_slot)
     np.testing.assert_array_equal(counts, want_counts)
     np.testing.assert_array_equal(y, want)
+
+
+# tokens, topk, experts, capacity, kind of weight, cores
+DROPS = [(1, 1, 1, 1, "distinct", 1), (40, 4, 8, 7, "distinct", 3), (40, 4, 8, 7, "ties", 3), (50, 2, 4, 1, "const", 48),
+         (30, 2, 64, 100, "distinct", 2), (1200, 4, 3, 700, "ties", 2), (25, 2, 6, 3, "zero", 4)]
+
+
+@pytest.mark.parametrize("case", DROPS, ids=str)
+def test_capacity_drops_the_lowest_weights_first(driver, case):
+    tokens, topk, experts, capacity, kind, cores = case
+    rng = np.random.default_rng(tokens)
+    ids = np.ascontiguousarray(rng.integers(-1, experts, (tokens, topk)), np.int32)
+    weights = {"distinct": rng.random(ids.shape), "ties": rng.integers(1, 4, ids.shape) / 4, "const": np.ones(ids.shape),
+               "zero": np.zeros(ids.shape)}[kind].astype(np.float32)
+    kept = np.full(ids.shape, -9, np.int32)
+    driver("permute")("moe_capacity", [ids, weights], [kept], [tokens, topk, experts, 1, capacity], cores=cores,
+                      seed=tokens)
+    want = np.full(ids.size, -1)
+    for e in range(experts):
+        mine = np.nonzero(ids.ravel() == e)[0]
+        best = mine[np.argsort(-weights.ravel()[mine], kind="stable")][:capacity]
+        want[best] = e
+    np.testing.assert_array_equal(kept.ravel(), want)
 
 
 @pytest.mark.parametrize("weighted", [True, False])
