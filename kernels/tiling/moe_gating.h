@@ -61,7 +61,7 @@ inline uint32_t gatingRowBytes(uint32_t pitch, uint32_t elementBytes, bool backw
 {
     constexpr uint32_t block = 32;
     if (backward) {
-        return pitch * (2 * elementBytes + 4 + 4) + 64 * 4 + 2 * block + 7 * block + 4;
+        return pitch * (2 * elementBytes + 4 + 4) + 64 * 4 + 2 * block + 8 * block + 4;
     }
     return pitch * (2 * elementBytes + 4 + 4 + 4 + 8) + (128 + 64) * 4 + 4 * block + 5 * block + 4;
 }

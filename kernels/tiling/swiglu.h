@@ -26,11 +26,12 @@ inline Plan<SwigluTilingData> planSwiglu(uint64_t elements, float alpha, float l
     const uint32_t perElement = swigluElementBytes(elementBytes, backward);
     const auto cores = static_cast<uint32_t>(std::min<uint64_t>(machine.vectorCores, (elements + lanes - 1) / lanes));
     const uint64_t perCore = ((elements + cores - 1) / cores + lanes - 1) / lanes * lanes;
-    const uint32_t largest = machine.ubBytes / perElement / lanes * lanes;
+    const uint32_t masks = backward ? 3 * kBlockBytes : 0;  // each on blocks of its own
+    const uint32_t largest = (machine.ubBytes - masks) / perElement / lanes * lanes;
     const auto tile = static_cast<uint32_t>(std::min<uint64_t>(largest, perCore));
     plan.data = {elements, perCore, tile, alpha, limit};
     plan.cores = ceilDiv(elements, perCore);
-    plan.ubBytes = tile * perElement;
+    plan.ubBytes = tile * perElement + masks;
     return plan;
 }
 

@@ -20,6 +20,7 @@ struct Call {
     std::vector<Buffer> inputs, outputs;
     bool bf16;
     uint32_t cores, seed;
+    bool planOnly;  // do not run: write cores, UB bytes and workspace bytes of the plan to the first output
 
     GM_ADDR in(size_t i) const { return static_cast<GM_ADDR>(inputs[i].data); }
     GM_ADDR out(size_t i) const { return static_cast<GM_ADDR>(outputs[i].data); }
@@ -35,6 +36,13 @@ std::string launch(const Call &call, Plan plan, Kernel kernel, int coresPerBlock
     if (plan.error != nullptr) {
         return plan.error;
     }
+    if (call.planOnly) {
+        auto *figures = static_cast<uint64_t *>(call.outputs[0].data);
+        figures[0] = plan.cores;
+        figures[1] = plan.ubBytes;
+        figures[2] = plan.workspaceBytes;
+        return "";
+    }
     host_model::Launch machine;
     machine.coresPerBlock = coresPerBlock;
     for (size_t i = 0; i < call.inputs.size(); ++i) {
@@ -46,22 +54,30 @@ std::string launch(const Call &call, Plan plan, Kernel kernel, int coresPerBlock
     std::vector<uint8_t> workspace(plan.workspaceBytes + 64, 0xFF);
     machine.add("workspace", workspace.data(), plan.workspaceBytes, false);
     auto *tiling = reinterpret_cast<GM_ADDR>(&plan.data);
-    return machine.run(static_cast<int>(plan.cores), call.seed, [&] { kernel(workspace.data(), tiling); });
+    const std::string violation =
+        machine.run(static_cast<int>(plan.cores), call.seed, [&] { kernel(workspace.data(), tiling); });
+    if (violation.empty() && machine.ubUsed() > plan.ubBytes) {
+        return "the kernel takes " + std::to_string(machine.ubUsed()) + " bytes of UB, the plan says " +
+               std::to_string(plan.ubBytes);
+    }
+    return violation;
 }
 
 using Entry = std::string (*)(const Call &);
 const std::map<std::string, Entry> &entries();  // defined by each driver
 
-/// Returns 0, or 1 with a message in `error`. The last `numOutputs` buffers are outputs.
+/// Returns 0, or 1 with a message in `error`; "plan <kernel>" only plans. The last `numOutputs` buffers are outputs.
 extern "C" int run_kernel(const char *name, int bf16, const int64_t *ints, const double *reals, void **data,
                           const uint64_t *bytes, int numInputs, int numOutputs, uint32_t cores, uint32_t seed,
                           char *error, int errorBytes)
 {
-    Call call{ints, reals, {}, {}, bf16 != 0, cores, seed};
+    const std::string prefix = "plan ", request = name;
+    const bool planOnly = request.rfind(prefix, 0) == 0;
+    Call call{ints, reals, {}, {}, bf16 != 0, cores, seed, planOnly};
     for (int i = 0; i < numInputs + numOutputs; ++i) {
         (i < numInputs ? call.inputs : call.outputs).push_back({data[i], bytes[i]});
     }
-    const std::string message = entries().at(name)(call);
+    const std::string message = entries().at(planOnly ? request.substr(prefix.size()) : request)(call);
     snprintf(error, static_cast<size_t>(errorBytes), "%s", message.c_str());
     return message.empty() ? 0 : 1;
 }

@@ -62,7 +62,7 @@ class Driver:
         assert all(a is None or a.flags.c_contiguous for a in arrays)
         pointers = (ctypes.c_void_p * len(arrays))(*[None if a is None else a.ctypes.data for a in arrays])
         sizes = (ctypes.c_uint64 * len(arrays))(*[0 if a is None else a.nbytes for a in arrays])
-        message = ctypes.create_string_buffer(600)
+        message = ctypes.create_string_buffer(4096)
         failed = self._run(kernel.encode(), int(bf16), (ctypes.c_int64 * max(1, len(ints)))(*ints),
                            (ctypes.c_double * max(1, len(reals)))(*reals), pointers, sizes, len(inputs), len(outputs),
                            cores, seed, message, len(message))

@@ -63,4 +63,9 @@ bool use_onednn(const char *path, bool native_half) {
   return true;
 }
 
+Source gemm_source() {
+  if (dnnl_float == nullptr) return Source::Own;
+  return dnnl_half == nullptr ? Source::OnednnWidened : Source::Onednn;
+}
+
 }  // namespace mindmoe

@@ -28,6 +28,9 @@ void gemm(Side a_side, Side b_side, int64_t m, int64_t n, int64_t k, float alpha
 // CPUs whose bf16 instructions are slow. An empty path returns to our own product.
 bool use_onednn(const char *path, bool native_half);
 
+enum class Source { Own, OnednnWidened, Onednn };
+Source gemm_source();
+
 // How a product's result (m, n) is cut into tasks: a function of the shape alone.
 struct Tiles {
   int64_t m, n, rows, columns;

@@ -12,5 +12,7 @@ MINDMOE_EXPORT int mindmoe_use_onednn(const char *path, int native_half) {
   return mindmoe::use_onednn(path, native_half != 0) ? 1 : 0;
 }
 
+MINDMOE_EXPORT int mindmoe_gemm() { return static_cast<int>(mindmoe::gemm_source()); }
+
 // Floats in a vector: tells which instruction set this library was compiled for.
 MINDMOE_EXPORT int mindmoe_vector_width() { return mindmoe::kWidth; }

@@ -5,6 +5,7 @@
 // kernel's flags, queues and barriers do not order after a conflicting earlier one is a Violation even though the
 // in-order execution happened to produce the right number.
 #pragma once
+#include <algorithm>
 #include <array>
 #include <condition_variable>
 #include <cstdarg>
@@ -236,6 +237,16 @@ public:
             instructions += c->instructions;
         }
         return error_;
+    }
+
+    /// UB bytes of the core that took most.
+    uint32_t ubUsed() const
+    {
+        uint32_t most = 0;
+        for (auto &c : cores_) {
+            most = std::max(most, c->ubUsed);
+        }
+        return most;
     }
 
     int numCores() const { return static_cast<int>(cores_.size()); }
