@@ -148,8 +148,7 @@ class TokenSet:
         for row, window in zip(segments, windows, strict=True):
             start = int(window) * self._seq_length
             document, last = self._document_at(start), self._document_at(start + self._seq_length)
-            inner = {self._data.document_start(i) - start for i in range(document + 1, last + 1)}
-            row[sorted(inner)] = 1
+            row[self._data.document_starts(document + 1, last + 1) - start] = 1
             np.cumsum(row, out=row)
         return segments
 

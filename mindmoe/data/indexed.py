@@ -37,7 +37,7 @@ DTYPES = {
     code: np.dtype(name) for code, name in enumerate(("u1", "i1", "<i2", "<i4", "<i8", "<f8", "<f4", "<u2"), start=1)
 }
 _HEADER = struct.Struct("<9sQBQQ")
-_CHUNK = 1 << 20  # sequences checked at a time
+_CHUNK = 1 << 16  # sequences checked at a time, so that they stay in the processor's cache
 _REMEDY = "restore the pair from a good copy or prepare it again"
 
 
@@ -173,6 +173,10 @@ class IndexedDataset:
         if sequence == self.num_sequences:
             return self.num_tokens
         return int(self.offsets[sequence]) // self.dtype.itemsize
+
+    def document_starts(self, first: int, stop: int) -> NDArray[np.int64]:
+        """(stop - first,) the positions in `flat` where documents start, all of them before the last token."""
+        return self.offsets[self.document_index[first:stop]] // self.dtype.itemsize
 
 
 class IndexedWriter:

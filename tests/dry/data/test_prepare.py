@@ -116,6 +116,9 @@ def test_every_good_document_arrives_and_every_bad_one_is_named(tmp_path: Path, 
 
 
 def test_two_processes_write_the_same_bytes(tmp_path: Path, corpus: Path) -> None:
+    """Of a corpus of a dozen jobs, more than are ever under way."""
+    lines = (json.dumps({"text": f"{TEXTS[i % 60][:30]} {i}"}) for i in range(6000))
+    (corpus / "many.jsonl").write_text("\n".join(lines))
     prepare([str(corpus)], tmp_path / "one", settings())
     prepare([str(corpus)], tmp_path / "two", settings(workers=2))
     assert_equal_folders(tmp_path / "one", tmp_path / "two")

@@ -63,6 +63,7 @@ def test_trained_vocabulary(trained: tuple[Path, list[str]]) -> None:
     sizes = [(len(text.encode()), len(tokenizer.encode(text))) for text in texts[1::4]]
     assert sum(size for size, _ in sizes) > 2 * sum(tokens for _, tokens in sizes)  # bytes a token: it did learn
     assert len(tokenizer.encode("        ")) == 1  # indentation
+    assert [len(tokenizer.encode(number)) for number in ("00", "10", "255", "1000", "2001")] == [2, 2, 3, 4, 4]
 
 
 def test_cutting_at_a_line_break_changes_nothing(trained: tuple[Path, list[str]]) -> None:
