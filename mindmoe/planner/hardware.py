@@ -1,0 +1,139 @@
+"""Accelerators as data: what a card, a node and the network between nodes can do, and what programs reach of it.
+
+One YAML file per accelerator under `hardware/`, each figure with its source. `efficiency` is one set of constants
+per accelerator: nothing is tuned per model or per published row.
+"""
+
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+
+from mindmoe.errors import UserError
+from mindmoe.schema import Section
+
+_FOLDER = files("mindmoe.planner").joinpath("hardware")
+_Share = Field(gt=0.0, le=1.0)
+
+
+class EfficiencyConfig(Section):
+    """What real programs reach, as shares of the peaks.
+
+    Attributes:
+        gemm: of peak, by a product so large that its shape does not matter.
+        grouped_gemm: the same for the routed experts' products.
+        attention: of peak, by the attention kernel with infinitely wide heads; `attention_half_dim` is the head
+            width at which it reaches half of that.
+        hbm: of memory bandwidth, by vector kernels.
+        half_depth: depth k of a product at which the pipeline through the cores is half full [elements].
+        half_rows: rows of one expert at which a grouped product reaches half its speed.
+        launch_us: idle time around each kernel [us].
+        overlap_dp: share of the gradient and weight collectives of a step that hides behind computation.
+        overlap_pp: share of a stage-to-stage transfer that hides behind computation.
+    """
+
+    gemm: float = _Share
+    grouped_gemm: float = _Share
+    attention: float = _Share
+    attention_half_dim: PositiveFloat
+    hbm: float = _Share
+    half_depth: PositiveFloat
+    half_rows: PositiveFloat
+    launch_us: NonNegativeFloat
+    overlap_dp: float = Field(ge=0.0, le=1.0)
+    overlap_pp: float = Field(ge=0.0, le=1.0)
+
+
+class LinkConfig(Section):
+    """The network, per card and direction.
+
+    Attributes:
+        topology: inside a node, `mesh` gives each pair of cards its own link, `switch` gives each card one port.
+        link_gb_s: the link of a pair (mesh) or the port (switch), as collectives reach it [GB/s].
+        all_to_all: share of that which an all-to-all reaches.
+        nic_gb_s: the card's network port to other nodes, as collectives reach it [GB/s].
+        launch_us: fixed cost of one collective [us], inside a node; `hop_us` is added per doubling of the nodes.
+    """
+
+    topology: Literal["mesh", "switch"]
+    link_gb_s: PositiveFloat
+    all_to_all: float = _Share
+    nic_gb_s: PositiveFloat
+    launch_us: NonNegativeFloat
+    hop_us: NonNegativeFloat
+
+
+class Hardware(Section):
+    """One accelerator and the cluster built of it.
+
+    Attributes:
+        peak_tflops: dense matrix peak by number format [TFLOP/s].
+        cores: matrix cores that share the tiles of a product.
+        cards_per_node: cards that the fast network joins.
+        communicator_mib: buffer of one process group [MiB]; `reserved_gib`: driver, runtime and kernels [GiB].
+        power_w: of one card under load, its share of the host included [W].
+        storage_gb_s: what one node writes to shared storage [GB/s].
+        sources: where each figure comes from. [V] read in a file, [S] secondary, [M] from memory, [D] derived.
+    """
+
+    name: str
+    aliases: list[str] = []
+    peak_tflops: dict[Literal["bf16", "fp8"], PositiveFloat]
+    cores: PositiveInt
+    memory_gib: PositiveFloat
+    hbm_tb_s: PositiveFloat
+    cards_per_node: PositiveInt
+    link: LinkConfig
+    communicator_mib: NonNegativeFloat
+    reserved_gib: NonNegativeFloat
+    power_w: PositiveFloat
+    storage_gb_s: PositiveFloat
+    efficiency: EfficiencyConfig
+    sources: dict[str, str]
+
+    def peak(self, precision: Literal["bf16", "fp8"] = "bf16") -> float:
+        """Matrix peak [FLOP/s]; fp8 on a card without it is an error of the user."""
+        if precision not in self.peak_tflops:
+            raise UserError(f"{self.name} has no {precision} matrix units", "plan with bf16")
+        return self.peak_tflops[precision] * 1e12
+
+
+def _parse(text: str, where: str) -> Hardware:
+    try:
+        return Hardware.model_validate(yaml.safe_load(text))
+    except (ValidationError, yaml.YAMLError) as error:
+        raise UserError(f"{where} does not describe an accelerator ({error})",
+                        "compare it with the files in mindmoe/planner/hardware") from None
+
+
+@cache
+def _known() -> dict[str, Hardware]:
+    found = {}
+    for entry in _FOLDER.iterdir():
+        if entry.name.endswith(".yaml"):
+            hardware = _parse(entry.read_text(encoding="utf-8"), entry.name)
+            for name in (hardware.name, *hardware.aliases):
+                found[name.lower()] = hardware
+    return found
+
+
+def hardware_names() -> list[str]:
+    """Names of the accelerators on file, without aliases."""
+    return sorted({hardware.name for hardware in _known().values()})
+
+
+def load_hardware(name: str) -> Hardware:
+    """An accelerator by name or alias, or from a YAML file of the same form (say, one of measured figures).
+
+    Raises:
+        UserError: neither on file nor a readable description.
+    """
+    if name.lower() in _known():
+        return _known()[name.lower()]
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return _parse(path.read_text(encoding="utf-8"), name)
+    raise UserError(f"hardware {name!r} is not on file", f"use one of {', '.join(hardware_names())} or a YAML file")

@@ -1,0 +1,164 @@
+"""`mindmoe plan`: from a run's config to the layouts worth running on a cluster that need not exist yet."""
+
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from mindmoe.config import RunConfig
+from mindmoe.errors import UserError
+from mindmoe.parallel.config import ParallelConfig
+from mindmoe.planner.anchors import compare, error_summary, read_anchors
+from mindmoe.planner.architecture import from_config
+from mindmoe.planner.budget import budget
+from mindmoe.planner.hardware import Hardware, load_hardware
+from mindmoe.planner.layout import Layout
+from mindmoe.planner.report import pareto_picture, write_report
+from mindmoe.planner.search import search
+from mindmoe.planner.step import CostModel, Workload
+from mindmoe.planner.tables import (
+    TableData,
+    anchor_table,
+    best_table,
+    budget_table,
+    memory_table,
+    rejected_table,
+    time_table,
+    workload_text,
+)
+from mindmoe.train.config import TrainConfig
+
+MEDIAN_TARGET, WORST_TARGET = 0.15, 0.35
+_SHOWN = 10
+_PLAIN_WIDTH = 200  # columns where there is no terminal to fit into
+
+
+def plan(config: RunConfig | None, cards: int, hardware: str, explain: bool, out: Path | None,
+         check: Path | None) -> int:
+    """Plans a run, or checks the planner against published runs.
+
+    Args:
+        config: the run; may be absent when only checking.
+        cards: number of accelerators.
+        hardware: a name on file, or the path of a YAML file that describes an accelerator.
+        explain: print every term of the best layout's memory and time.
+        out: where the best layout goes as a YAML config fragment; the HTML report goes beside it.
+        check: a CSV file of published runs to compare with.
+
+    Returns:
+        Exit code: 1 if a check misses its targets (median error 15%, worst 35%), else 0.
+
+    Raises:
+        UserError: nothing to do, or no layout is legal and fits.
+    """
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_PLAIN_WIDTH, highlight=False)
+    code = 0
+    if check:
+        comparisons = compare(read_anchors(check))
+        _show(console, anchor_table(comparisons))
+        typical, worst = error_summary(comparisons)
+        code = int(typical > MEDIAN_TARGET or worst > WORST_TARGET)
+    if config:
+        _plan_run(console, config, cards, load_hardware(hardware), explain, out)
+    elif not check:
+        raise UserError("there is nothing to plan", "give a config, or --check with a CSV file of published runs")
+    return code
+
+
+def workload_of(config: RunConfig) -> Workload:
+    """What a run trains, as the planner sees it.
+
+    Raises:
+        UserError: the run is not in bf16.
+    """
+    if config.train.precision != "bf16":
+        raise UserError(f"the planner knows bf16 only but train.precision={config.train.precision}",
+                        "set train.precision=bf16")
+    moe = config.moe
+    bound = moe.dispatch.capacity_factor if moe and moe.dispatch.kind == "capacity" else inf
+    return Workload(
+        architecture=from_config(config.name, config.model, moe), seq_length=config.train.seq_length,
+        global_batch_size=config.train.global_batch_size, max_imbalance=max(1.0, bound))
+
+
+def _plan_run(console: Console, config: RunConfig, cards: int, hardware: Hardware, explain: bool,
+              out: Path | None) -> None:
+    if cards < 1:
+        raise UserError(f"cards={cards} must be at least 1", "raise --cards")
+    workload = workload_of(config)
+    model = CostModel(hardware, workload)
+    result = search(model, cards)
+    best = result.best[0]
+    tables = [best_table(result.best[:_SHOWN]), rejected_table(result), memory_table(model, best)]
+    if explain:
+        tables.append(time_table(model, best))
+    tables.append(budget_table(budget(
+        workload.architecture, hardware, cards=cards, seq_length=workload.seq_length,
+        tokens=float(config.train.steps) * workload.tokens, tokens_per_s=best.tokens_per_s)))
+    notes = [workload_text(workload), *hardware_notes(hardware)]
+    for note in notes:
+        console.print(note, markup=False)
+    for table in tables:
+        _show(console, table)
+    if out:
+        fragment_path, report_path = out.with_suffix(".yaml"), out.with_suffix(".html")
+        fragment = config_fragment(best.layout, f"{config.name} on {cards} {hardware.name}")
+        fragment_path.parent.mkdir(parents=True, exist_ok=True)
+        fragment_path.write_text(fragment, encoding="utf-8")
+        if not explain:
+            tables.insert(3, time_table(model, best))
+        write_report(report_path, f"Plan of {config.name} on {cards} {hardware.name}", notes,
+                     [*tables, sources_table(hardware)], pareto_picture(result, hardware.memory_gib), fragment)
+        console.print(f"wrote {fragment_path} and {report_path}", markup=False)
+
+
+def hardware_notes(hardware: Hardware) -> list[str]:
+    """What a reader must know of the figures."""
+    notes = [f"{hardware.name}: {hardware.peak_tflops['bf16']:.1f} TFLOP/s bf16, {hardware.memory_gib:.1f} GiB, "
+             f"{hardware.hbm_tb_s:.2f} TB/s; figures marked [V] read in a file, [S] secondary, [M] from memory, "
+             "[D] derived."]
+    if hardware.name.startswith("ascend"):
+        notes.append("Nothing was run on Ascend: its figures come from files and publications, and its efficiency "
+                     "constants rest on one published run. Measure before you commit a budget.")
+    return notes
+
+
+def sources_table(hardware: Hardware) -> TableData:
+    """Where each figure of an accelerator comes from."""
+    rows: list[tuple[str, ...]] = list(hardware.sources.items())
+    return TableData("Sources of the hardware figures", ("figure", "source"), rows)
+
+
+def config_fragment(layout: Layout, title: str) -> str:
+    """A layout as YAML that loads as part of a run's config.
+
+    Keys that the config does not have are named in comments, for the plan assumes their values.
+    """
+    known = {"parallel": ParallelConfig.model_fields, "train": TrainConfig.model_fields}
+    sections: dict[str, dict[str, Any]] = {}
+    assumed = []
+    for path, value in layout.config_items().items():
+        section, key = path.split(".")
+        if key in known[section]:
+            sections.setdefault(section, {})[key] = value
+        else:
+            assumed.append(f"#   {path}: {value}\n")
+    text = f"# Layout planned for {title}\n" + yaml.safe_dump(sections, sort_keys=False)
+    if assumed:
+        text += "# The plan also assumes these, for which this version has no config key:\n" + "".join(assumed)
+    return text
+
+
+def _show(console: Console, data: TableData) -> None:
+    table = Table(title=data.title, title_justify="left", title_style="bold")
+    for column in data.columns:
+        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left",
+                         overflow="fold")
+    for row in data.rows:
+        table.add_row(*row)
+    console.print(table)

@@ -1,0 +1,95 @@
+"""Bytes of a rank: published and hand-counted values, and the order of the policies."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mindmoe.planner.architecture import reference
+from mindmoe.planner.hardware import load_hardware
+from mindmoe.planner.layout import RECOMPUTES, ZEROS, Layout
+from mindmoe.planner.memory import in_flight, state_bytes
+from mindmoe.planner.routing import imbalance
+from mindmoe.planner.step import CostModel, Workload
+
+GPT_OSS = CostModel(load_hardware("ascend-910b2"),
+                    Workload(architecture=reference("gpt-oss-120b"), seq_length=4096, global_batch_size=1024))
+PP4_EP8 = Layout(dp=128, pp=4, ep=8)
+
+
+@pytest.mark.parametrize(("pp", "ep", "gib"), [(4, 8, 25.6), (8, 8, 14.1), (2, 8, 48.6), (4, 16, 15.5), (1, 64, 24.5)])
+def test_static_memory_of_gpt_oss_on_512_cards(pp, ep, gib):
+    """Hand count: bf16 weight 2 + fp32 gradient 4 + 12/replicas, layers split evenly, embeddings averaged."""
+    architecture, replicas = reference("gpt-oss-120b"), 512 // pp
+    expert = 36 * architecture.layers[0].params_expert
+    dense = architecture.total_params - expert
+    total = sum(map(np.sum, (state[:, 1] for state in state_bytes(np.array([[dense / pp]]), replicas))))
+    total += sum(map(np.sum, (s[:, 1] for s in state_bytes(np.array([[expert / pp / ep]]), replicas // ep))))
+    assert total / 2**30 == pytest.approx(gib, rel=0.01)
+
+
+def test_states_of_the_planner_are_the_sum_over_its_stages():
+    """All ranks of zero 0 together hold the replicas of every parameter: 18 bytes times parameters times copies."""
+    terms = GPT_OSS._memory_terms([PP4_EP8], "balanced")
+    held = sum(float((terms[name][0, 0, 0] * 128).sum()) for name in ("weights", "gradients", "optimizer"))
+    architecture = reference("gpt-oss-120b")
+    expert = 36 * architecture.layers[0].params_expert
+    dense = architecture.total_params - expert - architecture.hidden_size  # the last norm is not counted
+    assert held == pytest.approx(18.0 * (128 * dense + 16 * expert), rel=1e-9)
+
+
+def test_zero_stages_divide_one_state_after_the_other():
+    params = np.array([[1000.0]])
+    weights, gradients, optimizer = (state[0, :, 0, 0] for state in state_bytes(params, 10))
+    assert weights.tolist() == [2000, 2000, 2000, 200]
+    assert gradients.tolist() == [4000, 4000, 400, 400]
+    assert optimizer.tolist() == [12000, 1200, 1200, 1200]
+
+
+def test_more_sharding_and_more_recomputation_need_less():
+    for fewer, more in zip(RECOMPUTES, RECOMPUTES[1:], strict=False):
+        for zero in ZEROS:
+            layout = replace(PP4_EP8, zero=zero)
+            assert (GPT_OSS.memory(replace(layout, recompute=more))[0].total
+                    < GPT_OSS.memory(replace(layout, recompute=fewer))[0].total)
+    states = [GPT_OSS.memory(replace(PP4_EP8, zero=zero))[0] for zero in ZEROS]
+    assert [s.weights + s.gradients + s.optimizer for s in states] == sorted(
+        (s.weights + s.gradients + s.optimizer for s in states), reverse=True)
+
+
+def test_imbalance_grows_with_the_percentile_and_ends_at_its_bound():
+    values = [imbalance(128, 4, 8, percentile) for percentile in ("balanced", "p50", "p99", "worst")]
+    assert values == sorted(values)
+    assert values[0] == 1.0
+    assert values[-1] == 8.0  # each of 8 ranks could get all 4 copies of every token: 8 * 4 / 4
+    assert imbalance(128, 4, 128, "worst") == 32.0  # one expert a rank: at most one copy of every token
+    assert imbalance(128, 4, 1, "p99") == imbalance(0, 0, 4, "p99") == 1.0
+    memories = [GPT_OSS.memory(PP4_EP8, percentile)[0].total for percentile in ("balanced", "p50", "p99", "worst")]
+    assert memories == sorted(memories)
+
+
+def test_imbalance_is_the_quantile_of_the_busiest_rank():
+    """Against the definition, simulated: the mean of independent normal expert loads on each of 16 ranks."""
+    loads = np.random.default_rng(0).normal(1.0, 0.018 * np.sqrt(128), size=(20000, 16, 8)).mean(axis=2).max(axis=1)
+    assert imbalance(128, 4, 16, "p50") == pytest.approx(np.quantile(loads, 0.5), abs=0.005)
+    assert imbalance(128, 4, 16, "p99") == pytest.approx(np.quantile(loads, 0.99), abs=0.01)
+
+
+def test_a_capacity_factor_bounds_the_imbalance():
+    workload = replace(GPT_OSS.workload, max_imbalance=1.1)
+    assert workload.imbalance(8, "worst") == 1.1
+
+
+def test_activations_in_flight_come_from_the_schedule():
+    assert in_flight("1f1b", 4, 64, 1) == (4, 3, 2, 1)
+    assert in_flight("gpipe", 2, 64, 1) == (64, 64)
+    assert in_flight("interleaved", 4, 64, 2) == (11, 9, 7, 5)
+    assert max(in_flight("zb_h1", 4, 64, 1)) == 4
+
+
+def test_published_peak_memory_of_qwen3_30b():
+    """62.17 GiB on 16 H100, ep 16, micro-batch 1 (Megatron-Bridge); selective recomputation assumed; 10%."""
+    model = CostModel(load_hardware("h100"), Workload(architecture=reference("qwen3-30b-a3b"), seq_length=4096,
+                                                      global_batch_size=1024, routing_memory="balanced"))
+    memory, _ = model.memory(Layout(dp=16, ep=16, recompute="selective"))
+    assert memory.total / 2**30 == pytest.approx(62.17, rel=0.1)
