@@ -25,6 +25,7 @@ from mindmoe.planner.architecture import reference
 from mindmoe.planner.compute import Precision
 from mindmoe.planner.hardware import Hardware, load_hardware
 from mindmoe.planner.layout import RECOMPUTES, Dispatcher, Layout, Recompute
+from mindmoe.planner.routing import Percentile
 from mindmoe.planner.step import CostModel, Estimate, Workload
 
 _REQUIRED = ("id", "model", "hardware", "cards", "seq", "gbs", "mbs", "tp", "pp", "ep")
@@ -99,9 +100,9 @@ def _parse(row: dict[str, str], where: str) -> Anchor:
     layout = Layout(dp=cards // (tp * pp * cp), tp=tp, pp=pp, ep=whole("ep"), cp=cp, etp=whole("etp"),
                     zero=whole("zero"), schedule=schedule, chunks=vpp, micro_batch_size=whole("mbs"), split="even")
     precision: Precision = "fp8" if "fp8" in row.get("dtype", "").lower() else "bf16"
+    routing: Percentile = "balanced" if row.get("forced_balance") == "yes" else "p50"
     workload = Workload(architecture=reference(row["model"]), seq_length=whole("seq"), global_batch_size=whole("gbs"),
-                        precision=precision, routing_time="balanced" if row.get("forced_balance") == "yes" else "p50",
-                        routing_memory="p50")
+                        precision=precision, routing_time=routing, routing_memory=routing)
     if row.get("step_s"):
         measured = float(row["step_s"])
     elif row.get("tokens_per_s_per_card"):

@@ -23,6 +23,7 @@ class Gemm:
     """A product (tokens, k) x (k, n) outside the routed experts.
 
     Attributes:
+        block: the half of the layer it belongs to; a router is part of the FFN.
         split: which dimension tensor parallelism splits: `column` n, `row` k, `none` neither.
     """
 
@@ -30,6 +31,7 @@ class Gemm:
     k: int
     n: int
     split: Literal["column", "row", "none"]
+    block: Literal["attention", "ffn"] = "attention"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,7 +171,8 @@ def _layer_from_specs(model: ModelConfig, moe: MoeConfig | None, specs: list[Par
         if spec.decay and len(spec.shape) == 2:
             n, k = spec.shape
             side: Literal["column", "row", "none"] = "none" if "tp" not in axes else "column" if spec.axes[0] else "row"
-            gemms.append(Gemm(spec.name.split(".", 3)[-1].removesuffix(".weight"), k, n, side))
+            name = spec.name.split(".", 3)[-1].removesuffix(".weight")
+            gemms.append(Gemm(name, k, n, side, "attention" if name.startswith("self_attn") else "ffn"))
     shared = moe.num_shared_experts * model.intermediate_size if moe else model.intermediate_size
     return LayerShape(
         gemms=tuple(gemms), heads=model.num_attention_heads, qk_dim=model.head_dim, v_dim=model.head_dim,
@@ -217,10 +220,11 @@ def _reference_layer(entry: dict[str, Any], moe: bool, window: int) -> LayerShap
     latent = mla["q_rank"] + mla["kv_rank"] + mla["rope_dim"] if mla else 0
     dense = entry.get("shared_experts", 0) * entry["expert_ffn"] if moe else entry.get("dense_ffn", 0)
     if dense:
-        gemms += [Gemm("ffn.gate_up", hidden, 2 * dense, "column"), Gemm("ffn.down", dense, hidden, "row")]
+        gemms += [Gemm("ffn.gate_up", hidden, 2 * dense, "column", "ffn"),
+                  Gemm("ffn.down", dense, hidden, "row", "ffn")]
     experts = entry["experts"] if moe else 0
     if experts:
-        gemms.append(Gemm("router", hidden, experts, "none"))
+        gemms.append(Gemm("router", hidden, experts, "none", "ffn"))
     biases = entry.get("biases", False)
     expert = experts * 3 * hidden * entry["expert_ffn"] if moe else 0
     if biases and moe:

@@ -35,6 +35,7 @@ class Term:
         backward: input gradients and all else that the gradient of the layer below waits for.
         weight: weight gradients.
         redone: part of the forward time that selective recomputation repeats.
+        ffn: share of the forward time that belongs to the FFN, which `ffn` recomputation repeats.
         in_layer: False for the head, which is never recomputed.
     """
 
@@ -44,6 +45,7 @@ class Term:
     backward: float
     weight: float = 0.0
     redone: float = 0.0
+    ffn: float = 0.0
     detail: str = ""
     in_layer: bool = True
 
@@ -51,7 +53,9 @@ class Term:
         """Time that recomputation adds to the backward pass [s]."""
         if recompute == "none" or not self.in_layer:
             return 0.0
-        return self.redone if recompute == "selective" else self.forward
+        if recompute == "full":
+            return self.forward
+        return self.redone if recompute == "selective" else max(self.redone, self.ffn * self.forward)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,7 +147,7 @@ def _vector_terms(hardware: Hardware, layer: LayerShape, hidden: int, work: Work
     yield Term("vector", "rotary embedding", rope, rope)
     if layer.dense_ffn:
         activation = _vector(hardware, work.tokens * 3 * 2.0 * layer.dense_ffn / work.tp)
-        yield Term("vector", "dense activation", activation, 5 / 3 * activation, redone=activation)
+        yield Term("vector", "dense activation", activation, 5 / 3 * activation, redone=activation, ffn=1.0)
 
 
 def _moe_terms(hardware: Hardware, layer: LayerShape, hidden: int, work: Work) -> Iterator[Term]:
@@ -198,20 +202,21 @@ def layer_terms(hardware: Hardware, architecture: Architecture, layer: LayerShap
         m = work.tokens if gemm.split != "none" else work.tokens / work.tp
         term = _product(hardware, work, "gemm", gemm.name, (m, k, n))
         remade = layer.latent_width and gemm.name in ("q_up", "kv_up")
-        terms.append(replace(term, redone=term.forward) if remade else term)
+        terms.append(replace(term, redone=term.forward if remade else 0.0, ffn=float(gemm.block == "ffn")))
     terms.append(_attention(hardware, layer, work))
     terms += _vector_terms(hardware, layer, hidden, work)
     kernels = _KERNELS_ATTENTION + (_KERNELS_FFN if layer.dense_ffn else 0)
     if layer.experts:
-        terms += _moe_terms(hardware, layer, hidden, work)
+        terms += [replace(term, ffn=1.0) for term in _moe_terms(hardware, layer, hidden, work)]
         kernels += _KERNELS_MOE + (_KERNELS_BIASES if layer.expert_biases else 0)
     gap = 1e-6 * hardware.efficiency.launch_us * kernels
     terms.append(Term("launch", "gaps around kernels", gap, 2 * gap, redone=gap / 4,
-                      detail=f"{kernels} kernels forward"))
+                      ffn=1 - _KERNELS_ATTENTION / kernels, detail=f"{kernels} kernels forward"))
     if work.tp > 1:
         blocks = 2 if layer.dense_ffn else 1
         gather = network.all_gather(hardware, Group(work.tp, 1), 2.0 * work.tokens * hidden)
-        terms.append(Term("tp comm", "sequence-parallel gather and scatter", 2 * blocks * gather, 3 * blocks * gather))
+        terms.append(Term("tp comm", "sequence-parallel gather and scatter", 2 * blocks * gather, 3 * blocks * gather,
+                          ffn=1 - 1 / blocks))
     if work.cp > 1:
         exchange = network.all_gather(hardware, Group(work.cp, work.tp),
                                       2.0 * work.tokens * work.cp * layer.kv_width / work.tp)

@@ -10,10 +10,10 @@ from typing import Any, Literal
 from mindmoe.pipeline.schedule import ScheduleName
 from mindmoe.planner.architecture import Architecture
 
-Recompute = Literal["none", "selective", "full"]
+Recompute = Literal["none", "selective", "ffn", "full"]
 Dispatcher = Literal["all_to_all", "two_hop", "all_gather"]
 Split = Literal["balanced", "even"]
-RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full")
+RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "ffn", "full")
 ZEROS = (0, 1, 2, 3)
 DISPATCHERS: tuple[Dispatcher, ...] = ("all_to_all", "two_hop", "all_gather")
 
@@ -28,8 +28,8 @@ class Layout:
         etp: tensor degree of an expert, 1 (experts whole, tensor ranks count as expert ranks) or tp.
         zero: what is sharded over the replicas: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too
             (gathered for each use of each micro-batch).
-        recompute: `none`; `selective` redoes norms, activation functions and permutations in the backward pass;
-            `full` keeps only each layer's input.
+        recompute: `none`; `selective` redoes norms, activation functions and permutations in the backward pass; `ffn`
+            redoes the whole FFN too, with its exchange, and keeps the attention; `full` keeps each layer's input only.
         schedule, chunks: pipeline schedule and pieces of the network on each stage.
         dispatcher: how tokens reach experts: one all-to-all; two hops that send a token once to each node; or an
             all-gather of all tokens and a reduce-scatter of the results.

@@ -82,10 +82,12 @@ def activation_bytes(architecture: Architecture, layer: LayerShape, layout: Layo
     if recompute == "full":
         return 2.0 * rows * hidden
     qkv = layer.heads * layer.qk_dim + layer.kv_width
-    if recompute == "selective" and layer.latent_width:
+    if recompute in ("selective", "ffn") and layer.latent_width:
         qkv = layer.latent_width * tp  # whole on every tensor rank
     kept = rows * 2.0 * (2 * hidden + qkv + layer.heads * layer.v_dim)  # residuals, q, k, v, attention output
     kept += rows * 4.0 * layer.heads  # log-sum-exp of the attention rows
+    if recompute == "ffn":
+        return kept
     kept += tokens * 2.0 * 2 * layer.dense_ffn / tp
     norms = rows * 2.0 * 2 * hidden
     activation = tokens * 2.0 * layer.dense_ffn / tp

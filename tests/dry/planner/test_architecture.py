@@ -27,6 +27,8 @@ def test_flops_are_the_published_ones(name, seq_length, gflops):
 @pytest.mark.parametrize(("name", "total", "active"), [
     ("gpt-oss-120b", 116_829_156_672, 5_132_849_472), ("gpt-oss-20b", 20_914_757_184, 3_608e6),
     ("deepseek-v3", 671e9, 36.6e9), ("qwen3-30b-a3b", 30.5e9, 3.04e9), ("qwen3-235b-a22b", 235e9, 21.6e9),
+    ("mixtral-8x7b", 46.7e9, 12.75e9), ("qwen2-57b-a14b", 57.4e9, 13.7e9), ("deepseek-v2", 235.7e9, 20.85e9),
+    ("kimi-k2", 1026e9, 31.7e9),
 ])
 def test_parameters_are_the_published_ones(name, total, active):
     architecture = reference(name)
