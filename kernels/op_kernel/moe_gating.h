@@ -107,8 +107,7 @@ private:
         Duplicate(bias, LOWEST, static_cast<int32_t>(t_.pitch));
         if (t_.hasBias != 0) {
             Fence<HardEvent::V_MTE2>();
-            LoadRows(bias, biasGm_, 1, LOWEST);
-            Fence<HardEvent::MTE2_V>();
+            LoadRows(bias, biasGm_, 1, LOWEST);  // ordered before its first use by the queue of the logits
         } else {
             PipeBarrier<PIPE_V>();
             for (uint32_t g = 0; g < t_.groups; ++g) {

@@ -98,8 +98,7 @@ private:
             if (c < me_) {
                 Add(next, next, share, pitch);
             }
-            PipeBarrier<PIPE_V>();
-            Fence<HardEvent::V_MTE2>();
+            Fence<HardEvent::V_MTE2>();  // with the fence above it also orders the next additions
         }
         Fence<HardEvent::V_S>();
     }

@@ -14,6 +14,7 @@ struct RoutingRequest {
     uint32_t capacity = 0;      // 0: dropless layout
     uint32_t elementBytes = 2;  // of a hidden value
     bool hasWeights = true;     // moe_combine only
+    uint64_t rows = 0;          // of the permuted tensor, where a shape tells it; 0: from the layout
 };
 
 constexpr uint32_t kMaxHidden = 8192;  // a row and its fp32 copies stay in UB as a whole
@@ -30,7 +31,7 @@ inline const char *brokenRoutingRule(const RoutingRequest &r)
     if (r.hidden == 0 || r.hidden > kMaxHidden / (r.elementBytes / 2)) {
         return "hidden must be between 1 and 8192 in bf16, 4096 in fp32";
     }
-    if (static_cast<uint64_t>(r.experts) * r.capacity > INT32_MAX) {
+    if (static_cast<uint64_t>(r.experts) * r.capacity > INT32_MAX || r.rows > INT32_MAX) {
         return "experts * capacity must be below 2^31";
     }
     return nullptr;
@@ -39,6 +40,9 @@ inline const char *brokenRoutingRule(const RoutingRequest &r)
 inline uint32_t rowBytes(const RoutingRequest &r) { return roundUp(static_cast<uint64_t>(r.hidden) * r.elementBytes, 32); }
 inline uint32_t permutedRows(const RoutingRequest &r)
 {
+    if (r.rows != 0) {
+        return static_cast<uint32_t>(r.rows);
+    }
     return r.capacity != 0 ? r.experts * r.capacity : static_cast<uint32_t>(r.tokens * r.topk);
 }
 
