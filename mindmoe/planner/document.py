@@ -23,8 +23,8 @@ _BLOCK = re.compile(r"(<!-- planner:(\w+) -->\n).*?(<!-- /planner:\2 -->)", re.D
 
 
 def example_model() -> CostModel:
-    """gpt-oss-120b on Ascend 910B2 with 4.2 million tokens a step, the run that the documentation plans."""
-    workload = Workload(architecture=reference("gpt-oss-120b"), seq_length=4096, global_batch_size=1024)
+    """configs/gpt-oss-120b.yaml on Ascend 910B2, the run that the documentation plans."""
+    workload = Workload(architecture=reference("gpt-oss-120b"), seq_length=4096, global_batch_size=2048)
     return CostModel(load_hardware("ascend-910b2"), workload)
 
 

@@ -303,10 +303,14 @@ class CostModel:
         return memory_terms(self.hardware, self.workload.architecture, first, counts=counts, held=held,
                             tokens=tokens, imbalance=self.workload.imbalance(first.ep, percentile))
 
-    def memory(self, layout: Layout, percentile: Percentile | None = None) -> tuple[Memory, int]:
-        """Memory of the fullest rank and its pipeline stage; `percentile` replaces the workload's imbalance."""
+    def memories(self, layout: Layout, percentile: Percentile | None = None) -> list[Memory]:
+        """Memory of a rank of each pipeline stage; `percentile` replaces the workload's imbalance."""
         terms = self._memory_terms([layout], percentile or self.workload.routing_memory)
-        stages = [pick(terms, layout.zero, layout.recompute, stage) for stage in range(layout.pp)]
+        return [pick(terms, layout.zero, layout.recompute, stage) for stage in range(layout.pp)]
+
+    def memory(self, layout: Layout, percentile: Percentile | None = None) -> tuple[Memory, int]:
+        """Memory of the fullest rank and its pipeline stage."""
+        stages = self.memories(layout, percentile)
         fullest = max(range(layout.pp), key=lambda stage: stages[stage].total)
         return stages[fullest], fullest
 

@@ -77,7 +77,7 @@ def rejected_table(result: SearchResult) -> TableData:
 def memory_table(model: CostModel, estimate: Estimate) -> TableData:
     """Memory of the fullest rank by term, at every percentile of the routing imbalance."""
     layout = estimate.layout
-    memories: list[Memory] = [model.memory(layout, percentile)[0] for percentile in PERCENTILES]
+    memories: list[Memory] = [model.memories(layout, percentile)[estimate.memory_stage] for percentile in PERCENTILES]
     rows: list[tuple[str, ...]] = [
         (field.name, *(f"{getattr(memory, field.name) / GIB:.2f}" for memory in memories), _MEMORY_MEANING[field.name])
         for field in fields(Memory)]

@@ -29,7 +29,7 @@ def test_what_is_shown_is_legal_and_fits(gpt_oss_512):
     for estimate in result.best:
         assert estimate.layout.cards == 512
         assert mesh_problem(architecture, estimate.layout, 4096) is None
-        assert batch_problem(estimate.layout, 1024) is None
+        assert batch_problem(estimate.layout, 2048) is None
         assert estimate.memory.total <= LIMIT
     times = [estimate.step_s for estimate in result.best]
     assert times == sorted(times)
