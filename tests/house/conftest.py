@@ -25,10 +25,12 @@ def texts(root: Path, tracked: list[Path]) -> dict[Path, str]:
 
 
 @pytest.fixture(scope="session")
-def modules(texts: dict[Path, str]) -> dict[Path, ast.Module]:
-    """The parsed modules of the package."""
-    return {
-        path: ast.parse(text, str(path))
-        for path, text in texts.items()
-        if path.parts[0] == "mindmoe" and path.suffix == ".py"
-    }
+def trees(texts: dict[Path, str]) -> dict[Path, ast.Module]:
+    """Every Python file, parsed."""
+    return {path: ast.parse(text, str(path)) for path, text in texts.items() if path.suffix == ".py"}
+
+
+@pytest.fixture(scope="session")
+def modules(trees: dict[Path, ast.Module]) -> dict[Path, ast.Module]:
+    """The modules of the package, parsed."""
+    return {path: tree for path, tree in trees.items() if path.parts[0] == "mindmoe"}

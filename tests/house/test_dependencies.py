@@ -3,7 +3,7 @@
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -41,10 +41,15 @@ def _imported(tree: ast.AST) -> Iterator[str]:
             yield from (str(arg.value).split(".")[0] for arg in node.args if isinstance(arg, ast.Constant))
 
 
-def _distributions(trees: dict[Path, ast.Module]) -> dict[str, Path]:
+@pytest.fixture(scope="module")
+def owners() -> Mapping[str, list[str]]:
+    """The distributions that provide each top-level module."""
+    return packages_distributions()
+
+
+def _distributions(trees: dict[Path, ast.Module], owners: Mapping[str, list[str]]) -> dict[str, Path]:
     """Maps every third-party distribution to a file that imports it."""
     local = {"mindmoe"} | {path.stem for path in trees}
-    owners = packages_distributions()
     found = {}
     for path, tree in trees.items():
         for module in _imported(tree):
@@ -54,22 +59,18 @@ def _distributions(trees: dict[Path, ast.Module]) -> dict[str, Path]:
     return found
 
 
-def test_the_package_imports_what_it_declares(modules: dict[Path, ast.Module], declared: dict[str, set[str]]) -> None:
-    used = _distributions(modules)
-    everything = set().union(*declared.values()) - declared["dev"]
-    undeclared = {name: str(path) for name, path in used.items() if name not in everything}
+def test_the_package_imports_what_it_declares(
+    modules: dict[Path, ast.Module], declared: dict[str, set[str]], owners: Mapping[str, list[str]]
+) -> None:
+    allowed = set().union(*declared.values()) - declared["dev"]
+    undeclared = {name: str(path) for name, path in _distributions(modules, owners).items() if name not in allowed}
     assert not undeclared, "add these to pyproject.toml"
 
 
-def test_the_tests_import_what_is_declared(texts: dict[Path, str], declared: dict[str, set[str]]) -> None:
-    trees = {path: ast.parse(text) for path, text in texts.items() if path.suffix == ".py"}
-    used = _distributions(trees)
-    everything = set().union(*declared.values())
-    undeclared = {name: str(path) for name, path in used.items() if name not in everything}
+def test_everything_imported_is_declared_and_the_reverse(
+    trees: dict[Path, ast.Module], declared: dict[str, set[str]], owners: Mapping[str, list[str]]
+) -> None:
+    used, known = _distributions(trees, owners), set().union(*declared.values())
+    undeclared = {name: str(path) for name, path in used.items() if name not in known}
     assert not undeclared, "add these to an extra of pyproject.toml"
-
-
-def test_nothing_is_declared_in_vain(texts: dict[Path, str], declared: dict[str, set[str]]) -> None:
-    trees = {path: ast.parse(text) for path, text in texts.items() if path.suffix == ".py"}
-    unused = set().union(*declared.values()) - set(_distributions(trees)) - NOT_IMPORTED
-    assert not unused, "remove these from pyproject.toml"
+    assert not known - set(used) - NOT_IMPORTED, "remove these from pyproject.toml"
