@@ -128,7 +128,6 @@ private:
         ByRow<RowOp::SUB>(s, rowBlocks_, rows, t_.blockK);
         Exp(s, s, cells);
         Mul(sum_, sum_, decay_, lanes);
-        PipeBarrier<PIPE_V>();
         FoldRows<false>(fold, s, rows, t_.blockK);
         WholeReduceSum(row, fold, static_cast<int32_t>(LANES), static_cast<int32_t>(rows), 1, 1, 8);
         LocalTensor<T> weights = weightOut_.template AllocTensor<T>();

@@ -76,7 +76,6 @@ private:
         gradIn_.FreeTensor(gradT);
         outIn_.FreeTensor(outT);
         Mul(grad, grad, out, static_cast<int32_t>(cells));
-        PipeBarrier<PIPE_V>();
         FoldRows<false>(fold, grad, rows, t_.headDim);
         LocalTensor<float> delta = deltaOut_.template AllocTensor<float>();
         WholeReduceSum(delta, fold, static_cast<int32_t>(LANES), static_cast<int32_t>(rows), 1, 1, 8);

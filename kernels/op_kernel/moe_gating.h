@@ -114,7 +114,6 @@ private:
                 Duplicate(bias[g * RUN], 0.0f, static_cast<int32_t>(t_.experts / t_.groups));
             }
         }
-        PipeBarrier<PIPE_V>();
     }
 
     __aicore__ inline void Load(uint32_t row, uint32_t n)
@@ -160,7 +159,6 @@ private:
         PipeBarrier<PIPE_V>();
         ByRow<RowOp::SUB>(x, spread, n, t_.pitch);
         Exp(x, x, static_cast<int32_t>(n * t_.pitch));
-        PipeBarrier<PIPE_V>();
         FoldRows<false>(fold, x, n, t_.pitch);
         WholeReduceSum(row, fold, static_cast<int32_t>(LANES), static_cast<int32_t>(n), 1, 1, 8);
         PipeBarrier<PIPE_V>();

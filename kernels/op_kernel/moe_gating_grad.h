@@ -209,7 +209,6 @@ private:
         PipeBarrier<PIPE_V>();
         ByRow<RowOp::SUB>(x, spread, n, t_.pitch);
         Exp(x, x, static_cast<int32_t>(n * t_.pitch));
-        PipeBarrier<PIPE_V>();
         FoldRows<false>(fold, x, n, t_.pitch);
         WholeReduceSum(row, fold, lanes, rows, 1, 1, 8);
         PipeBarrier<PIPE_V>();

@@ -26,7 +26,8 @@ __aicore__ inline void ByRow(const LocalTensor<float> &x, const LocalTensor<floa
     PipeBarrier<PIPE_V>();
 }
 
-// fold[r, 0..63] = sum or maximum of the 64-float pieces of row r of x [rows, columns]; overwrites fold.
+// fold[r, 0..63] = sum or maximum of the 64-float pieces of row r of x [rows, columns]; overwrites fold. It begins by
+// ordering what was issued before.
 template <bool takeMax>
 __aicore__ inline void FoldRows(const LocalTensor<float> &fold, const LocalTensor<float> &x, uint32_t rows,
                                 uint32_t columns)

@@ -21,7 +21,8 @@ class KernelError(Exception):
 
 def compile_shared(source: Path, target: Path, kernels: Path = ROOT / "kernels", flags: Sequence[str] = FLAGS) -> None:
     """Compiles one driver against the kernels in a folder (mutants pass a copy)."""
-    includes = [f"-I{kernels}", f"-I{kernels / 'host_model'}", f"-I{kernels / 'op_kernel'}", f"-I{source.parent}"]
+    folders = [kernels, kernels / "host_model", kernels / "op_kernel", source.parent, source.parent / "cann"]
+    includes = [f"-I{folder}" for folder in folders]
     done = subprocess.run(["g++", *flags, *includes, str(source), "-o", str(target)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{source.name} does not compile:\n{done.stderr}")
@@ -32,8 +33,8 @@ def build(driver: str) -> Path:
     source = Path(__file__).parent / f"drive_{driver}.cpp"
     flags = (*FLAGS, *os.environ.get("MINDMOE_KERNEL_CXXFLAGS", "").split())
     digest = hashlib.sha256(" ".join(flags).encode())
-    files = sorted([*(ROOT / "kernels").rglob("*.h"), *(ROOT / "kernels" / "op_kernel").glob("*.cpp")])
-    for path in [source, Path(__file__).parent / "driver.h", *files]:
+    files = [*(ROOT / "kernels").rglob("*.h"), *(ROOT / "kernels").rglob("*.cpp"), *Path(__file__).parent.rglob("*.h")]
+    for path in [source, *sorted(files)]:
         digest.update(path.read_bytes())
     target = BUILD / f"{driver}-{digest.hexdigest()[:16]}.so"
     if not target.exists():
