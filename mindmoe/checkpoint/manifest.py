@@ -9,7 +9,7 @@ keys they do not know, so a minor version may add some.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,6 @@ from mindmoe.errors import CheckpointError
 
 VERSION = "1.0"
 _MAJOR = VERSION.split(".")[0]
-_SHOWN = 5  # names listed in one error message
 
 
 class CorruptCheckpoint(CheckpointError):
@@ -170,49 +169,3 @@ def _overlap(chunks: list[ChunkRecord]) -> bool:
     high = low + np.array([c.shape for c in chunks], np.int64)
     shared = np.minimum(high[:, None], high[None]) > np.maximum(low[:, None], low[None])  # (chunks, chunks, dims)
     return bool(np.triu(shared.all(axis=2), k=1).any())
-
-
-def require_model(manifest: Manifest, model: Mapping[str, JsonValue]) -> None:
-    """Raises CheckpointError naming what differs unless the checkpoint belongs to this model."""
-    saved = manifest.meta.model
-    keys = [key for key in sorted({*saved, *model}) if saved.get(key) != model.get(key)]
-    if keys:
-        differ = ", ".join(f"{key}={saved.get(key)} here {model.get(key)}" for key in keys[:_SHOWN])
-        raise CheckpointError(
-            f"the checkpoint of step {manifest.step} is of another model: {differ}{_more(keys)}",
-            "choose another run name, or restore the model section that wrote it",
-        )
-
-
-def require_tensors(manifest: Manifest, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises CheckpointError listing every missing, unexpected or misshapen tensor.
-
-    Args:
-        expected: the global shape of every tensor that the program is about to load.
-    """
-    saved = {name: chunk.global_shape for name, chunk in manifest.chunks()}
-    problems = []
-    for what, names in (
-        ("missing", sorted(expected.keys() - saved.keys())),
-        ("unexpected", sorted(saved.keys() - expected.keys())),
-        (
-            "misshapen",
-            [
-                f"{name} {saved[name]} here {expected[name]}"
-                for name in sorted(expected.keys() & saved.keys())
-                if saved[name] != tuple(expected[name])
-            ],
-        ),
-    ):
-        if names:
-            problems.append(f"{len(names)} {what}: {', '.join(names[:_SHOWN])}{_more(names)}")
-    if problems:
-        raise CheckpointError(
-            f"the tensors of step {manifest.step} do not fit: {'; '.join(problems)}",
-            "load it with the config that wrote it",
-        )
-
-
-def _more(names: Sized) -> str:
-    left = len(names) - _SHOWN
-    return f" and {left} more" if left > 0 else ""

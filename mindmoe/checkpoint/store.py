@@ -186,6 +186,11 @@ def _publish(root: Path, staging: Path, step: int) -> Path:
     return final
 
 
+def step_of(path: Path) -> int:
+    """The step of a folder that `list_steps` returned."""
+    return _parsed(path)[0]
+
+
 def _parsed(path: Path) -> tuple[int, int]:
     """(step, revision) of a published folder."""
     match = _STEP.fullmatch(path.name)
