@@ -2,17 +2,13 @@
 
 Events are written by this thread. tensorboardX's SummaryWriter hands them to a thread of its own through a
 bounded queue instead, and once that thread has died of a full disk, training blocks on the queue for ever.
+tensorboardX is imported when a log is opened, because it imports torch where torch is installed.
 """
 
 import logging
 from pathlib import Path
-from time import time
+from time import monotonic, time
 from typing import Any
-
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 _TAGS = {
     "train": {
@@ -42,6 +38,7 @@ _TAGS = {
     },
 }
 _LAYER_TAGS = {"cv": "moe-layer/load-cv", "max_vio": "moe-layer/max-vio"}
+_FLUSH = 10.0  # [s] between two flushes; tensorboardX fsyncs in each, which may take longer than a step
 _log = logging.getLogger(__name__)
 
 
@@ -56,8 +53,12 @@ class TensorBoardLog:
     """
 
     def __init__(self, folder: Path, resume_step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
         self._folder = folder
         self._writer: EventsWriter | None = None
+        self._flushed = monotonic()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._writer = EventsWriter(str(folder / "events"), f".{resume_step}")
@@ -69,14 +70,19 @@ class TensorBoardLog:
             self._give_up(error)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Writes what TensorBoard can show of a record and flushes it."""
+        """Writes what TensorBoard can show of a record; it is on disk within seconds."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
         values = _values(record)
         if self._writer is None or not values:
             return
         event = Event(wall_time=record.get("time", time()), step=record["step"], summary=Summary(value=values))
         try:
             self._writer.write_event(event)
-            self._writer.flush()
+            if monotonic() - self._flushed >= _FLUSH:
+                self._writer.flush()
+                self._flushed = monotonic()
         except OSError as error:
             self._give_up(error)
 
@@ -95,6 +101,9 @@ class TensorBoardLog:
 
 def _values(record: dict[str, Any]) -> list[Any]:
     """The summary values of a record."""
+    from tensorboardX import summary
+    from tensorboardX.proto.summary_pb2 import Summary
+
     kind = record["kind"]
     if kind == "event":
         return list(summary.text("events", f"{record['event']}: {record['message']}").value)

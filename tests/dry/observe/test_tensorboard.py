@@ -66,10 +66,15 @@ def test_what_is_missing_is_left_out(tmp_path: Path, records: SimpleNamespace) -
     assert found["loss/train", 1] != found["loss/train", 1]
 
 
-def test_events_are_on_disk_without_close(tmp_path: Path, records: SimpleNamespace) -> None:
+def test_events_reach_the_disk_while_training(
+    tmp_path: Path, records: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = TensorBoardLog(tmp_path, 0)
     log.write(records.train(1))
-    assert ("loss/train", 1) in scalars(tmp_path)
+    assert scalars(tmp_path) == {}, "not every record pays for an fsync"
+    monkeypatch.setattr("mindmoe.observe.tensorboard._FLUSH", 0.0)
+    log.write(records.train(2))
+    assert {step for _, step in scalars(tmp_path)} == {1, 2}
     log.close()
 
 
@@ -91,9 +96,10 @@ def test_an_unwritable_folder_warns_once(
 
 
 def test_a_full_disk_warns_once_and_never_blocks(
-    tmp_path: Path, records: SimpleNamespace, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, records: SimpleNamespace, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = TensorBoardLog(tmp_path, 0)
+    monkeypatch.setattr("mindmoe.observe.tensorboard._FLUSH", 0.0)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (600, before[1]))
     try:
