@@ -56,8 +56,7 @@ public:
         sum_ = state[part];
         decay_ = state[2 * part];
         rowBlocks_ = state[3 * part];
-        Duplicate(rowBuf_.Get<float>(), 0.0f, static_cast<int32_t>(t_.blockQ));
-        PipeBarrier<PIPE_V>();
+        Duplicate(rowBuf_.Get<float>(), 0.0f, static_cast<int32_t>(t_.blockQ));  // ordered by that of the first block
         const uint32_t blocks = CeilDiv(t_.seq, t_.blockQ);
         for (uint32_t i = static_cast<uint32_t>(GetBlockIdx()); i < t_.batch * t_.heads * blocks; i += t_.cores) {
             QueryBlock(i / blocks, i % blocks * t_.blockQ);

@@ -213,8 +213,8 @@ private:
         }
         uint64_t kept = 0;
         GatherMask(winnerBuf_.Get<int32_t>(), best.template ReinterpretCast<int32_t>(), static_cast<uint8_t>(2), true,
-                   BEST * PAIR, GatherMaskParams(1, static_cast<uint16_t>(n), static_cast<uint16_t>(pitch / BLOCK_F), 0),
-                   kept);
+                   BEST * PAIR,
+                   GatherMaskParams(1, static_cast<uint16_t>(n), static_cast<uint16_t>(pitch / BLOCK_F), 0), kept);
         PipeBarrier<PIPE_V>();
     }
 
@@ -273,8 +273,7 @@ private:
         Muls(offset, winner, static_cast<int32_t>(sizeof(float)), cells);
         PipeBarrier<PIPE_V>();
         Gather(top, score, offset.template ReinterpretCast<uint32_t>(), 0, static_cast<uint32_t>(cells));
-        WriteIds(winner, offset, cells);
-        PipeBarrier<PIPE_V>();
+        WriteIds(winner, offset, cells);  // orders the gather as well
         if (t_.score == MOE_SCORE_SOFTMAX_AFTER_TOPK) {
             SpreadReduced<true>(top, n);
             Sub(top, top, spreadBuf_.Get<float>(), cells);
@@ -291,7 +290,6 @@ private:
         }
         PipeBarrier<PIPE_V>();
         Muls(w, w, t_.scale, cells);
-        PipeBarrier<PIPE_V>();
         weightsOut_.EnQue(w);
     }
 
@@ -324,14 +322,14 @@ private:
             Muls(temp, temp, static_cast<int32_t>(RUN - t_.experts / t_.groups), cells);
             PipeBarrier<PIPE_V>();
             Sub(ids, ids, temp, cells);
-            PipeBarrier<PIPE_V>();
         }
         idsOut_.EnQue(ids);
     }
 
     __aicore__ inline void Store(uint32_t row, uint32_t n)
     {
-        const DataCopyExtParams shape(static_cast<uint16_t>(n), t_.topk * static_cast<uint32_t>(sizeof(float)), 0, 0, 0);
+        const DataCopyExtParams shape(static_cast<uint16_t>(n), t_.topk * static_cast<uint32_t>(sizeof(float)), 0, 0,
+                                      0);
         LocalTensor<int32_t> ids = idsOut_.template DeQue<int32_t>();
         LocalTensor<float> w = weightsOut_.template DeQue<float>();
         DataCopyPad(weightsGm_[static_cast<uint64_t>(row) * t_.topk], w, shape);

@@ -69,7 +69,8 @@ inline void setCubeShapes(AttentionTilingData &t, AttentionPass pass)
     }
 }
 
-inline Plan<AttentionTilingData> planAttention(const AttentionRequest &r, AttentionPass pass, const Machine &machine = {})
+inline Plan<AttentionTilingData> planAttention(const AttentionRequest &r, AttentionPass pass,
+                                               const Machine &machine = {})
 {
     Plan<AttentionTilingData> plan;
     plan.error = brokenAttentionRule(r);
@@ -106,7 +107,8 @@ inline Plan<AttentionTilingData> planAttention(const AttentionRequest &r, Attent
 }
 
 /// attention_delta (delta = true) and attention_sink: rows only, no products.
-inline Plan<AttentionRowsTilingData> planAttentionRows(const AttentionRequest &r, bool delta, const Machine &machine = {})
+inline Plan<AttentionRowsTilingData> planAttentionRows(const AttentionRequest &r, bool delta,
+                                                       const Machine &machine = {})
 {
     Plan<AttentionRowsTilingData> plan;
     plan.error = brokenAttentionRule(r);

@@ -37,7 +37,10 @@ inline const char *brokenRoutingRule(const RoutingRequest &r)
     return nullptr;
 }
 
-inline uint32_t rowBytes(const RoutingRequest &r) { return roundUp(static_cast<uint64_t>(r.hidden) * r.elementBytes, 32); }
+inline uint32_t rowBytes(const RoutingRequest &r)
+{
+    return roundUp(static_cast<uint64_t>(r.hidden) * r.elementBytes, 32);
+}
 inline uint32_t permutedRows(const RoutingRequest &r)
 {
     if (r.rows != 0) {
@@ -105,7 +108,8 @@ inline Plan<MoeCombineTilingData> planCombine(const RoutingRequest &r, bool back
                  plan.cores, pitch};
     const uint32_t pairBytes = roundUp(static_cast<uint64_t>(chunk) * r.topk * 4, kBlockBytes);
     const uint32_t rows = (backward ? 6 : 4) * rowBytes(r) + 2 * roundUp(r.hidden * 4, kBlockBytes);
-    plan.ubBytes = (backward ? 3 : 2) * pairBytes + rows + (backward ? pitch * 4 + roundUp(ceilDiv(r.hidden, 64) * 4, kBlockBytes) : 0);
+    plan.ubBytes = (backward ? 3 : 2) * pairBytes + rows +
+                   (backward ? pitch * 4 + roundUp(ceilDiv(r.hidden, 64) * 4, kBlockBytes) : 0);
     return plan;
 }
 

@@ -31,7 +31,8 @@ template <typename Context> Context describe(const Call &c, const ops::OpDef &op
 /// "blocks workspace; shape type; shape type; ...", the workspace without the library's share.
 std::string ask(const Call &c)
 {
-    const ops::OpDef &op = *ops::registry().at(std::string(static_cast<const char *>(c.inputs[0].data), c.inputs[0].bytes));
+    const ops::OpDef &op =
+        *ops::registry().at(std::string(static_cast<const char *>(c.inputs[0].data), c.inputs[0].bytes));
     auto tiling = describe<gert::TilingContext>(c, op);
     if (op.aicore.tiling(&tiling) != ge::GRAPH_SUCCESS) {
         return "refused";

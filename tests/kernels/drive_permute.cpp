@@ -81,7 +81,9 @@ std::string combineGrad(const Call &c)
 
 const std::map<std::string, Entry> &entries()
 {
-    static const std::map<std::string, Entry> table = {
-        {"moe_capacity", capacity}, {"moe_permute", permute}, {"moe_combine", combine}, {"moe_combine_grad", combineGrad}};
+    static const std::map<std::string, Entry> table = {{"moe_capacity", capacity},
+                                                       {"moe_permute", permute},
+                                                       {"moe_combine", combine},
+                                                       {"moe_combine_grad", combineGrad}};
     return table;
 }

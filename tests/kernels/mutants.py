@@ -26,7 +26,7 @@ from host_model import BUILD, ROOT
 
 KERNELS, TESTS, WORK = ROOT / "kernels", ROOT / "tests" / "kernels", BUILD / "mutants"
 SURVIVORS = KERNELS / "surviving_mutants.json"
-FLAGS = ("-std=c++17", "-O1", "-w", "-fPIC", "-pthread")
+FLAGS = ("-std=c++17", "-O0", "-w", "-fPIC", "-pthread")
 SECONDS = 120  # per mutant; an endless loop counts as noticed
 
 # file -> drivers whose tests execute it, with the expression that selects them
@@ -34,7 +34,8 @@ TARGETS = {
     "moe_gating.h": ("gating", "not backward"), "moe_gating_grad.h": ("gating", "backward"),
     "moe_capacity.h": ("permute", "capacity"), "moe_permute.h": ("permute", "permute_is or order"),
     "unowned_rows.h": ("permute", "permute_is or combine_grad"), "moe_combine.h": ("permute", "combine and not grad"),
-    "moe_combine_grad.h": ("permute", "combine_grad"), "swiglu.h": ("swiglu", ""), "swiglu_grad.h": ("swiglu", "backward"),
+    "moe_combine_grad.h": ("permute", "combine_grad"),
+    "swiglu.h": ("swiglu", ""), "swiglu_grad.h": ("swiglu", "backward"),
     "attention.h": ("attention", "forward or extreme"), "attention_visibility.h": ("attention", "oracle"),
     "attention_delta.h": ("attention", "backward"), "attention_sink.h": ("attention", "epilogue"),
     "attention_grad_tile.h": ("attention", "backward"), "attention_grad_query.h": ("attention", "backward"),
@@ -124,7 +125,8 @@ def prepare() -> Path:
     for path in [TESTS / "driver.h", *TESTS.glob("drive_*.cpp")]:
         shutil.copy(path, WORK)
     includes = [f"-I{WORK}", f"-I{WORK / 'host_model'}"]
-    subprocess.run(["g++", *FLAGS, *includes, "-x", "c++-header", "driver.h", "-o", "driver.h.gch"], cwd=WORK, check=True)
+    command = ["g++", *FLAGS, *includes, "-x", "c++-header", "driver.h", "-o", "driver.h.gch"]
+    subprocess.run(command, cwd=WORK, check=True)
     return WORK
 
 

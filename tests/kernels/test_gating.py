@@ -37,8 +37,8 @@ def reference(x, bias, topk, score, normalize, groups, topk_groups, scale):
 
 def logits(rng, kind, shape):
     """Multiples of 1/64, so that two logits are equal or clearly different in every score."""
-    x = {"normal": rng.standard_normal(shape) * 2, "ties": rng.integers(-2, 3, shape), "wide": rng.standard_normal(shape) * 60,
-         "const": np.full(shape, 0.5)}[kind]
+    x = {"normal": rng.standard_normal(shape) * 2, "ties": rng.integers(-2, 3, shape),
+         "wide": rng.standard_normal(shape) * 60, "const": np.full(shape, 0.5)}[kind]
     return (np.round(x * 64) / 64).astype(np.float32)
 
 
@@ -75,7 +75,7 @@ def test_gating_equals_the_float64_oracle(driver, case, kind):
         x = np.clip(x, -15, 15)  # beyond that distinct logits have equal float32 gates
     bias = (rng.integers(-8, 8, experts) / 4).astype(np.float32) if has_bias else None
     if score != SOFTMAX_AFTER_TOPK and has_bias:
-        bias = (rng.permutation(experts) * 1.5).astype(np.float32)  # decides every choice, also between near-equal gates
+        bias = (rng.permutation(experts) * 1.5).astype(np.float32)  # decides also between near-equal gates
     w, ids = launch(driver("gating"), x, bias, topk, score, normalize, groups, topk_groups, 1.25, False, cores, rows)
     want_w, want_ids = reference(x, bias, topk, score, normalize, groups, topk_groups, 1.25)
     np.testing.assert_array_equal(ids, want_ids)

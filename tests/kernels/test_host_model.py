@@ -5,7 +5,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from host_model import ROOT, KernelError, to_bf16, from_bf16
+from host_model import ROOT, KernelError, from_bf16, to_bf16
 
 ORDER = {  # broken rule -> what the model must say
     "V reads what V wrote": "RAW hazard in UB.*missing PipeBarrier",
@@ -20,7 +20,8 @@ ORDER = {  # broken rule -> what the model must say
     "a flag orders only what precedes it": "RAW hazard",
     "a repeat reads an earlier one": "a repeat reads what an earlier repeat",
     "uninitialised": "read of uninitialised UB",
-    "flag set twice": "set twice", "wait before set": "waited for before it is set", "flag left set": "SetFlag without WaitFlag",
+    "flag set twice": "set twice", "wait before set": "waited for before it is set",
+    "flag left set": "SetFlag without WaitFlag",
     "event id 8": "outside \\[0, 8\\)", "nine event ids": "all 8 ids",
 }
 QUEUES = {
@@ -29,11 +30,14 @@ QUEUES = {
     "exceed the depth": "queue depth 1 exceeded", "never freed": "never freed",
     "tensor of another queue": "does not belong", "queue without buffers": "InitBuffer was not called",
     "InitBuffer twice": "InitBuffer\\(num", "UB overflow": "UB overflow", "65 buffers": "more than 64 buffers",
-    "buffer view too long": "TBuf::Get", "tensor offset too long": "is past its", "scalar index too long": "index 8 of 8",
+    "buffer view too long": "TBuf::Get", "tensor offset too long": "is past its",
+    "scalar index too long": "index 8 of 8",
 }
 OPERANDS = {
-    "misaligned dst": "dst must start on 32", "misaligned src": "src must start on 32", "operand overrun": "operand ends at byte",
-    "count overrun": "65 elements into a tensor", "count 0": "element count 0", "repeat 256 wraps to 0": "repeat count 0",
+    "misaligned dst": "dst must start on 32", "misaligned src": "src must start on 32",
+    "operand overrun": "operand ends at byte",
+    "count overrun": "65 elements into a tensor", "count 0": "element count 0",
+    "repeat 256 wraps to 0": "repeat count 0",
     "reduce repeat 256": "repeat count 256", "mask of 65 lanes": "mask 65", "mask of 0 lanes": "mask 0",
     "dst block stride 0": "dstBlkStride is 0", "reduction onto its source": "dst overlaps src",
     "block reduction onto its source": "dst overlaps src", "value and index reduction": "ORDER_ONLY_VALUE",
@@ -55,7 +59,8 @@ MEMORY = {
 CUBE = {
     "transposed A not declared": "not declared transposable", "larger than the tiling": "exceeds the single-core shape",
     "object not initialised": "not initialised", "operand past the tensor": "of a GlobalTensor of",
-    "columns exceed the pitch": "exceed the row pitch", "cube overwrites what MTE2 reads": "pipe CUBE is not ordered after pipe MTE2",
+    "columns exceed the pitch": "exceed the row pitch",
+    "cube overwrites what MTE2 reads": "pipe CUBE is not ordered after pipe MTE2",
 }
 RULES = ORDER | QUEUES | OPERANDS | MEMORY | CUBE
 

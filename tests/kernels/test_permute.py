@@ -69,8 +69,9 @@ def test_permute_is_a_stable_counting_sort(driver, case):
 
 
 # tokens, topk, experts, capacity, kind of weight, cores
-DROPS = [(1, 1, 1, 1, "distinct", 1), (40, 4, 8, 7, "distinct", 3), (40, 4, 8, 7, "ties", 3), (50, 2, 4, 1, "const", 48),
-         (30, 2, 64, 100, "distinct", 2), (1200, 4, 3, 700, "ties", 2), (25, 2, 6, 3, "zero", 4)]
+DROPS = [(1, 1, 1, 1, "distinct", 1), (40, 4, 8, 7, "distinct", 3), (40, 4, 8, 7, "ties", 3),
+         (50, 2, 4, 1, "const", 48), (30, 2, 64, 100, "distinct", 2), (1200, 4, 3, 700, "ties", 2),
+         (25, 2, 6, 3, "zero", 4)]
 
 
 @pytest.mark.parametrize("case", DROPS, ids=str)
@@ -78,8 +79,8 @@ def test_capacity_drops_the_lowest_weights_first(driver, case):
     tokens, topk, experts, capacity, kind, cores = case
     rng = np.random.default_rng(tokens)
     ids = np.ascontiguousarray(rng.integers(-1, experts, (tokens, topk)), np.int32)
-    weights = {"distinct": rng.random(ids.shape), "ties": rng.integers(1, 4, ids.shape) / 4, "const": np.ones(ids.shape),
-               "zero": np.zeros(ids.shape)}[kind].astype(np.float32)
+    weights = {"distinct": rng.random(ids.shape), "ties": rng.integers(1, 4, ids.shape) / 4,
+               "const": np.ones(ids.shape), "zero": np.zeros(ids.shape)}[kind].astype(np.float32)
     kept = np.full(ids.shape, -9, np.int32)
     driver("permute")("moe_capacity", [ids, weights], [kept], [tokens, topk, experts, 1, capacity], cores=cores,
                       seed=tokens)

@@ -20,7 +20,8 @@ template <TPosition position, CubeFormat layout, typename TYPE, bool transposabl
 template <class A, class B, class C> class Matmul {
     using In = typename A::T;
     static_assert(A::pos == TPosition::GM && B::pos == TPosition::GM && C::pos == TPosition::GM, "model: GM operands");
-    static_assert(A::format == CubeFormat::ND && B::format == CubeFormat::ND && C::format == CubeFormat::ND, "model: ND");
+    static_assert(A::format == CubeFormat::ND && B::format == CubeFormat::ND && C::format == CubeFormat::ND,
+                  "model: ND");
     static_assert(std::is_same_v<In, typename B::T> && host_model::isFloat<typename C::T> &&
                       (std::is_same_v<In, bfloat16_t> || host_model::isFloat<In>),
                   "A2: bfloat16 or float in, float out");
@@ -46,7 +47,8 @@ public:
     {
         host_model::core->instruction = "Matmul::SetTail";
         HOST_MODEL_REQUIRE(m >= 1 && m <= maxM_ && n >= 1 && n <= maxN_ && k >= 1 && k <= maxK_,
-                           "%dx%dx%d exceeds the single-core shape %dx%dx%d of the tiling", m, n, k, maxM_, maxN_, maxK_);
+                           "%dx%dx%d exceeds the single-core shape %dx%dx%d of the tiling", m, n, k, maxM_, maxN_,
+                           maxK_);
         m_ = m;
         n_ = n;
         k_ = k;
@@ -98,7 +100,8 @@ private:
         HOST_MODEL_REQUIRE(elements <= t.size, "element %llu of a GlobalTensor of %llu",
                            static_cast<unsigned long long>(elements), static_cast<unsigned long long>(t.size));
         for (int i = 0; i < rows; ++i) {
-            host_model::touchGm(t.ptr + static_cast<uint64_t>(i) * pitch, columns * sizeof(T), host_model::kCube, write);
+            host_model::touchGm(t.ptr + static_cast<uint64_t>(i) * pitch, columns * sizeof(T), host_model::kCube,
+                                write);
         }
     }
     void multiply(const GlobalTensor<float> &c) const
@@ -106,12 +109,14 @@ private:
         std::vector<float> a(static_cast<size_t>(m_) * k_), b(static_cast<size_t>(k_) * n_);
         for (int i = 0; i < m_; ++i) {
             for (int x = 0; x < k_; ++x) {
-                a[i * k_ + x] = a_.ptr[transposedA_ ? static_cast<size_t>(x) * orgM_ + i : static_cast<size_t>(i) * orgKa_ + x];
+                a[i * k_ + x] =
+                    a_.ptr[transposedA_ ? static_cast<size_t>(x) * orgM_ + i : static_cast<size_t>(i) * orgKa_ + x];
             }
         }
         for (int x = 0; x < k_; ++x) {
             for (int j = 0; j < n_; ++j) {
-                b[x * n_ + j] = b_.ptr[transposedB_ ? static_cast<size_t>(j) * orgKb_ + x : static_cast<size_t>(x) * orgN_ + j];
+                b[x * n_ + j] =
+                    b_.ptr[transposedB_ ? static_cast<size_t>(j) * orgKb_ + x : static_cast<size_t>(x) * orgN_ + j];
             }
         }
         for (int i = 0; i < m_; ++i) {
@@ -147,4 +152,5 @@ inline void registerMatmuls(M &matmul, const AscendC::tiling::TCubeTiling *t, Re
 
 }  // namespace host_model
 
-#define REGIST_MATMUL_OBJ(pipe, workspace, ...) ((void)(pipe), (void)(workspace), host_model::registerMatmuls(__VA_ARGS__))
+#define REGIST_MATMUL_OBJ(pipe, workspace, ...) \
+    ((void)(pipe), (void)(workspace), host_model::registerMatmuls(__VA_ARGS__))

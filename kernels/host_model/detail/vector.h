@@ -157,7 +157,8 @@ inline void wholeReduce(const char *name, const LocalTensor<T> &dst, const Local
             }
         }
         const size_t offset = static_cast<size_t>(r) * dstRep * sizeof(T);
-        HOST_MODEL_REQUIRE(offset + sizeof(T) <= dst.bytes, "dst ends at byte %zu of %u", offset + sizeof(T), dst.bytes);
+        HOST_MODEL_REQUIRE(offset + sizeof(T) <= dst.bytes, "dst ends at byte %zu of %u", offset + sizeof(T),
+                           dst.bytes);
         store<T>(dst.addr + offset, reduceTree(values, n, f));
     }
 }
