@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
 from mindmoe.config import RunConfig
 from mindmoe.env import threads_per_rank, worker_environment
 from mindmoe.errors import UserError
@@ -22,10 +24,11 @@ from mindmoe.launch.follow import follow
 from mindmoe.launch.processes import end_all, marked
 from mindmoe.observe.progress import Progress
 from mindmoe.train.folder import RunFolder
-from mindmoe.train.preflight import preflight
+from mindmoe.train.preflight import finished_steps, preflight
 
 _POLL = 0.2  # [s]
-_LINGER = 20.0  # [s] that msrun and its scheduler may need after the last rank has ended
+_LINGER = 10.0  # [s] that msrun and its scheduler may need after the last rank has ended
+_GRACE = 5.0  # [s] for the other ranks to leave a word after one has failed
 
 
 def launch(config: RunConfig, cards: int) -> int:
@@ -36,6 +39,10 @@ def launch(config: RunConfig, cards: int) -> int:
     """
     preflight(config, cards)
     folder = RunFolder.of(config)
+    if (done := finished_steps(config)) >= config.train.steps:
+        print(f"nothing to do: {done} of {config.train.steps} steps of {folder.path} are done; "
+              "raise train.steps to continue")
+        return 0
     folder.create(config)
     port = config.launch.port or _free_port()
     _require_free(port)
@@ -54,7 +61,7 @@ def launch(config: RunConfig, cards: int) -> int:
                 _watch(process, config, folder, cards)
     finally:
         end_all(mark)
-    return _outcome(folder, cards, process.returncode)
+    return _outcome(folder, cards)
 
 
 def _command(config: RunConfig, cards: int, port: int, folder: RunFolder) -> list[str]:
@@ -83,25 +90,42 @@ def _require_free(port: int) -> None:
 
 
 def _watch(process: subprocess.Popen, config: RunConfig, folder: RunFolder, cards: int) -> None:
-    """Shows records until msrun has ended, a rank has ended badly, or time is up."""
-    deadline = time.monotonic() + config.launch.timeout if config.launch.timeout else float("inf")
-    ended_at = float("inf")
+    """Shows records until msrun has ended, a rank has failed, or time is up; what then still runs is to be ended.
+
+    msrun's scheduler may wait for its own time-outs long after a rank has died, so the ranks are watched here.
+    """
+    limit = time.monotonic() + config.launch.timeout if config.launch.timeout else float("inf")
+    over = float("inf")
     records = follow(folder.metrics, time.time())
     with Progress(config.train.steps, 0, config.name) as show:
-        while process.poll() is None:
+        while process.poll() is None and time.monotonic() < min(limit, over):
             for record in next(records):
                 show.update(record)
-            now = time.monotonic()
-            if now > deadline:
-                show.message(f"launch.timeout={config.launch.timeout:.0f} s is over: ending the run")
-                return
-            if ended_at == float("inf") and len(list(folder.logs.glob("rank_*.exit"))) == cards:
-                ended_at = now
-            if now > ended_at + _LINGER:
-                return
+            ended, failed = _ended_ranks(folder)
+            if ended == cards:
+                over = min(over, time.monotonic() + _LINGER)
+            elif failed:
+                over = min(over, time.monotonic() + _GRACE)
             time.sleep(_POLL)
         for record in next(records):
             show.update(record)
+        if time.monotonic() >= limit:
+            show.message(f"launch.timeout={config.launch.timeout:.0f} s is over: the run was ended")
+
+
+def _ended_ranks(folder: RunFolder) -> tuple[int, int]:
+    """How many ranks have ended, and how many of them badly: with a code, or without leaving one."""
+    ended = failed = 0
+    for path in folder.logs.glob("rank_*.pid"):
+        status = path.with_suffix(".exit")
+        if status.exists():
+            text = status.read_text(encoding="utf-8")
+            ended += 1
+            failed += not text.startswith("0\n")
+        elif not psutil.pid_exists(int(path.read_text() or 0)):
+            ended += 1
+            failed += 1
+    return ended, failed
 
 
 class _Forward:
@@ -131,48 +155,41 @@ class _Forward:
                     process.send_signal(signal.SIGTERM)
 
 
-def _outcome(folder: RunFolder, cards: int, returncode: int | None) -> int:
+def _outcome(folder: RunFolder, cards: int) -> int:
     """The exit code of the launch; says which rank failed first and why."""
-    codes: dict[int, tuple[int, str, float]] = {}
-    for rank in range(cards):
-        status = folder.logs / f"rank_{rank}.exit"
-        if status.exists():
-            code, reason, *_ = [*status.read_text(encoding="utf-8").split("\n", 1), ""]
-            codes[rank] = (int(code), reason.strip(), status.stat().st_mtime)
-    if len(codes) == cards and all(code == 0 for code, _, _ in codes.values()):
+    codes: dict[int, tuple[int, str]] = {}
+    for status in sorted(folder.logs.glob("rank_*.exit"), key=lambda path: path.stat().st_mtime):
+        code, _, reason = status.read_text(encoding="utf-8").partition("\n")
+        codes[int(status.stem.removeprefix("rank_"))] = int(code), reason.strip()
+    failed = [rank for rank, (code, _) in codes.items() if code]
+    if not failed and len(codes) == cards:
         return 0
-    failed = sorted((time_, rank, code, reason) for rank, (code, reason, time_) in codes.items() if code)
-    if not failed:
-        lost = _lost_rank(folder, cards, codes)
-        print(f"mindmoe: {lost}", file=sys.stderr)
+    text = (folder.logs / "msrun.log").read_text(encoding="utf-8", errors="replace")
+    first = re.search(r"Worker process (\d+) exit with exception. Error code: (-?\d+)", text)
+    pids = {path.read_text().strip(): int(path.stem.removeprefix("rank_")) for path in folder.logs.glob("rank_*.pid")}
+    if first and first[1] in pids and pids[first[1]] not in codes:
+        rank = pids[first[1]]
+        how = f"was killed by signal {-int(first[2])}" if int(first[2]) < 0 else f"ended with code {first[2]}"
+        _complain(f"rank {rank} {how}; the other ranks were ended. Launch again to resume from the newest checkpoint",
+                  folder.logs / f"worker_{rank}.log")
         return 1
-    _, rank, code, reason = failed[0]
+    if not failed:
+        missing = [rank for rank in range(cards) if rank not in codes]
+        _complain(f"ranks {missing} did not finish", folder.logs / "msrun.log")
+        return 1
+    code, reason = codes[failed[0]]
     if code in (130, 143):
         print("stopped as asked; the same command resumes", flush=True)
-        return code
-    log = folder.logs / f"worker_{rank}.log"
-    if code == 2:
+    elif code == 2:
         print(f"mindmoe: {reason}", file=sys.stderr)
     else:
-        print(f"mindmoe: rank {rank} failed first: {reason or 'see its log'}\n  last lines of {log}:\n"
-              + _tail(log), file=sys.stderr)
+        _complain(f"rank {failed[0]} failed first: {reason or 'see its log'}",
+                  folder.logs / f"worker_{failed[0]}.log")
     return code
 
 
-def _lost_rank(folder: RunFolder, cards: int, codes: dict[int, tuple[int, str, float]]) -> str:
-    """What is known when no rank left a reason: one was killed from outside, or never came up."""
-    text = (folder.logs / "msrun.log").read_text(encoding="utf-8", errors="replace")
-    match = re.search(r"Worker process (\d+) exit with exception. Error code: (-?\d+)", text)
-    pids = {path.read_text().strip(): path.stem for path in folder.logs.glob("rank_*.pid")}
-    if match:
-        who = pids.get(match[1], f"process {match[1]}").replace("_", " ")
-        how = f"was killed by signal {-int(match[2])}" if int(match[2]) < 0 else f"ended with code {match[2]}"
-        rank = who.removeprefix("rank ")
-        return (f"{who} {how}; the other ranks were ended. Launch again to resume from the newest checkpoint.\n"
-                f"  last lines of its log:\n" + _tail(folder.logs / f"worker_{rank}.log"))
-    missing = [rank for rank in range(cards) if rank not in codes]
-    return (f"ranks {missing} did not finish; see {folder.logs}/msrun.log and worker_*.log:\n"
-            + _tail(folder.logs / "msrun.log"))
+def _complain(message: str, log: Path) -> None:
+    print(f"mindmoe: {message}\n  last lines of {log}:\n{_tail(log)}", file=sys.stderr)
 
 
 def _tail(path: Path, lines: int = 8) -> str:

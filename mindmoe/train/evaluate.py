@@ -13,7 +13,6 @@ from mindspore import Tensor
 from mindmoe.config import RunConfig
 from mindmoe.data.entropy import unigram_bigram
 from mindmoe.data.loader import TokenBatches
-from mindmoe.errors import UserError
 from mindmoe.model.decoder import CausalLM
 from mindmoe.parallel.collectives import host_sum
 from mindmoe.parallel.groups import Group
@@ -32,13 +31,7 @@ class Evaluator:
 
     def __init__(self, net: CausalLM, config: RunConfig, batches: TokenBatches, group: Group):
         self.batches, self.group, self.train = batches, group, config.train
-        available = batches.num_samples // config.train.global_batch_size
-        if not available:
-            raise UserError(
-                f"the held-out set has {batches.num_samples} sequences of {config.train.seq_length} tokens, fewer than "
-                f"train.global_batch_size={config.train.global_batch_size}",
-                "prepare more text, raise valid_fraction, or lower train.seq_length or the batch size")
-        self.num_batches = min(config.train.eval_batches, available)
+        self.num_batches = min(config.train.eval_batches, batches.num_samples // config.train.global_batch_size)
 
         def loss_sum(input_ids: Tensor, labels: Tensor, loss_mask: Tensor, segment_ids: Tensor) -> Tensor:
             return net(input_ids, labels, loss_mask, segment_ids)[0]
@@ -79,13 +72,13 @@ def main(run: Path, data: str | None) -> int:
     from rich.table import Table
 
     from mindmoe.train.inference import open_run
+    from mindmoe.train.preflight import open_held_out
 
     opened = open_run(run)
     config = opened.config
     if data is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"valid": data})})
-    batches = TokenBatches(config.data, "valid", config.train.seq_length, config.train.global_batch_size,
-                           config.model.vocab_size)
+    batches = open_held_out(config)
     record = Evaluator(opened.net, config, batches, opened.group).run(opened.step)
     table = Table(title=f"{run} at step {opened.step} on {data or 'its held-out set'}")
     table.add_column("figure")

@@ -11,10 +11,9 @@ from mindmoe.env import Place, place, quiet_mindspore, threads_per_rank
 from mindmoe.observe.environment import describe
 from mindmoe.observe.metrics import MetricsLog
 from mindmoe.observe.progress import Progress
-from mindmoe.observe.tensorboard import TensorBoardLog
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.guard import StopRequest
-from mindmoe.train.preflight import preflight
+from mindmoe.train.preflight import finished_steps, preflight
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +30,10 @@ def train(config: RunConfig) -> int:
     config = resolve(config, at.world)
     batches, held_out = preflight(config, at.world)
     folder = RunFolder.of(config)
+    if (done := finished_steps(config)) >= config.train.steps:
+        print(f"nothing to do: {done} of {config.train.steps} steps of {folder.path} are done; "
+              "raise train.steps to continue")
+        return 0
     if at.rank == 0:
         folder.create(config)
         folder.write_environment(describe())
@@ -50,10 +53,6 @@ def train(config: RunConfig) -> int:
             sink = open_sinks(config, at, start, stack)
             evaluator = Evaluator(trainer.net, config, held_out, trainer.groups["dp"])
             loop = Loop(trainer, batches, evaluator, saver, sink)
-            if start >= config.train.steps:
-                loop.event(start, "finish", f"nothing to do: {start} of {config.train.steps} steps are done; "
-                           "raise train.steps to continue")
-                return 0
             loop.event(start, "resume" if start else "start",
                        f"resuming from step {start}" if start else f"starting {config.name} on {at.world} processes")
             code = loop.run(start, stop)
@@ -91,6 +90,9 @@ def open_sinks(config: RunConfig, at: Place, start: int, stack: ExitStack) -> An
     folder = RunFolder.of(config)
     sinks = [MetricsLog(folder.metrics, start)]
     if config.observe.tensorboard:
+        # MindSpore selects protobuf's Python implementation when it is imported, and fails if another is in use by then.
+        from mindmoe.observe.tensorboard import TensorBoardLog
+
         sinks.append(TensorBoardLog(folder.tensorboard, start))
     for sink in sinks:
         stack.callback(sink.close)
