@@ -94,14 +94,15 @@ def _state(story: Story) -> State:
     steps = story.train["step"]
     done = int(steps[-1]) if len(steps) else 0
     text = f"{done:,} of {story.planned_steps:,} steps" if story.planned_steps else f"{done:,} steps"
-    last = next((e for e in reversed(story.events) if e.get("event") in ("finish", "nan", "signal")), None)
-    if last is not None and last["step"] >= done:
-        label, colour = {
-            "finish": ("finished", "green"),
-            "nan": ("stopped: loss is not finite", "red"),
-            "signal": ("stopped on request", "orange"),
-        }[last["event"]]
-        return State(label, colour, text)
+    ends = {
+        "finish": ("finished", "green"),
+        "nan": ("stopped: loss is not finite", "red"),
+        "signal": ("stopped on request", "orange"),
+    }
+    # Only what came after the last start counts: earlier ends are history, of steps that may have been repeated.
+    last = next((event for event in reversed(story.events) if event.get("event") in (*ends, "start", "resume")), None)
+    if last is not None and last["event"] in ends and last["step"] >= done:
+        return State(*ends[last["event"]], text)
     if story.planned_steps and done >= story.planned_steps:
         return State("finished", "green", text)
     return State("in progress or interrupted", "blue", text)
@@ -117,7 +118,8 @@ def _tiles(story: Story) -> Iterator[Tile]:
         yield Tile("Validation loss", f"{valid:.4f}", ", ".join(notes))
         if unigram is not None:
             note = f"unigram {unigram:.3f}" + (f", bigram {bigram:.3f}" if bigram is not None else "") + " nats"
-            yield Tile("Below unigram entropy", f"{unigram - valid:.3f} nats", note)
+            side = "Below" if valid <= unigram else "Above"
+            yield Tile(f"{side} unigram entropy", f"{abs(unigram - valid):.3f} nats", note)
     loss = train["loss"][np.isfinite(train["loss"])]
     if len(loss):
         count = min(_TAIL, len(loss))

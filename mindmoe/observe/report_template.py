@@ -33,7 +33,8 @@ p { margin: 0; color: var(--muted); }
 .tile .note { color: var(--muted); font-size: 13px; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 14px; }
 figure { padding: 14px 16px 8px; min-width: 0; }
-figure.wide { grid-column: 1 / -1; }
+figure.wide { grid-column: 1 / -1; overflow-x: auto; }
+figure.wide svg { min-width: 640px; }
 figcaption { font-weight: 600; margin-bottom: 6px; }
 figcaption span { display: block; font-weight: 400; font-size: 13px; color: var(--muted); }
 figure svg { display: block; width: 100%; height: auto; font-family: inherit; stroke-linejoin: round; }

@@ -13,7 +13,7 @@ import pytest
 
 from mindmoe.errors import UserError
 from mindmoe.observe.charts import bands
-from mindmoe.observe.report import _state, write_report
+from mindmoe.observe.report import _state, _tiles, write_report
 from mindmoe.observe.story import TRAIN_KEYS, read_story
 
 MakeRun = Callable[..., Path]
@@ -129,9 +129,16 @@ def test_a_run_that_diverged(make_run: MakeRun, records: SimpleNamespace) -> Non
     nan = records.event(4, "nan", "loss is not finite")
     assert "not finite" in _state(read_story(make_run([*steps, nan]))).label
     assert "in progress" in _state(read_story(make_run([*steps, nan, records.train(5)], name="on"))).label
+    resumed = [*steps[:3], records.event(9, "finish"), records.event(2, "resume"), steps[3]]
+    assert "in progress" in _state(read_story(make_run(resumed, name="again"))).label
     empty = {key: None for key in TRAIN_KEYS if key not in ("step", "time")}
     page = report(make_run([records.train(step, **empty) for step in (1, 2)], name="all"))
     assert "Training loss" not in page and "No training step" in page
+
+
+def test_a_loss_above_the_entropy_is_called_so(make_run: MakeRun, records: SimpleNamespace) -> None:
+    tiles = {tile.label: tile.value for tile in _tiles(read_story(make_run([records.eval(1, loss=7.0)])))}
+    assert tiles["Above unigram entropy"] == "0.750 nats"
 
 
 def test_hostile_texts_are_only_text(make_run: MakeRun, records: SimpleNamespace) -> None:
@@ -148,6 +155,7 @@ MALFORMED: list[dict[str, Any]] = [
     {"kind": "train", "step": 3, "loss": 1e300, "grad_norm": -1e300, "tokens_per_s": 10**400},
     {"kind": "eval", "step": 3, "loss": "x"},
     {"kind": "event", "step": 3},
+    {"kind": "event", "step": 3, "event": [1], "message": {}, "time": 1e300},
     {"kind": "other", "step": 3},
 ]
 BAD_ROUTING: list[dict[str, Any]] = [
