@@ -56,7 +56,7 @@ public:
         sum_ = state[part];
         decay_ = state[2 * part];
         rowBlocks_ = state[3 * part];
-        Duplicate(rowBuf_.Get<float>(), 0.0f, static_cast<int32_t>(t_.blockQ));  // ordered by that of the first block
+        Duplicate(rowBuf_.Get<float>(), 0.0f, static_cast<int32_t>(t_.blockQ));
         const uint32_t blocks = CeilDiv(t_.seq, t_.blockQ);
         for (uint32_t i = static_cast<uint32_t>(GetBlockIdx()); i < t_.batch * t_.heads * blocks; i += t_.cores) {
             QueryBlock(i / blocks, i % blocks * t_.blockQ);
@@ -77,7 +77,6 @@ private:
         Duplicate(sum, 0.0f, static_cast<int32_t>(rows * t_.headDim));
         Duplicate(max_, sink, static_cast<int32_t>(rows * BLOCK_F));
         Duplicate(sum_, t_.hasSinks != 0 ? 1.0f : 0.0f, static_cast<int32_t>(rows * BLOCK_F));
-        PipeBarrier<PIPE_V>();
         const uint32_t first = visible_.FirstKey(batch, q0) / t_.blockK * t_.blockK;
         for (uint32_t k0 = first; k0 < q0 + rows; k0 += t_.blockK) {
             const uint32_t cols = Smaller(t_.blockK, t_.seq - k0);
@@ -103,7 +102,8 @@ private:
         scoreIn_.EnQue(s);
     }
 
-    // One step of the online softmax; the weights of this block go to the workspace and the old output decays.
+    // One step of the online softmax; the weights of this block go to the workspace and the old output decays. Its
+    // first barrier also orders the initial state.
     __aicore__ inline void Weigh(uint32_t batch, uint32_t q0, uint32_t rows, uint32_t k0, uint32_t cols)
     {
         const int32_t cells = static_cast<int32_t>(rows * t_.blockK), lanes = static_cast<int32_t>(rows * BLOCK_F);
