@@ -5,7 +5,8 @@
 Calls the library directly, without MindSpore's dispatch. `GFLOP/s` counts products only (2 m n k each, attention over
 visible pairs, three products per forward one in the backward pass where weights have gradients); `of peak` divides by
 the best rate of MindSpore's own fp32 product on as many threads, (1024, 1024, 1024) per thread; `GB/s` counts the
-inputs and outputs once. The figure is the best of the repeats, as other work on the machine only adds time.
+inputs and outputs once. The figure is the best of the repeats, as other work on the machine only adds time; with one
+thread it is processor time, which shows little of that work.
 """
 
 import argparse
@@ -48,14 +49,15 @@ def call(pack: Pack, name: str, arrays: list[np.ndarray]) -> Callable[[], None]:
     return run
 
 
-def best(run: Callable[[], object], repeat: int) -> float:
-    """Least wall time of a call [s], after one to warm up."""
+def best(run: Callable[[], object], repeat: int, threads: int) -> float:
+    """Least time of a call [s], after one to warm up."""
+    clock = time.thread_time if threads == 1 else time.perf_counter
     run()
     times = []
     for _ in range(repeat):
-        begin = time.perf_counter()
+        begin = clock()
         run()
-        times.append(time.perf_counter() - begin)
+        times.append(clock() - begin)
     return min(times)
 
 
@@ -75,8 +77,10 @@ def peak(threads: int, repeat: int) -> float:
         a, b, c = (ctypes.c_void_p(x.ctypes.data) for x in abc)
         gemm(letter, letter, size, size, size, one, a, size, b, size, ctypes.c_float(0), c, size)
 
+    if threads == 1:
+        return 2 * n**3 / best(lambda: product(matrices[0]), max(10, repeat), threads)
     with ThreadPoolExecutor(threads) as workers:
-        return threads * 2 * n**3 / best(lambda: list(workers.map(product, matrices)), max(10, repeat))
+        return threads * 2 * n**3 / best(lambda: list(workers.map(product, matrices)), max(10, repeat), threads)
 
 
 def cases(size: dict[str, int], half: bool) -> dict[str, tuple[list[np.ndarray], float]]:
@@ -124,7 +128,8 @@ def cases(size: dict[str, int], half: bool) -> dict[str, tuple[list[np.ndarray],
              real(HEADS)], 2.5 * pairs)  # fmt: skip
     set_ = constants(half, 1.702, 7)
     result |= {
-        "route_forward": ([real(tokens, experts), real(experts), constants(0, 1, 1, 1, 1), gates.copy(), ids.copy()], 0),
+        "route_forward": (
+            [real(tokens, experts), real(experts), constants(0, 1, 1, 1, 1), gates.copy(), ids.copy()], 0),
         "experts_forward": ([x, ids, gates, *weights, set_, real(tokens, width), hidden], expert),
         "experts_backward": ([x, x, ids, gates, *weights, hidden, set_, real(tokens, width), real(tokens, TOP_K),
                               *(np.empty_like(a) for a in weights)], 2 * expert),
@@ -151,7 +156,7 @@ def main() -> None:
     top = peak(pack.threads, options.repeat)
     rows = []
     for name, (arrays, flops) in cases(SIZES[options.size], options.precision == "bf16").items():
-        seconds = best(call(pack, name.split()[0], arrays), options.repeat)
+        seconds = best(call(pack, name.split()[0], arrays), options.repeat, pack.threads)
         rows.append({"op": name, "ms": 1e3 * seconds, "gflops": flops / seconds / 1e9, "of_peak": flops / seconds / top,
                      "gb_per_s": sum(a.nbytes for a in arrays) / seconds / 1e9})  # fmt: skip
     if options.json:

@@ -18,16 +18,23 @@ class Attention(nn.Cell):
         pack: the library, by default the best of this machine.
     """
 
-    def __init__(self, scale: float, window: int = 0, precision: Precision = "fp32", out: Precision = "fp32",
-                 pack: Pack | None = None):
+    def __init__(
+        self,
+        scale: float,
+        window: int = 0,
+        precision: Precision = "fp32",
+        out: Precision = "fp32",
+        pack: Pack | None = None,
+    ):
         super().__init__()
         pack = pack or load()
         self.absent = absent()
         self.plain = _Attention(scale, window, precision, out, pack, False)
         self.with_sinks = _Attention(scale, window, precision, out, pack, True)
 
-    def construct(self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, sinks: Tensor | None,
-                  segment_ids: Tensor) -> Tensor:
+    def construct(
+        self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, sinks: Tensor | None, segment_ids: Tensor
+    ) -> Tensor:
         """Attention (B, S, H*hd).
 
         Args:
@@ -50,19 +57,36 @@ class _Attention(nn.Cell):
     def __init__(self, scale: float, window: int, precision: Precision, out: Precision, pack: Pack, has_sinks: bool):
         super().__init__()
         self.settings = settings(precision == "bf16", window, scale, has_sinks)
-        self.forward = pack.op("attention_forward",
-                               lambda q, k, v, cos, *_: (q, (q[0], q[1], q[2] // (2 * cos[1]))),
-                               lambda *_: (STORAGE[out], float32), out)
-        self.backward = pack.op("attention_backward",
-                                lambda do, o, lse, q, k, v, cos, sin, sinks, *_: (q, k, v, sinks),
-                                lambda do, o, lse, q, k, v, cos, sin, sinks, *_: (q, k, v, sinks))
+        self.forward = pack.op(
+            "attention_forward",
+            lambda q, k, v, cos, *_: (q, (q[0], q[1], q[2] // (2 * cos[1]))),
+            lambda *_: (STORAGE[out], float32),
+            out,
+        )
+        self.backward = pack.op(
+            "attention_backward",
+            lambda do, o, lse, q, k, v, cos, sin, sinks, *_: (q, k, v, sinks),
+            lambda do, o, lse, q, k, v, cos, sin, sinks, *_: (q, k, v, sinks),
+        )
 
-    def construct(self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, sinks: Tensor,
-                  segment_ids: Tensor) -> Outputs:
+    def construct(
+        self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, sinks: Tensor, segment_ids: Tensor
+    ) -> Outputs:
         return self.forward(q, k, v, cos, sin, sinks, segment_ids, self.settings)
 
-    def bprop(self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, sinks: Tensor, segment_ids: Tensor,
-              out: Outputs, dout: Outputs) -> Outputs:
-        dq, dk, dv, dsinks = self.backward(dout[0], out[0], out[1], q, k, v, cos, sin, sinks, segment_ids,
-                                           self.settings)
+    def bprop(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        sinks: Tensor,
+        segment_ids: Tensor,
+        out: Outputs,
+        dout: Outputs,
+    ) -> Outputs:
+        dq, dk, dv, dsinks = self.backward(
+            dout[0], out[0], out[1], q, k, v, cos, sin, sinks, segment_ids, self.settings
+        )
         return dq, dk, dv, no_gradient(cos), no_gradient(sin), dsinks, no_gradient(segment_ids)

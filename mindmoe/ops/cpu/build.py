@@ -22,8 +22,17 @@ from mindmoe.errors import UserError
 Isa = Literal["avx512_bf16", "avx512", "avx2", "portable"]
 
 # -ffp-contract=fast lets a*b+c become one fused operation; sums are never reordered.
-BASE_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
-              "-fno-signed-zeros", "-ffp-contract=fast", "-Wno-psabi")
+BASE_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-signed-zeros",
+    "-ffp-contract=fast",
+    "-Wno-psabi",
+)
 _AVX2 = ("-mavx2", "-mfma", "-mf16c", "-mbmi2")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 ISA_FLAGS: dict[Isa, tuple[str, ...]] = {
@@ -67,8 +76,10 @@ def source_folder() -> Path:
     for folder in (packaged, in_repository):
         if (folder / "custom.h").is_file():
             return folder
-    raise UserError(f"the sources of the CPU pack are neither in {packaged} nor in {in_repository}",
-                    "reinstall mindmoe, or use the reference ops")
+    raise UserError(
+        f"the sources of the CPU pack are neither in {packaged} nor in {in_repository}",
+        "reinstall mindmoe, or use the reference ops",
+    )
 
 
 def library(isa: Isa) -> Path:
@@ -97,8 +108,9 @@ def library(isa: Isa) -> Path:
             if not target.is_file():
                 _build(compiler, sources, flags, folder)
     except OSError as error:
-        raise UserError(f"cannot write the CPU pack into {folder.parent}: {error}",
-                        "set XDG_CACHE_HOME to a writable folder") from error
+        raise UserError(
+            f"cannot write the CPU pack into {folder.parent}: {error}", "set XDG_CACHE_HOME to a writable folder"
+        ) from error
     return target
 
 
@@ -112,8 +124,10 @@ def find_compiler() -> str:
         found = shutil.which(name) if name else None
         if found:
             return found
-    raise UserError("the CPU pack needs a C++17 compiler and found none of $CXX, c++, g++, clang++",
-                    "install g++, or use the reference ops")
+    raise UserError(
+        "the CPU pack needs a C++17 compiler and found none of $CXX, c++, g++, clang++",
+        "install g++, or use the reference ops",
+    )
 
 
 def cache_folder() -> Path:
@@ -147,8 +161,12 @@ def _build(compiler: str, sources: Path, flags: tuple[str, ...], folder: Path) -
         files = sorted(sources.glob("*.cc"), key=lambda file: -file.stat().st_size)
         objects = [str(scratch / f"{file.stem}.o") for file in files]
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
-            list(workers.map(lambda pair: _run([compiler, *flags, "-c", str(pair[0]), "-o", pair[1]]),
-                             zip(files, objects, strict=True)))
+            list(
+                workers.map(
+                    lambda pair: _run([compiler, *flags, "-c", str(pair[0]), "-o", pair[1]]),
+                    zip(files, objects, strict=True),
+                )
+            )
         _run([compiler, "-shared", *objects, "-o", str(scratch / "libmindmoe_cpu.so"), "-ldl", "-lpthread"])
         for item in objects:
             Path(item).unlink()
@@ -160,5 +178,7 @@ def _build(compiler: str, sources: Path, flags: tuple[str, ...], folder: Path) -
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise UserError(f"the CPU pack does not compile: `{' '.join(command)}` said\n{done.stderr.strip()[-2000:]}",
-                        "use a compiler with C++17 (g++ 9 or newer), or the reference ops")
+        raise UserError(
+            f"the CPU pack does not compile: `{' '.join(command)}` said\n{done.stderr.strip()[-2000:]}",
+            "use a compiler with C++17 (g++ 9 or newer), or the reference ops",
+        )

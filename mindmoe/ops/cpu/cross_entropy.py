@@ -42,8 +42,11 @@ class _Eager(nn.Cell):
     def __init__(self, precision: Precision, pack: Pack):
         super().__init__()
         self.settings = settings(precision == "bf16")
-        self.forward = pack.op("cross_entropy_with_gradient", lambda x, w, labels, *_: ((1,), labels, x, w),
-                               lambda x, w, *_: (float32, float32, x, w))
+        self.forward = pack.op(
+            "cross_entropy_with_gradient",
+            lambda x, w, labels, *_: ((1,), labels, x, w),
+            lambda x, w, *_: (float32, float32, x, w),
+        )
         self.scale = pack.op("scale", lambda x, s: x, lambda x, s: x)
 
     def construct(self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor) -> Outputs:
@@ -59,10 +62,12 @@ class _Late(nn.Cell):
     def __init__(self, precision: Precision, pack: Pack):
         super().__init__()
         self.settings = settings(precision == "bf16")
-        self.forward = pack.op("cross_entropy_forward", lambda x, w, labels, *_: ((1,), labels),
-                               lambda *_: (float32, float32))
-        self.backward = pack.op("cross_entropy_backward", lambda dsum, dnll, x, w, *_: (x, w),
-                                lambda dsum, dnll, x, w, *_: (x, w))
+        self.forward = pack.op(
+            "cross_entropy_forward", lambda x, w, labels, *_: ((1,), labels), lambda *_: (float32, float32)
+        )
+        self.backward = pack.op(
+            "cross_entropy_backward", lambda dsum, dnll, x, w, *_: (x, w), lambda dsum, dnll, x, w, *_: (x, w)
+        )
 
     def construct(self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor) -> Outputs:
         return self.forward(x, w, labels, mask, self.settings)

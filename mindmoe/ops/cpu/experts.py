@@ -22,13 +22,27 @@ class Experts(nn.Cell):
         pack: the library, by default the best of this machine.
     """
 
-    def __init__(self, precision: Precision = "fp32", alpha: float = 1.702, limit: float = 7.0, out: Precision = "fp32",
-                 pack: Pack | None = None):
+    def __init__(
+        self,
+        precision: Precision = "fp32",
+        alpha: float = 1.702,
+        limit: float = 7.0,
+        out: Precision = "fp32",
+        pack: Pack | None = None,
+    ):
         super().__init__()
         self.inner = _Experts(precision, alpha, limit, out, pack or load())
 
-    def construct(self, x: Tensor, ids: Tensor, gates: Tensor, gate_up_proj: Tensor, gate_up_proj_bias: Tensor,
-                  down_proj: Tensor, down_proj_bias: Tensor) -> Tensor:
+    def construct(
+        self,
+        x: Tensor,
+        ids: Tensor,
+        gates: Tensor,
+        gate_up_proj: Tensor,
+        gate_up_proj_bias: Tensor,
+        down_proj: Tensor,
+        down_proj_bias: Tensor,
+    ) -> Tensor:
         """y (T, D).
 
         Args:
@@ -49,18 +63,35 @@ class _Experts(nn.Cell):
     def __init__(self, precision: Precision, alpha: float, limit: float, out: Precision, pack: Pack):
         super().__init__()
         self.settings = settings(precision == "bf16", alpha, limit)
-        self.forward = pack.op("experts_forward", lambda x, ids, g, w1, *_: (x, (ids[0] * ids[1], w1[2])),
-                               lambda *_: (STORAGE[out], STORAGE[precision]), (out, precision))
-        self.backward = pack.op("experts_backward",
-                                lambda dy, x, ids, gates, *weights: (x, gates, *weights[:4]),
-                                lambda dy, x, ids, gates, *weights: (x, gates, *weights[:4]))
+        self.forward = pack.op(
+            "experts_forward",
+            lambda x, ids, g, w1, *_: (x, (ids[0] * ids[1], w1[2])),
+            lambda *_: (STORAGE[out], STORAGE[precision]),
+            (out, precision),
+        )
+        self.backward = pack.op(
+            "experts_backward",
+            lambda dy, x, ids, gates, *weights: (x, gates, *weights[:4]),
+            lambda dy, x, ids, gates, *weights: (x, gates, *weights[:4]),
+        )
 
-    def construct(self, x: Tensor, ids: Tensor, gates: Tensor, w1: Tensor, b1: Tensor, w2: Tensor,
-                  b2: Tensor) -> Outputs:
+    def construct(
+        self, x: Tensor, ids: Tensor, gates: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+    ) -> Outputs:
         return self.forward(x, ids, gates, w1, b1, w2, b2, self.settings)
 
-    def bprop(self, x: Tensor, ids: Tensor, gates: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, out: Outputs,
-              dout: Outputs) -> Outputs:
+    def bprop(
+        self,
+        x: Tensor,
+        ids: Tensor,
+        gates: Tensor,
+        w1: Tensor,
+        b1: Tensor,
+        w2: Tensor,
+        b2: Tensor,
+        out: Outputs,
+        dout: Outputs,
+    ) -> Outputs:
         dx, dgates, dw1, db1, dw2, db2 = self.backward(dout[0], x, ids, gates, w1, b1, w2, b2, out[1], self.settings)
         return dx, no_gradient(ids), dgates, dw1, db1, dw2, db2
 
@@ -68,13 +99,26 @@ class _Experts(nn.Cell):
 class GroupedExperts(nn.Cell):
     """Rows already in order of expert through their experts; arguments as `Experts`."""
 
-    def __init__(self, precision: Precision = "fp32", alpha: float = 1.702, limit: float = 7.0, out: Precision = "fp32",
-                 pack: Pack | None = None):
+    def __init__(
+        self,
+        precision: Precision = "fp32",
+        alpha: float = 1.702,
+        limit: float = 7.0,
+        out: Precision = "fp32",
+        pack: Pack | None = None,
+    ):
         super().__init__()
         self.inner = _GroupedExperts(precision, alpha, limit, out, pack or load())
 
-    def construct(self, rows: Tensor, counts: Tensor, gate_up_proj: Tensor, gate_up_proj_bias: Tensor,
-                  down_proj: Tensor, down_proj_bias: Tensor) -> Tensor:
+    def construct(
+        self,
+        rows: Tensor,
+        counts: Tensor,
+        gate_up_proj: Tensor,
+        gate_up_proj_bias: Tensor,
+        down_proj: Tensor,
+        down_proj_bias: Tensor,
+    ) -> Tensor:
         """Rows (R, D) out of rows (R, D) and counts (E) int32; rows past the sum of counts give zero."""
         return self.inner(rows, counts, gate_up_proj, gate_up_proj_bias, down_proj, down_proj_bias)[0]
 
@@ -85,16 +129,24 @@ class _GroupedExperts(nn.Cell):
     def __init__(self, precision: Precision, alpha: float, limit: float, out: Precision, pack: Pack):
         super().__init__()
         self.settings = settings(precision == "bf16", alpha, limit)
-        self.forward = pack.op("grouped_experts_forward", lambda x, counts, w1, *_: (x, (x[0], w1[2])),
-                               lambda *_: (STORAGE[out], STORAGE[precision]), (out, precision))
-        self.backward = pack.op("grouped_experts_backward", lambda dy, x, counts, *weights: (x, *weights[:4]),
-                                lambda dy, x, counts, *weights: (x, *weights[:4]))
+        self.forward = pack.op(
+            "grouped_experts_forward",
+            lambda x, counts, w1, *_: (x, (x[0], w1[2])),
+            lambda *_: (STORAGE[out], STORAGE[precision]),
+            (out, precision),
+        )
+        self.backward = pack.op(
+            "grouped_experts_backward",
+            lambda dy, x, counts, *weights: (x, *weights[:4]),
+            lambda dy, x, counts, *weights: (x, *weights[:4]),
+        )
 
     def construct(self, rows: Tensor, counts: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Outputs:
         return self.forward(rows, counts, w1, b1, w2, b2, self.settings)
 
-    def bprop(self, rows: Tensor, counts: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, out: Outputs,
-              dout: Outputs) -> Outputs:
+    def bprop(
+        self, rows: Tensor, counts: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, out: Outputs, dout: Outputs
+    ) -> Outputs:
         drows, dw1, db1, dw2, db2 = self.backward(dout[0], rows, counts, w1, b1, w2, b2, out[1], self.settings)
         return drows, no_gradient(counts), dw1, db1, dw2, db2
 
@@ -111,8 +163,12 @@ class Permute(nn.Cell):
         super().__init__()
         pack = pack or load()
         self.settings = settings(num_experts)
-        self.forward = pack.op("permute_forward", lambda x, ids, s: ((ids[0] * ids[1], x[1]), (num_experts,), ids),
-                               lambda x, ids, s: (x, int32, int32), num_experts)
+        self.forward = pack.op(
+            "permute_forward",
+            lambda x, ids, s: ((ids[0] * ids[1], x[1]), (num_experts,), ids),
+            lambda x, ids, s: (x, int32, int32),
+            num_experts,
+        )
         self.backward = pack.op("permute_backward", lambda drows, rank: (rank[0], drows[1]), lambda drows, rank: drows)
 
     def construct(self, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,8 +190,9 @@ class Combine(nn.Cell):
         super().__init__()
         pack = pack or load()
         self.forward = pack.op("combine_forward", lambda rows, gates, rank: (rank[0], rows[1]), lambda *_: float32)
-        self.backward = pack.op("combine_backward", lambda dy, rows, gates, rank: (rows, gates),
-                                lambda dy, rows, gates, rank: (rows, gates))
+        self.backward = pack.op(
+            "combine_backward", lambda dy, rows, gates, rank: (rows, gates), lambda dy, rows, gates, rank: (rows, gates)
+        )
 
     def construct(self, rows: Tensor, gates: Tensor, rank: Tensor) -> Tensor:
         """y (T, D) of rows (R, D), gates (T, K) and rank (T, K) int32; rank -1 adds nothing."""

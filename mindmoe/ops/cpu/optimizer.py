@@ -41,14 +41,29 @@ class AdamW(nn.Cell):
         pack: the library, by default the best of this machine.
     """
 
-    def __init__(self, decay: Sequence[bool], beta1: float = 0.9, beta2: float = 0.95, eps: float = 1e-8,
-                 weight_decay: float = 0.1, pack: Pack | None = None):
+    def __init__(
+        self,
+        decay: Sequence[bool],
+        beta1: float = 0.9,
+        beta2: float = 0.95,
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        pack: Pack | None = None,
+    ):
         super().__init__()
         self.settings = settings(beta1, beta2, eps, weight_decay, *decay)
         self.update = (pack or load()).op("adamw", lambda *_: (1,), lambda *_: float32)
 
-    def construct(self, params: tuple[Tensor, ...], first: tuple[Tensor, ...], second: tuple[Tensor, ...],
-                  gradients: tuple[Tensor, ...], lr: Tensor, gradient_scale: Tensor, step: Tensor) -> Tensor:
+    def construct(
+        self,
+        params: tuple[Tensor, ...],
+        first: tuple[Tensor, ...],
+        second: tuple[Tensor, ...],
+        gradients: tuple[Tensor, ...],
+        lr: Tensor,
+        gradient_scale: Tensor,
+        step: Tensor,
+    ) -> Tensor:
         """Updates params and both moments; use the result, or the update is dropped from a graph.
 
         Args:

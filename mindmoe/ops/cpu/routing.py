@@ -27,8 +27,16 @@ class Route(nn.Cell):
         pack: the library, by default the best of this machine.
     """
 
-    def __init__(self, k: int, score: Score = "softmax_after_topk", norm_topk: bool = True, scale: float = 1.0,
-                 groups: int = 1, topk_groups: int = 1, pack: Pack | None = None):
+    def __init__(
+        self,
+        k: int,
+        score: Score = "softmax_after_topk",
+        norm_topk: bool = True,
+        scale: float = 1.0,
+        groups: int = 1,
+        topk_groups: int = 1,
+        pack: Pack | None = None,
+    ):
         super().__init__()
         pack = pack or load()
         self.settings = settings(_KINDS.index(score), norm_topk, scale, groups, topk_groups)
