@@ -123,6 +123,14 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _plan(args: argparse.Namespace) -> int:
+    from mindmoe.load import load_config
+    from mindmoe.planner.main import plan
+
+    run = load_config(args.config, args.words) if args.config else None
+    return plan(run, args.cards, args.hardware, args.explain, args.out, args.check)
+
+
 def _doctor(args: argparse.Namespace) -> int:
     from mindmoe.observe import doctor
 
@@ -154,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(parser=parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_training(commands)
+    _add_plan(commands)
     _add_config_commands(commands)
     _add_data_commands(commands)
     _add_run_commands(commands)
@@ -181,6 +190,24 @@ def _add_training(commands: Any) -> None:
     )
     _add_config(launch)
     launch.add_argument("--cards", type=_positive, required=True, metavar="N", help="number of worker processes")
+
+
+def _add_plan(commands: Any) -> None:
+    """`plan`."""
+    plan = _command(
+        commands,
+        "plan",
+        _plan,
+        "search the best layout of a config on a cluster, without one",
+        "mindmoe plan configs/gpt-oss-120b.yaml --cards 512 --hardware ascend-910b2 --out plan.html",
+    )
+    plan.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file (not needed with --check)")
+    plan.add_argument("words", nargs="*", metavar="key=value", help="settings that win over the file's")
+    plan.add_argument("--cards", type=_positive, default=1, metavar="N", help="cards of the cluster (default 1)")
+    plan.add_argument("--hardware", default="ascend-910b2", metavar="NAME", help="(default ascend-910b2)")
+    plan.add_argument("--explain", action="store_true", help="print the terms of every figure")
+    plan.add_argument("--out", type=Path, metavar="FILE", help="write the plan: .html a report, .yaml the layout")
+    plan.add_argument("--check", type=Path, metavar="CSV", help="compare with published runs and print the errors")
 
 
 def _add_config_commands(commands: Any) -> None:

@@ -55,7 +55,7 @@ def main(run: Path, prompt: str, max_new_tokens: int, temperature: float, seed: 
         context = tokens[-window:]
         padded = np.zeros((1, window), np.int32)
         padded[0, : len(context)] = context
-        last = Tensor(np.int32([len(context) - 1]))
+        last = Tensor(np.array([len(context) - 1], np.int32))
         token = choose(next_logits(Tensor(padded), segments, last).asnumpy()[0], temperature, rng)
         if token == tokenizer.eod_id:
             break

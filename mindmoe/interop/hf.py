@@ -15,9 +15,22 @@ from mindmoe.model.decoder import CausalLM
 from mindmoe.moe.config import MoeConfig
 from mindmoe.ops.select import OpShape, reference_ops
 
-_SAME_NAME = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-              "intermediate_size", "max_position_embeddings", "sliding_window", "layer_types", "attention_bias",
-              "rms_norm_eps", "tie_word_embeddings", "initializer_range")
+_SAME_NAME = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "max_position_embeddings",
+    "sliding_window",
+    "layer_types",
+    "attention_bias",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "initializer_range",
+)
 
 
 def _yarn(rope: dict[str, Any]) -> YarnConfig | None:
@@ -45,9 +58,12 @@ def read_config(folder: Path) -> tuple[ModelConfig, MoeConfig]:
     if raw.get("model_type") != "gpt_oss":
         raise UserError(f"{path}: model_type={raw.get('model_type')!r} is not gpt_oss", "give a GptOss folder")
     rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
-    model = ModelConfig(**{key: raw[key] for key in _SAME_NAME if raw.get(key) is not None},
-                        rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 150000.0))),
-                        rope_scaling=_yarn(rope), swiglu_limit=raw.get("swiglu_limit", 7.0))
+    model = ModelConfig(
+        **{key: raw[key] for key in _SAME_NAME if raw.get(key) is not None},
+        rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 150000.0))),
+        rope_scaling=_yarn(rope),
+        swiglu_limit=raw.get("swiglu_limit", 7.0),
+    )
     moe = MoeConfig(num_experts=raw["num_local_experts"], num_experts_per_tok=raw["num_experts_per_tok"])
     return model, moe
 
@@ -74,11 +90,16 @@ def assign(net: CausalLM, tensors: dict[str, np.ndarray]) -> None:
     params: dict[str, Parameter] = {param.name: param for param in net.get_parameters()}
     wrong = [f"missing {name}" for name in params.keys() - tensors.keys()]
     wrong += [f"unexpected {name}" for name in tensors.keys() - params.keys()]
-    wrong += [f"{name} has shape {tensors[name].shape}, the model wants {tuple(params[name].shape)}"
-              for name in params.keys() & tensors.keys() if tensors[name].shape != tuple(params[name].shape)]
+    wrong += [
+        f"{name} has shape {tensors[name].shape}, the model wants {tuple(params[name].shape)}"
+        for name in params.keys() & tensors.keys()
+        if tensors[name].shape != tuple(params[name].shape)
+    ]
     if wrong:
-        raise UserError(f"{len(wrong)} tensors do not fit the model: " + "; ".join(sorted(wrong)),
-                        "check that config.json belongs to these weights")
+        raise UserError(
+            f"{len(wrong)} tensors do not fit the model: " + "; ".join(sorted(wrong)),
+            "check that config.json belongs to these weights",
+        )
     for name, param in params.items():
         param.set_data(Tensor(tensors[name], ms.float32))
 

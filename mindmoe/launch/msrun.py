@@ -40,8 +40,10 @@ def launch(config: RunConfig, cards: int) -> int:
     preflight(config, cards)
     folder = RunFolder.of(config)
     if (done := finished_steps(config)) >= config.train.steps:
-        print(f"nothing to do: {done} of {config.train.steps} steps of {folder.path} are done; "
-              "raise train.steps to continue")
+        print(
+            f"nothing to do: {done} of {config.train.steps} steps of {folder.path} are done; "
+            "raise train.steps to continue"
+        )
         return 0
     folder.create(config)
     port = config.launch.port or _free_port()
@@ -51,12 +53,19 @@ def launch(config: RunConfig, cards: int) -> int:
     mark = uuid.uuid4().hex
     threads = threads_per_rank(config.launch.threads, cards)
     env = worker_environment(threads, cards, str(Path(sys.executable).parent), mark)
-    print(f"launching {config.name} on {cards} processes with {threads} threads each; logs in {folder.logs}",
-          flush=True)
+    print(
+        f"launching {config.name} on {cards} processes with {threads} threads each; logs in {folder.logs}", flush=True
+    )
     try:
         with open(folder.logs / "msrun.log", "w", encoding="utf-8") as output:
-            process = subprocess.Popen(_command(config, cards, port, folder), env=env, stdin=subprocess.DEVNULL,
-                                       stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+            process = subprocess.Popen(
+                _command(config, cards, port, folder),
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
             with _Forward(folder, mark):
                 _watch(process, config, folder, cards)
     finally:
@@ -67,10 +76,20 @@ def launch(config: RunConfig, cards: int) -> int:
 def _command(config: RunConfig, cards: int, port: int, folder: RunFolder) -> list[str]:
     worker = Path(__file__).with_name("worker.py")
     return [
-        sys.executable, "-m", "mindspore.parallel.cluster.run",
-        f"--worker_num={cards}", f"--local_worker_num={cards}", f"--master_port={port}",
-        f"--log_dir={folder.logs}", "--join=True", f"--cluster_time_out={int(config.launch.cluster_timeout)}",
-        "--tail_worker_log=-1", str(worker), str(folder.logs), str(folder.config), config.train.device,
+        sys.executable,
+        "-m",
+        "mindspore.parallel.cluster.run",
+        f"--worker_num={cards}",
+        f"--local_worker_num={cards}",
+        f"--master_port={port}",
+        f"--log_dir={folder.logs}",
+        "--join=True",
+        f"--cluster_time_out={int(config.launch.cluster_timeout)}",
+        "--tail_worker_log=-1",
+        str(worker),
+        str(folder.logs),
+        str(folder.config),
+        config.train.device,
     ]
 
 
@@ -85,8 +104,9 @@ def _require_free(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise UserError(f"launch.port={port} cannot be used: {error.strerror}",
-                            "set launch.port=0 to take a free one") from None
+            raise UserError(
+                f"launch.port={port} cannot be used: {error.strerror}", "set launch.port=0 to take a free one"
+            ) from None
 
 
 def _watch(process: subprocess.Popen, config: RunConfig, folder: RunFolder, cards: int) -> None:
@@ -159,8 +179,8 @@ def _outcome(folder: RunFolder, cards: int) -> int:
     """The exit code of the launch; says which rank failed first and why."""
     codes: dict[int, tuple[int, str]] = {}
     for status in sorted(folder.logs.glob("rank_*.exit"), key=lambda path: path.stat().st_mtime):
-        code, _, reason = status.read_text(encoding="utf-8").partition("\n")
-        codes[int(status.stem.removeprefix("rank_"))] = int(code), reason.strip()
+        first_line, _, reason = status.read_text(encoding="utf-8").partition("\n")
+        codes[int(status.stem.removeprefix("rank_"))] = int(first_line), reason.strip()
     failed = [rank for rank, (code, _) in codes.items() if code]
     if not failed and len(codes) == cards:
         return 0
@@ -170,8 +190,10 @@ def _outcome(folder: RunFolder, cards: int) -> int:
     if first and first[1] in pids and pids[first[1]] not in codes:
         rank = pids[first[1]]
         how = f"was killed by signal {-int(first[2])}" if int(first[2]) < 0 else f"ended with code {first[2]}"
-        _complain(f"rank {rank} {how}; the other ranks were ended. Launch again to resume from the newest checkpoint",
-                  folder.logs / f"worker_{rank}.log")
+        _complain(
+            f"rank {rank} {how}; the other ranks were ended. Launch again to resume from the newest checkpoint",
+            folder.logs / f"worker_{rank}.log",
+        )
         return 1
     if not failed:
         missing = [rank for rank in range(cards) if rank not in codes]
@@ -183,8 +205,7 @@ def _outcome(folder: RunFolder, cards: int) -> int:
     elif code == 2:
         print(f"mindmoe: {reason}", file=sys.stderr)
     else:
-        _complain(f"rank {failed[0]} failed first: {reason or 'see its log'}",
-                  folder.logs / f"worker_{failed[0]}.log")
+        _complain(f"rank {failed[0]} failed first: {reason or 'see its log'}", folder.logs / f"worker_{failed[0]}.log")
     return code
 
 

@@ -1,5 +1,7 @@
 """One decoder layer: pre-norm attention and pre-norm FFN on the residual stream."""
 
+from typing import Any
+
 from mindspore import Tensor, nn
 
 from mindmoe.model.attention import SelfAttention
@@ -22,7 +24,7 @@ class Block(nn.Cell):
         self.attention = SelfAttention(model, layer, kernels, weights.at("self_attn"))
         self.ffn_norm = weights["post_attention_layernorm.weight"]
         ffn = weights.at("mlp")
-        self.moe = None if moe is None else MoeLayer(moe, kernels, ffn)
+        self.moe: Any = None if moe is None else MoeLayer(moe, kernels, ffn)
         self.dense = DenseFFN(kernels, ffn) if moe is None else None
         shared = moe is not None and moe.num_shared_experts > 0
         self.fork = Fork(2)
@@ -32,7 +34,7 @@ class Block(nn.Cell):
         """x (B, S, D) -> (B, S, D) and the router's statistics, empty in a dense layer."""
         x = self.attention(self.rms_norm(x, self.attention_norm), segment_ids, x)
         h = self.rms_norm(x, self.ffn_norm)
-        if self.moe is None:
+        if self.dense is not None:
             return self.dense(h, x), ()
         if self.shared is not None:
             h, to_shared = self.fork(h)

@@ -1,5 +1,7 @@
 """The whole model: embedding, layers, final norm and vocabulary projection."""
 
+from typing import Any
+
 from mindspore import Tensor, nn, ops
 
 from mindmoe.model.block import Block
@@ -12,9 +14,10 @@ from mindmoe.parallel.mesh import Mesh
 from mindmoe.parallel.weights import Weights
 
 
-def stack_layers(collected: tuple[RouterStats, ...]) -> RouterStats:
+def stack_layers(collected: tuple[Any, ...]) -> RouterStats:
     """Statistics of each layer -> each statistic stacked over layers."""
-    counts, prob_sum, z_sum, entropy, dropped = (), (), (), (), ()
+    none: tuple[Tensor, ...] = ()
+    counts, prob_sum, z_sum, entropy, dropped = none, none, none, none, none
     for stats in collected:
         counts, prob_sum, z_sum = (*counts, stats[0]), (*prob_sum, stats[1]), (*z_sum, stats[2])
         entropy, dropped = (*entropy, stats[3]), (*dropped, stats[4])
@@ -27,11 +30,20 @@ class CausalLM(nn.Cell):
     Calling it gives the training objective's parts; `logits` gives next-token logits.
     """
 
-    def __init__(self, model: ModelConfig, moe: MoeConfig | None, kernels: OpSet, *, mesh: Mesh | None = None,
-                 rank: int = 0, seed: int = 0):
+    def __init__(
+        self,
+        model: ModelConfig,
+        moe: MoeConfig | None,
+        kernels: OpSet,
+        *,
+        mesh: Mesh | None = None,
+        rank: int = 0,
+        seed: int = 0,
+    ):
         super().__init__(auto_prefix=False)
-        weights = Weights(param_specs(model, moe), mesh=mesh or Mesh(), rank=rank, seed=seed,
-                          std=model.initializer_range)
+        weights = Weights(
+            param_specs(model, moe), mesh=mesh or Mesh(), rank=rank, seed=seed, std=model.initializer_range
+        )
         self.embedding, self.rms_norm = kernels.embedding, kernels.rms_norm
         self.linear_out, self.cross_entropy = kernels.linear_out, kernels.cross_entropy
         self.embed = weights["model.embed_tokens.weight"]

@@ -76,15 +76,19 @@ def _moe_ffn(prefix: str, model: ModelConfig, moe: MoeConfig) -> Iterator[ParamS
     experts, hidden, ffn = moe.num_experts, model.hidden_size, model.intermediate_size
     yield from _linear(f"{prefix}.router", experts, hidden, (None, None), moe.router.linear_bias)
     if moe.balance.bias_rate:
-        yield ParamSpec(name=f"{prefix}.router.selection_bias", shape=(experts,), axes=(None,), init="zeros",
-                        trainable=False)
+        yield ParamSpec(
+            name=f"{prefix}.router.selection_bias", shape=(experts,), axes=(None,), init="zeros", trainable=False
+        )
     at = f"{prefix}.experts"
-    yield ParamSpec(name=f"{at}.gate_up_proj", shape=(experts, hidden, 2 * ffn), axes=("expert", None, "expert_ffn"),
-                    decay=True)
-    yield ParamSpec(name=f"{at}.gate_up_proj_bias", shape=(experts, 2 * ffn), axes=("expert", "expert_ffn"),
-                    init="zeros")
-    yield ParamSpec(name=f"{at}.down_proj", shape=(experts, ffn, hidden), axes=("expert", "expert_ffn", None),
-                    decay=True)
+    yield ParamSpec(
+        name=f"{at}.gate_up_proj", shape=(experts, hidden, 2 * ffn), axes=("expert", None, "expert_ffn"), decay=True
+    )
+    yield ParamSpec(
+        name=f"{at}.gate_up_proj_bias", shape=(experts, 2 * ffn), axes=("expert", "expert_ffn"), init="zeros"
+    )
+    yield ParamSpec(
+        name=f"{at}.down_proj", shape=(experts, ffn, hidden), axes=("expert", "expert_ffn", None), decay=True
+    )
     yield ParamSpec(name=f"{at}.down_proj_bias", shape=(experts, hidden), axes=("expert", None), init="zeros")
     if moe.num_shared_experts:
         yield from _dense_ffn(f"{prefix}.shared_experts", hidden, moe.num_shared_experts * ffn)
@@ -139,7 +143,7 @@ def flops_per_token(model: ModelConfig, moe: MoeConfig | None, seq_length: int) 
     3 * (2 * active matmul parameters + 4 * heads * head_dim * mean context); the causal mean context is S/2, in a
     layer with window w it is min(w, S) (an upper bound that published figures use).
     """
-    matmul = 0
+    matmul = 0.0
     for spec in param_specs(model, moe).values():
         if spec.decay:
             share = moe.num_experts_per_tok / moe.num_experts if moe and spec.axes[0] == "expert" else 1.0

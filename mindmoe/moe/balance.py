@@ -6,8 +6,9 @@ from mindspore import Tensor, ops
 from mindmoe.moe.config import MoeConfig
 
 
-def balance_loss(moe: MoeConfig, counts: Tensor, prob_sum: Tensor, z_sum: Tensor, num_tokens: float) -> tuple[
-    Tensor, Tensor]:
+def balance_loss(
+    moe: MoeConfig, counts: Tensor, prob_sum: Tensor, z_sum: Tensor, num_tokens: float
+) -> tuple[Tensor, Tensor]:
     """This rank's share of the auxiliary losses of all layers; shares add up over ranks.
 
     Args:

@@ -34,6 +34,7 @@ class MoeLayer(nn.Cell):
         self.fork = Fork(2)
         self.route = build_topk_router(moe)
         self.limit = build_capacity_limit(moe) if moe.dispatch.kind == "capacity" else None
+        assert kernels.expert_ffn is not None, "ops of a dense model"
         self.expert_ffn = kernels.expert_ffn
         self.on, self.off = Tensor(1.0), Tensor(0.0)
 

@@ -25,13 +25,24 @@ def build_adamw(
     none = Tensor(0.0, ms.float32)
     decayed = tuple(decays)
 
-    def adamw(params: tuple, first: tuple, second: tuple, grads: tuple, lr: Tensor, scale: Tensor, step: Tensor) -> Tensor:
+    def adamw(
+        params: tuple, first: tuple, second: tuple, grads: tuple, lr: Tensor, scale: Tensor, step: Tensor
+    ) -> Tensor:
         c1, root2 = -ops.expm1(step * log1), ops.sqrt(-ops.expm1(step * log2))
         rate, epsilon, decay = lr * root2 / c1, eps * root2, weight_decay * c1 / root2
         done = step
         for i in range(len(params)):
-            updated = fused(params[i], first[i], second[i], rate, first_rate, second_rate, epsilon,
-                            decay if decayed[i] else none, grads[i] * scale)
+            updated = fused(
+                params[i],
+                first[i],
+                second[i],
+                rate,
+                first_rate,
+                second_rate,
+                epsilon,
+                decay if decayed[i] else none,
+                grads[i] * scale,
+            )
             done = ops.depend(done, updated)
         return done
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from mindspore import Tensor
 
@@ -49,6 +49,9 @@ class OpSet:
     square_sum: Callable[..., Tensor]
 
 
+Precision = Literal["fp32", "bf16"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpShape:
     """What ops are bound to.
@@ -64,7 +67,7 @@ class OpShape:
     model: ModelConfig
     moe: MoeConfig | None
     seq_length: int
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     documents: bool = False
 
 
@@ -106,15 +109,26 @@ def reference_ops(shape: OpShape) -> OpSet:
     cos, sin = rope_tables(model, shape.seq_length)
 
     def attention(window: int) -> Callable[..., Tensor]:
-        return build_attention(cos=cos, sin=sin, head_dim=model.head_dim, window=window, documents=shape.documents,
-                               precision=precision)
+        return build_attention(
+            cos=cos, sin=sin, head_dim=model.head_dim, window=window, documents=shape.documents, precision=precision
+        )
 
     expert_ffn: Any = None
     if moe is not None:
-        expert_ffn = build_expert_ffn(num_experts=moe.num_experts, alpha=model.swiglu_alpha, limit=model.swiglu_limit,
-                                      precision=precision)
+        expert_ffn = build_expert_ffn(
+            num_experts=moe.num_experts, alpha=model.swiglu_alpha, limit=model.swiglu_limit, precision=precision
+        )
     linear = build_linear(precision)
     return OpSet(
-        name=f"reference, {precision} operands", embedding=embedding, linear=linear, linear_out=linear,
-        rms_norm=build_rms_norm(model.rms_norm_eps), attention=attention, expert_ffn=expert_ffn,
-        swiglu=build_swiglu(model.swiglu_alpha, model.swiglu_limit),        cross_entropy=build_cross_entropy(precision), adamw=build_adamw, square_sum=square_sum)
+        name=f"reference, {precision} operands",
+        embedding=embedding,
+        linear=linear,
+        linear_out=linear,
+        rms_norm=build_rms_norm(model.rms_norm_eps),
+        attention=attention,
+        expert_ffn=expert_ffn,
+        swiglu=build_swiglu(model.swiglu_alpha, model.swiglu_limit),
+        cross_entropy=build_cross_entropy(precision),
+        adamw=build_adamw,
+        square_sum=square_sum,
+    )

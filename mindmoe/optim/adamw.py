@@ -26,8 +26,13 @@ class AdamW:
         self.params = ms.ParameterTuple(params)
         self.first = ms.ParameterTuple([_zeros_like(param, "adam_m") for param in params])
         self.second = ms.ParameterTuple([_zeros_like(param, "adam_v") for param in params])
-        self._adamw = kernels.adamw([specs[param.name].decay for param in params], beta1=config.beta1,
-                                    beta2=config.beta2, eps=config.eps, weight_decay=config.weight_decay)
+        self._adamw = kernels.adamw(
+            [specs[param.name].decay for param in params],
+            beta1=config.beta1,
+            beta2=config.beta2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        )
 
     def build_update(self) -> Callable[..., Tensor]:
         """Returns update(lr, scale, step, *grads) -> step, to be compiled or run as it is.

@@ -61,7 +61,7 @@ def build_all_reduce_many(shapes: list[tuple[int, ...]], group: Group) -> Callab
     plan = tuple(tuple(bucket) for bucket in buckets(sizes))
 
     def all_reduce_many(*tensors: Tensor) -> tuple[Tensor, ...]:
-        summed = ()
+        summed: tuple[Tensor, ...] = ()
         previous = None
         for bucket in plan:
             flat = ops.concat([tensors[i].reshape(-1) for i in bucket])

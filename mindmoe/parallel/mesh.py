@@ -43,8 +43,10 @@ class Mesh:
             if getattr(self, axis) < 1:
                 raise UserError(f"parallel.{axis}={getattr(self, axis)} must be at least 1", f"raise parallel.{axis}")
         if self.dp_cp % self.ep:
-            raise UserError(f"parallel.ep={self.ep} must divide dp*cp={self.dp_cp} ({self.dp}*{self.cp})",
-                            "lower parallel.ep or raise parallel.dp")
+            raise UserError(
+                f"parallel.ep={self.ep} must divide dp*cp={self.dp_cp} ({self.dp}*{self.cp})",
+                "lower parallel.ep or raise parallel.dp",
+            )
 
     @classmethod
     def build(cls, config: ParallelConfig, world: int) -> "Mesh":
@@ -57,12 +59,16 @@ class Mesh:
         product = f"tp*pp*cp={rest} ({config.tp}*{config.pp}*{config.cp})"
         if config.dp == "auto":
             if world % rest:
-                raise UserError(f"{world} cards must be a multiple of {product}",
-                                f"use a multiple of {rest} cards or lower a degree")
+                raise UserError(
+                    f"{world} cards must be a multiple of {product}",
+                    f"use a multiple of {rest} cards or lower a degree",
+                )
             return cls(dp=world // rest, tp=config.tp, pp=config.pp, ep=config.ep, cp=config.cp)
         if config.dp * rest != world:
-            raise UserError(f"parallel.dp={config.dp} times {product} is {config.dp * rest} but there are {world} cards",
-                            "set parallel.dp=auto or the matching number of cards")
+            raise UserError(
+                f"parallel.dp={config.dp} times {product} is {config.dp * rest} but there are {world} cards",
+                "set parallel.dp=auto or the matching number of cards",
+            )
         return cls(dp=config.dp, tp=config.tp, pp=config.pp, ep=config.ep, cp=config.cp)
 
     @property
@@ -102,8 +108,14 @@ class Mesh:
     def groups(self, axis: MeshAxis) -> list[tuple[int, ...]]:
         """All groups of an axis, each a tuple of ranks in the order of their place on it."""
         fixed = {
-            "dp": ("tp", "pp", "cp"), "tp": ("dp", "pp", "cp"), "pp": ("dp", "tp", "cp"), "cp": ("dp", "tp", "pp"),
-            "ep": ("tp", "pp", "edp"), "edp": ("tp", "pp", "ep"), "dp_cp": ("tp", "pp"), "world": (),
+            "dp": ("tp", "pp", "cp"),
+            "tp": ("dp", "pp", "cp"),
+            "pp": ("dp", "tp", "cp"),
+            "cp": ("dp", "tp", "pp"),
+            "ep": ("tp", "pp", "edp"),
+            "edp": ("tp", "pp", "ep"),
+            "dp_cp": ("tp", "pp"),
+            "world": (),
         }[axis]
         members: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         for rank in range(self.world):

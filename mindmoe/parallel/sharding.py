@@ -46,8 +46,10 @@ def local_shard(spec: ParamSpec, mesh: Mesh, rank: int) -> Shard:
         mesh_axis = MESH_AXIS[axis] if axis else None
         degree = mesh.degree(mesh_axis) if mesh_axis else 1
         if size % degree:
-            raise UserError(f"{spec.name}: dimension {axis}={size} must be a multiple of {mesh_axis}={degree}",
-                            f"lower parallel.{mesh_axis}")
+            raise UserError(
+                f"{spec.name}: dimension {axis}={size} must be a multiple of {mesh_axis}={degree}",
+                f"lower parallel.{mesh_axis}",
+            )
         shape.append(size // degree)
         offset.append(getattr(place, mesh_axis) * (size // degree) if mesh_axis else 0)
     return Shard(offset=tuple(offset), shape=tuple(shape))

@@ -24,8 +24,9 @@ class Weights:
 
     def at(self, name: str) -> "Weights":
         """The same, seen from below `name`."""
-        return Weights(self.specs, mesh=self.mesh, rank=self.rank, seed=self.seed, std=self.std,
-                       prefix=f"{self.prefix}{name}.")
+        return Weights(
+            self.specs, mesh=self.mesh, rank=self.rank, seed=self.seed, std=self.std, prefix=f"{self.prefix}{name}."
+        )
 
     def __getitem__(self, name: str) -> Parameter:
         """A new parameter holding this rank's shard.

@@ -60,9 +60,16 @@ class Evaluator:
         unigram, bigram = self.entropies
         per_token = self.batches.bytes_per_token
         return {
-            "kind": "eval", "step": step, "time": time(), "loss": loss, "perplexity": math.exp(min(loss, 700.0)),
-            "bits_per_byte": loss / math.log(2) / per_token if per_token else None, "tokens": int(count),
-            "seconds": perf_counter() - started, "unigram_entropy": unigram, "bigram_entropy": bigram,
+            "kind": "eval",
+            "step": step,
+            "time": time(),
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "bits_per_byte": loss / math.log(2) / per_token if per_token else None,
+            "tokens": int(count),
+            "seconds": perf_counter() - started,
+            "unigram_entropy": unigram,
+            "bigram_entropy": bigram,
         }
 
 
@@ -83,9 +90,14 @@ def main(run: Path, data: str | None) -> int:
     table = Table(title=f"{run} at step {opened.step} on {data or 'its held-out set'}")
     table.add_column("figure")
     table.add_column("value", justify="right")
-    for name, key, unit in (("loss", "loss", "nats/token"), ("perplexity", "perplexity", ""),
-                            ("bits per byte", "bits_per_byte", ""), ("unigram entropy", "unigram_entropy", "nats/token"),
-                            ("bigram entropy", "bigram_entropy", "nats/token"), ("tokens", "tokens", "")):
+    for name, key, unit in (
+        ("loss", "loss", "nats/token"),
+        ("perplexity", "perplexity", ""),
+        ("bits per byte", "bits_per_byte", ""),
+        ("unigram entropy", "unigram_entropy", "nats/token"),
+        ("bigram entropy", "bigram_entropy", "nats/token"),
+        ("tokens", "tokens", ""),
+    ):
         value = record[key]
         shown = "unknown" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
         table.add_row(name, f"{shown} {unit}".strip())

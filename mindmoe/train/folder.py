@@ -11,9 +11,21 @@ from mindmoe.errors import UserError
 from mindmoe.load import dump_config, load_config
 
 _MAY_CHANGE = (
-    "train.steps", "train.eval_every", "train.eval_batches", "train.mode", "train.device", "train.kernels",
-    "optim.schedule", "optim.min_lr_ratio", "optim.decay_fraction",
-    "checkpoint", "observe", "launch", "parallel", "output_dir", "data.valid",
+    "train.steps",
+    "train.eval_every",
+    "train.eval_batches",
+    "train.mode",
+    "train.device",
+    "train.kernels",
+    "optim.schedule",
+    "optim.min_lr_ratio",
+    "optim.decay_fraction",
+    "checkpoint",
+    "observe",
+    "launch",
+    "parallel",
+    "output_dir",
+    "data.valid",
 )
 """What a continued run may change; everything else decides what the run computes."""
 
@@ -66,8 +78,10 @@ class RunFolder:
             UserError: there is no run here.
         """
         if not self.config.is_file():
-            raise UserError(f"{self.path} is not a run folder: {self.config.name} is missing",
-                            "give the folder that training printed, output_dir/name")
+            raise UserError(
+                f"{self.path} is not a run folder: {self.config.name} is missing",
+                "give the folder that training printed, output_dir/name",
+            )
         return load_config(self.config)
 
     def check_continues(self, config: RunConfig) -> None:
@@ -79,12 +93,16 @@ class RunFolder:
         if not self.config.is_file():
             return
         before, now = _flat(self.load_config().model_dump()), _flat(config.model_dump())
-        changed = [f"{key}: {before.get(key)!r} there, {now.get(key)!r} here"
-                   for key in sorted(before.keys() | now.keys())
-                   if before.get(key) != now.get(key) and not _may_change(key)]
+        changed = [
+            f"{key}: {before.get(key)!r} there, {now.get(key)!r} here"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key) and not _may_change(key)
+        ]
         if changed:
-            raise UserError(f"{self.path} holds a run of another config ({'; '.join(changed)})",
-                            "set name=... for a new run, or restore these values to continue the old one")
+            raise UserError(
+                f"{self.path} holds a run of another config ({'; '.join(changed)})",
+                "set name=... for a new run, or restore these values to continue the old one",
+            )
 
     def create(self, config: RunConfig) -> None:
         """Makes the folder and writes the resolved config.
@@ -96,8 +114,10 @@ class RunFolder:
             self.logs.mkdir(parents=True, exist_ok=True)
             self.write(self.config, dump_config(config))
         except OSError as error:
-            raise UserError(f"cannot write the run folder {self.path}: {error.strerror}",
-                            "set output_dir=... to a folder that you may write, or free some space") from None
+            raise UserError(
+                f"cannot write the run folder {self.path}: {error.strerror}",
+                "set output_dir=... to a folder that you may write, or free some space",
+            ) from None
 
     def write(self, path: Path, text: str) -> None:
         """Replaces a small file as a whole."""

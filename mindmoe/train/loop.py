@@ -40,11 +40,13 @@ class Loop:
         self.config = trainer.config.train
         self.saved_step = -1
         self.tokens_per_step = self.config.global_batch_size * self.config.seq_length
-        peak = host_sum(np.float64([gemm_peak(trainer.kernels.linear_out)]), trainer.groups["world"])[0]
+        peak = host_sum(np.array([gemm_peak(trainer.kernels.linear_out)]), trainer.groups["world"])[0]
         per_token = flops_per_token(trainer.config.model, trainer.config.moe, self.config.seq_length)
         self.mfu_of_rate = per_token / peak  # multiplied by tokens/s
-        self.event(0, "peak", f"measured {self.config.precision} GEMM peak of this machine: {peak / 1e9:.0f} GFLOP/s; "
-                   f"ops: {trainer.kernels.name}")
+        self.machine = (
+            f"measured {self.config.precision} GEMM peak of this machine: {peak / 1e9:.0f} GFLOP/s; "
+            f"ops: {trainer.kernels.name}"
+        )
 
     def event(self, step: int, event: str, message: str) -> None:
         """Records something that happened."""
@@ -53,6 +55,7 @@ class Loop:
     def run(self, start: int, stop: StopRequest) -> int:
         """Trains from step `start` on; returns the exit code."""
         self.saved_step = start if start else -1
+        self.event(start, "machine", self.machine)
         self.event(start, "compile", f"compiling the step ({self.config.mode} mode), then training")
         for step in range(start, self.config.steps):
             result = self.step(step, stop.asked)
@@ -81,8 +84,8 @@ class Loop:
         result = self.trainer.step.run(step, micro_batches, num_valid, lr, asked)
         seconds = perf_counter() - started
         statistics = None
-        if result.counts is not None and result.finite:
-            statistics = routing_statistics(result.counts, result.entropy, result.dropped, self.tokens_per_step)
+        if result.routing is not None and result.finite:
+            statistics = routing_statistics(*result.routing, self.tokens_per_step)
         every = self.trainer.config.observe.log_every
         if (step + 1) % every == 0 or step + 1 == self.config.steps:
             self.sink(self.train_record(step + 1, result, statistics, lr, seconds, data_seconds))
@@ -100,24 +103,44 @@ class Loop:
         """Counted tokens of the global batch [tokens]."""
         if not self.trainer.config.data.document_attention:
             return float(self.tokens_per_step)
-        local = np.float64([sum(float(batch.loss_mask.sum()) for batch in micro_batches)])
+        local = np.array([sum(float(batch.loss_mask.sum()) for batch in micro_batches)])
         return max(1.0, float(host_sum(local, self.trainer.groups["dp"])[0]))
 
-    def train_record(self, step: int, result: StepResult, statistics: RoutingStatistics | None, lr: float,
-                     seconds: float, data_seconds: float) -> dict[str, Any]:
+    def train_record(
+        self,
+        step: int,
+        result: StepResult,
+        statistics: RoutingStatistics | None,
+        lr: float,
+        seconds: float,
+        data_seconds: float,
+    ) -> dict[str, Any]:
         """The record of a step."""
         rate = self.tokens_per_step / seconds
         record = {
-            "kind": "train", "step": step, "time": time(), "loss": result.loss, "aux_loss": result.aux_loss,
-            "z_loss": result.z_loss, "lr": lr, "grad_norm": result.grad_norm, "tokens": self.tokens_per_step,
-            "tokens_per_s": rate, "mfu": rate * self.mfu_of_rate, "step_seconds": seconds,
-            "data_seconds": data_seconds, "compute_seconds": result.compute_seconds,
+            "kind": "train",
+            "step": step,
+            "time": time(),
+            "loss": result.loss,
+            "aux_loss": result.aux_loss,
+            "z_loss": result.z_loss,
+            "lr": lr,
+            "grad_norm": result.grad_norm,
+            "tokens": self.tokens_per_step,
+            "tokens_per_s": rate,
+            "mfu": rate * self.mfu_of_rate,
+            "step_seconds": seconds,
+            "data_seconds": data_seconds,
+            "compute_seconds": result.compute_seconds,
             "update_seconds": result.update_seconds,
         }
         if statistics is not None:
-            record |= {"load_cv": float(statistics.cv.mean()), "max_vio": float(statistics.max_vio.max()),
-                       "router_entropy": float(statistics.entropy.mean()),
-                       "dropped_fraction": float(statistics.dropped.mean())}
+            record |= {
+                "load_cv": float(statistics.cv.mean()),
+                "max_vio": float(statistics.max_vio.max()),
+                "router_entropy": float(statistics.entropy.mean()),
+                "dropped_fraction": float(statistics.dropped.mean()),
+            }
         return record
 
     def save(self, step: int) -> None:
@@ -133,21 +156,24 @@ class Loop:
                 self.event(step, "checkpoint", f"saved step {step}")
             except CheckpointError as error:
                 failure = error
-        failed = host_sum(np.float64([failure is not None]), self.trainer.groups["world"])[0]
+        failed = host_sum(np.array([failure is not None]), self.trainer.groups["world"])[0]
         if failure is not None:
             raise failure
         if failed:
-            raise CheckpointError(f"step {step} was not saved: the rank that writes reported the reason",
-                                  "see its message")
+            raise CheckpointError(
+                f"step {step} was not saved: the rank that writes reported the reason", "see its message"
+            )
         self.saved_step = step
         barrier(self.trainer.groups["world"])
 
     def not_finite(self, step: int, result: StepResult) -> int:
         """Stops with the last good state on disk."""
         self.save(step)
-        message = (f"loss {result.loss} or gradient norm {result.grad_norm} of step {step + 1} is not finite; the "
-                   f"weights before that step are saved as step {step}: lower optim.lr, look at the data of that "
-                   f"step, or continue from an earlier checkpoint")
+        message = (
+            f"loss {result.loss} or gradient norm {result.grad_norm} of step {step + 1} is not finite; the "
+            f"weights before that step are saved as step {step}: lower optim.lr, look at the data of that "
+            f"step, or continue from an earlier checkpoint"
+        )
         self.event(step, "nan", message)
         log.error(message)
         return EXIT_NOT_FINITE
@@ -156,7 +182,11 @@ class Loop:
 def routing_record(step: int, statistics: RoutingStatistics) -> dict[str, Any]:
     """The routing of every layer, rounded to what a picture needs."""
     return {
-        "kind": "routing", "step": step, "load": np.round(statistics.load, 6).tolist(),
-        "cv": np.round(statistics.cv, 6).tolist(), "max_vio": np.round(statistics.max_vio, 6).tolist(),
-        "entropy": np.round(statistics.entropy, 6).tolist(), "dropped": np.round(statistics.dropped, 6).tolist(),
+        "kind": "routing",
+        "step": step,
+        "load": np.round(statistics.load, 6).tolist(),
+        "cv": np.round(statistics.cv, 6).tolist(),
+        "max_vio": np.round(statistics.max_vio, 6).tolist(),
+        "entropy": np.round(statistics.entropy, 6).tolist(),
+        "dropped": np.round(statistics.dropped, 6).tolist(),
     }

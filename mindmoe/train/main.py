@@ -25,14 +25,17 @@ def train(config: RunConfig) -> int:
         UserError: the config, the data or the run folder do not fit.
     """
     at = place()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr,
-                        format=f"%(asctime)s rank {at.rank} %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s rank {at.rank} %(levelname)s %(name)s: %(message)s"
+    )
     config = resolve(config, at.world)
     batches, held_out = preflight(config, at.world)
     folder = RunFolder.of(config)
     if (done := finished_steps(config)) >= config.train.steps:
-        print(f"nothing to do: {done} of {config.train.steps} steps of {folder.path} are done; "
-              "raise train.steps to continue")
+        print(
+            f"nothing to do: {done} of {config.train.steps} steps of {folder.path} are done; "
+            "raise train.steps to continue"
+        )
         return 0
     if at.rank == 0:
         folder.create(config)
@@ -48,22 +51,27 @@ def train(config: RunConfig) -> int:
         start_device(config, at)
         trainer = build_trainer(config, at)
         saver = Saver(config, at.world) if at.rank == 0 else None
-        start = resume(config, trainer, training_state(trainer.net, trainer.optimizer))
+        start, quarantined = resume(config, trainer, training_state(trainer.net, trainer.optimizer))
         with ExitStack() as stack:
             sink = open_sinks(config, at, start, stack)
             evaluator = Evaluator(trainer.net, config, held_out, trainer.groups["dp"])
             loop = Loop(trainer, batches, evaluator, saver, sink)
-            loop.event(start, "resume" if start else "start",
-                       f"resuming from step {start}" if start else f"starting {config.name} on {at.world} processes")
+            loop.event(
+                start,
+                "resume" if start else "start",
+                f"resuming from step {start}" if start else f"starting {config.name} on {at.world} processes",
+            )
+            for bad in quarantined:
+                loop.event(start, "quarantine", f"put the corrupt {bad.path.name} aside: {bad.reason}")
             code = loop.run(start, stop)
             barrier(trainer.groups["world"])
             return code
 
 
-def resume(config: RunConfig, trainer: Any, state: list[Any]) -> int:
-    """Loads the newest valid checkpoint into the state; returns its step, 0 if there is none.
+def resume(config: RunConfig, trainer: Any, state: list[Any]) -> tuple[int, tuple[store.Quarantined, ...]]:
+    """Loads the newest valid checkpoint into the state; returns its step, 0 if there is none, and what was put aside.
 
-    Rank 0 decides which step that is, as it may have to put a corrupt one aside; the others load the same.
+    Rank 0 alone decides which step that is, as it may have to put a corrupt one aside; the others load the same.
     """
     import numpy as np
 
@@ -71,16 +79,18 @@ def resume(config: RunConfig, trainer: Any, state: list[Any]) -> int:
     from mindmoe.train.persist import check_identity, restore
 
     root = RunFolder.of(config).checkpoints
-    world = trainer.groups["world"]
     found = store.newest_valid(root) if trainer.place.rank == 0 else None
-    step = int(host_sum(np.float64([found.manifest.step if found else 0]), world)[0])
-    if trainer.place.rank != 0 and step:
-        found = store.newest_valid(root)
+    sent = np.array([found.manifest.step + 1.0 if found else 0.0])
+    step = int(host_sum(sent, trainer.groups["world"])[0]) - 1
+    if step < 0:
+        return 0, ()
     if found is None:
-        return 0
+        path = next(path for path in store.list_steps(root) if store.step_of(path) == step)
+        tensors, manifest = store.load(path)
+        found = store.Found(path=path, manifest=manifest, tensors=tensors, quarantined=())
     check_identity(found, config)
     restore(found, state)
-    return step
+    return step, found.quarantined
 
 
 def open_sinks(config: RunConfig, at: Place, start: int, stack: ExitStack) -> Any:
@@ -88,9 +98,9 @@ def open_sinks(config: RunConfig, at: Place, start: int, stack: ExitStack) -> An
     if at.rank != 0:
         return lambda record: None
     folder = RunFolder.of(config)
-    sinks = [MetricsLog(folder.metrics, start)]
+    sinks: list[Any] = [MetricsLog(folder.metrics, start)]
     if config.observe.tensorboard:
-        # MindSpore selects protobuf's Python implementation when it is imported, and fails if another is in use by then.
+        # MindSpore selects protobuf's Python implementation as it is imported, and fails if another is in use.
         from mindmoe.observe.tensorboard import TensorBoardLog
 
         sinks.append(TensorBoardLog(folder.tensorboard, start))

@@ -24,8 +24,13 @@ class Objective(nn.Cell):
         self.ranks = group.size
 
     def construct(
-        self, input_ids: Tensor, labels: Tensor, loss_mask: Tensor, segment_ids: Tensor, token_weight: Tensor,
-        micro_weight: Tensor
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        loss_mask: Tensor,
+        segment_ids: Tensor,
+        token_weight: Tensor,
+        micro_weight: Tensor,
     ) -> tuple[Tensor, Report]:
         """The share of the loss and what is reported.
 

@@ -60,14 +60,18 @@ def check_identity(found: store.Found, config: RunConfig) -> None:
     Raises:
         CheckpointError: names the keys that differ.
     """
-    theirs, ours = found.manifest.meta.model, model_identity(config)
+    theirs: dict[str, Any] = found.manifest.meta.model
+    ours = model_identity(config)
     if theirs == ours:
         return
-    differ = [f"{section}.{key}" for section in ours
-              for key in sorted((theirs.get(section) or {}).keys() | (ours[section] or {}).keys())
-              if (theirs.get(section) or {}).get(key) != (ours[section] or {}).get(key)]
-    raise CheckpointError(f"{found.path} is a checkpoint of another model ({', '.join(differ)} differ)",
-                          "continue it with its own config, or choose another name")
+    differ = []
+    for section, values in ours.items():
+        there, here = theirs.get(section) or {}, values or {}
+        differ += [f"{section}.{key}" for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+    raise CheckpointError(
+        f"{found.path} is a checkpoint of another model ({', '.join(differ)} differ)",
+        "continue it with its own config, or choose another name",
+    )
 
 
 def restore(found: store.Found, state: list[Parameter], partial: bool = False) -> None:
@@ -85,10 +89,14 @@ def restore(found: store.Found, state: list[Parameter], partial: bool = False) -
     names = {param.name for param in state}
     wrong = [f"missing {name}" for name in names - tensors.keys()]
     wrong += [] if partial else [f"unexpected {name}" for name in tensors.keys() - names]
-    wrong += [f"{param.name} has shape {tensors[param.name].shape}, expected {tuple(param.shape)}" for param in state
-              if param.name in tensors and tensors[param.name].shape != tuple(param.shape)]
+    wrong += [
+        f"{param.name} has shape {tensors[param.name].shape}, expected {tuple(param.shape)}"
+        for param in state
+        if param.name in tensors and tensors[param.name].shape != tuple(param.shape)
+    ]
     if wrong:
-        raise CheckpointError(f"{found.path} does not fit the model: {'; '.join(sorted(wrong))}",
-                              "continue it with its own config")
+        raise CheckpointError(
+            f"{found.path} does not fit the model: {'; '.join(sorted(wrong))}", "continue it with its own config"
+        )
     for param in state:
         param.set_data(Tensor(np.ascontiguousarray(tensors[param.name])))

@@ -20,16 +20,20 @@ def preflight(config: RunConfig, world: int) -> tuple[TokenBatches, TokenBatches
     Mesh.build(config.parallel, world)
     for axis in _NOT_YET:
         if getattr(config.parallel, axis) > 1:
-            raise UserError(f"parallel.{axis}={getattr(config.parallel, axis)} cannot be trained by this version, "
-                            "which has data parallelism only", f"set parallel.{axis}=1")
+            raise UserError(
+                f"parallel.{axis}={getattr(config.parallel, axis)} cannot be trained by this version, "
+                "which has data parallelism only",
+                f"set parallel.{axis}=1",
+            )
     RunFolder.of(config).check_continues(config)
     return open_batches(config, "train"), open_held_out(config)
 
 
 def open_batches(config: RunConfig, split: Split) -> TokenBatches:
     """The batches of a split as the run sees them."""
-    return TokenBatches(config.data, split, config.train.seq_length, config.train.global_batch_size,
-                        config.model.vocab_size)
+    return TokenBatches(
+        config.data, split, config.train.seq_length, config.train.global_batch_size, config.model.vocab_size
+    )
 
 
 def open_held_out(config: RunConfig) -> TokenBatches:
@@ -43,7 +47,8 @@ def open_held_out(config: RunConfig) -> TokenBatches:
         raise UserError(
             f"the held-out set has {batches.num_samples} sequences of train.seq_length={config.train.seq_length} "
             f"tokens, fewer than train.global_batch_size={config.train.global_batch_size}",
-            "prepare more text, raise valid_fraction, or lower train.seq_length or the batch size")
+            "prepare more text, raise valid_fraction, or lower train.seq_length or the batch size",
+        )
     return batches
 
 

@@ -49,8 +49,13 @@ def start_device(config: RunConfig, place: Place) -> None:
 
 def build_kernels(config: RunConfig, place: Place) -> OpSet:
     """The ops of a run on this rank."""
-    shape = OpShape(model=config.model, moe=config.moe, seq_length=config.train.seq_length,
-                    precision=config.train.precision, documents=config.data.document_attention)
+    shape = OpShape(
+        model=config.model,
+        moe=config.moe,
+        seq_length=config.train.seq_length,
+        precision=config.train.precision,
+        documents=config.data.document_attention,
+    )
     threads = threads_per_rank(config.launch.threads, place.local_world)
     return select_ops(shape, device=config.train.device, kernels=config.train.kernels, threads=threads)
 
@@ -63,15 +68,27 @@ def build_model(config: RunConfig, kernels: OpSet, mesh: Mesh, rank: int) -> Cau
 def build_trainer(config: RunConfig, place: Place) -> Trainer:
     """Every part of a resolved run on this rank; the device must have been started."""
     mesh = Mesh.build(config.parallel, place.world)
-    groups = create_groups(mesh, place.rank, config.train.device) if place.world > 1 else {
-        axis: alone(axis) for axis in _AXES}
+    groups = (
+        create_groups(mesh, place.rank, config.train.device)
+        if place.world > 1
+        else {axis: alone(axis) for axis in _AXES}
+    )
     kernels = build_kernels(config, place)
     net = build_model(config, kernels, mesh, place.rank)
     specs = param_specs(config.model, config.moe)
     optimizer = AdamW(net.trainable_params(), specs, config.optim, kernels)
     step = TrainStep(net, optimizer, specs, config.moe, groups, kernels, graph=config.train.mode == "graph")
-    return Trainer(config=config, place=place, mesh=mesh, at=mesh.coordinates(place.rank), groups=groups,
-                   kernels=kernels, net=net, optimizer=optimizer, step=step)
+    return Trainer(
+        config=config,
+        place=place,
+        mesh=mesh,
+        at=mesh.coordinates(place.rank),
+        groups=groups,
+        kernels=kernels,
+        net=net,
+        optimizer=optimizer,
+        step=step,
+    )
 
 
 def gemm_peak(linear: Callable[..., Tensor], size: int = 1024, repeats: int = 5) -> float:

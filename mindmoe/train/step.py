@@ -31,8 +31,8 @@ from mindmoe.train.objective import Objective
 class StepResult:
     """What a step computed, equal on every rank.
 
-    `counts` (L, E), `entropy` (L) and `dropped` (L) are sums over the global batch, None in a dense model; `stop` says
-    that some rank was asked to stop.
+    `routing` holds counts (L, E), entropy (L) and dropped (L), sums over the global batch, None in a dense model;
+    `stop` says that some rank was asked to stop.
     """
 
     loss: float
@@ -42,9 +42,7 @@ class StepResult:
     update_seconds: float
     aux_loss: float = 0.0
     z_loss: float = 0.0
-    counts: np.ndarray | None = None
-    entropy: np.ndarray | None = None
-    dropped: np.ndarray | None = None
+    routing: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     @property
     def finite(self) -> bool:
@@ -65,8 +63,16 @@ class TrainStep:
         graph: compile each call, or run it op by op.
     """
 
-    def __init__(self, net: CausalLM, optimizer: AdamW, specs: dict[str, ParamSpec], moe: MoeConfig | None,
-                 groups: dict[MeshAxis, Group], kernels: OpSet, graph: bool):
+    def __init__(
+        self,
+        net: CausalLM,
+        optimizer: AdamW,
+        specs: dict[str, ParamSpec],
+        moe: MoeConfig | None,
+        groups: dict[MeshAxis, Group],
+        kernels: OpSet,
+        graph: bool,
+    ):
         self.optimizer, self.moe, self.groups = optimizer, moe, groups
         self.clip_norm = optimizer.config.clip_norm
         self.selection_biases = [param for param in net.get_parameters() if param.name.endswith("selection_bias")]
@@ -74,7 +80,9 @@ class TrainStep:
         objective = Objective(net, moe, groups["dp_cp"])
         self._gradients = _compiled(ms.value_and_grad(objective, None, optimizer.params, has_aux=True), graph)
         self._add = _compiled(_sum_pairwise, graph)
-        self._reduce = _compiled(_build_reduction([specs[param.name] for param in params], params, groups, kernels), graph)
+        self._reduce = _compiled(
+            _build_reduction([specs[param.name] for param in params], params, groups, kernels), graph
+        )
         self._update = _compiled(optimizer.build_update(), graph)
 
     def run(self, step: int, micro_batches: list[Batch], num_valid: float, lr: float, stop: bool) -> StepResult:
@@ -90,14 +98,15 @@ class TrainStep:
         started = perf_counter()
         token_weight = Tensor(np.float32(1.0 / num_valid))
         micro_weight = Tensor(np.float32(1.0 / len(micro_batches)))
-        reports, grads = [], None
+        reports: list[list[np.ndarray]] = []
+        grads: tuple[Tensor, ...] = ()
         for batch in micro_batches:
             (_, report), partial = self._gradients(*as_tensors(batch), token_weight, micro_weight)
-            grads = partial if grads is None else self._add(*grads, *partial)
+            grads = self._add(*grads, *partial) if grads else partial
             reports.append([part.asnumpy() for part in report])
-        *grads, squared = self._reduce(*grads)
+        *summed, squared = self._reduce(*grads)
         report = [np.sum(parts, axis=0) for parts in zip(*reports, strict=True)]
-        flat = np.concatenate([part.reshape(-1) for part in report] + [np.float32([stop])])
+        flat = np.concatenate([part.reshape(-1) for part in report] + [np.array([stop], np.float32)])
         flat = host_sum(flat, self.groups["dp_cp"])
         norm = float(np.sqrt(squared.asnumpy()))
         result = _unpack(flat, report, num_valid, norm, perf_counter() - started)
@@ -105,7 +114,7 @@ class TrainStep:
             return result
         updating = perf_counter()
         scale = Tensor(np.float32(clip_scale(norm, self.clip_norm)))
-        self._update(Tensor(np.float32(lr)), scale, Tensor(np.float32(step + 1)), *grads).asnumpy()
+        self._update(Tensor(np.float32(lr)), scale, Tensor(np.float32(step + 1)), *summed).asnumpy()
         self._update_biases(result)
         return replace(result, update_seconds=perf_counter() - updating)
 
@@ -113,8 +122,8 @@ class TrainStep:
         """Moves the selection biases towards balance, from the counts of the global batch."""
         if not self.selection_biases:
             return
-        assert self.moe is not None and result.counts is not None
-        for bias, counts in zip(self.selection_biases, result.counts, strict=True):
+        assert self.moe is not None and result.routing is not None
+        for bias, counts in zip(self.selection_biases, result.routing[0], strict=True):
             bias.set_data(Tensor(updated_selection_bias(bias.asnumpy(), counts, self.moe.balance.bias_rate)))
 
 
@@ -130,14 +139,15 @@ def _compiled(function: Callable[..., Any], graph: bool) -> Callable[..., Any]:
 def _sum_pairwise(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The first half plus the second half, element by element."""
     half = len(tensors) // 2
-    summed = ()
+    summed: tuple[Tensor, ...] = ()
     for i in range(half):
         summed = (*summed, tensors[i] + tensors[half + i])
     return summed
 
 
-def _build_reduction(specs: list[ParamSpec], params: list[Parameter], groups: dict[MeshAxis, Group],
-                     kernels: OpSet) -> Callable[..., tuple[Tensor, ...]]:
+def _build_reduction(
+    specs: list[ParamSpec], params: list[Parameter], groups: dict[MeshAxis, Group], kernels: OpSet
+) -> Callable[..., tuple[Tensor, ...]]:
     """Returns reduce(*grads) -> (*summed grads, squared norm of the whole gradient)."""
     dense = tuple(i for i, spec in enumerate(specs) if replica_axes(spec) == "dp_cp")
     expert = tuple(i for i, spec in enumerate(specs) if replica_axes(spec) == "edp")
@@ -152,7 +162,7 @@ def _build_reduction(specs: list[ParamSpec], params: list[Parameter], groups: di
         if expert:
             first = ops.depend(grads[expert[0]], summed)
             summed = (*summed, *sum_expert(first, *[grads[i] for i in expert[1:]]))
-        ordered = ()
+        ordered: tuple[Tensor, ...] = ()
         for at in order:
             ordered = (*ordered, summed[at])
         return (*ordered, square_sum(ordered))
@@ -164,10 +174,14 @@ def _unpack(flat: np.ndarray, parts: list[np.ndarray], num_valid: float, norm: f
     """The reduced vector taken apart again; its last element counts the ranks that were asked to stop."""
     bounds = np.cumsum([part.size for part in parts])
     values = [piece.reshape(part.shape) for piece, part in zip(np.split(flat, bounds)[:-1], parts, strict=True)]
-    common = {"loss": float(values[0][0]) / num_valid, "grad_norm": norm, "stop": bool(flat[-1] > 0),
-              "compute_seconds": seconds, "update_seconds": 0.0}
+    dense = StepResult(
+        loss=float(values[0][0]) / num_valid,
+        grad_norm=norm,
+        stop=bool(flat[-1] > 0),
+        compute_seconds=seconds,
+        update_seconds=0.0,
+    )
     if len(values) == 1:
-        return StepResult(**common)
+        return dense
     _, aux, z, counts, entropy, dropped = values
-    return StepResult(**common, aux_loss=float(aux[0]), z_loss=float(z[0]), counts=counts, entropy=entropy,
-                      dropped=dropped)
+    return replace(dense, aux_loss=float(aux[0]), z_loss=float(z[0]), routing=(counts, entropy, dropped))

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-
 from sizes import SIZES
 
 
@@ -26,17 +25,35 @@ def ours(size: dict, kernels: str, precision: str, threads: int) -> Callable[[],
     from mindmoe.data.loader import Batch
     from mindmoe.train.setup import build_trainer, start_device
 
-    config = resolve(RunConfig.model_validate({
-        "name": "bench",
-        "model": {"vocab_size": size["vocab"], "hidden_size": size["hidden"], "num_hidden_layers": size["layers"],
-                  "num_attention_heads": size["heads"], "num_key_value_heads": size["kv_heads"],
-                  "head_dim": size["head_dim"], "intermediate_size": size["expert_width"],
-                  "sliding_window": size["window"]},
-        "moe": {"num_experts": size["experts"], "num_experts_per_tok": size["top_k"], "balance": {}},
-        "train": {"steps": 1000, "seq_length": size["seq_length"], "global_batch_size": size["batch"],
-                  "micro_batch_size": size["batch"], "kernels": kernels, "precision": precision},
-        "data": {"sources": "none"}, "launch": {"threads": threads},
-    }), 1)
+    config = resolve(
+        RunConfig.model_validate(
+            {
+                "name": "bench",
+                "model": {
+                    "vocab_size": size["vocab"],
+                    "hidden_size": size["hidden"],
+                    "num_hidden_layers": size["layers"],
+                    "num_attention_heads": size["heads"],
+                    "num_key_value_heads": size["kv_heads"],
+                    "head_dim": size["head_dim"],
+                    "intermediate_size": size["expert_width"],
+                    "sliding_window": size["window"],
+                },
+                "moe": {"num_experts": size["experts"], "num_experts_per_tok": size["top_k"], "balance": {}},
+                "train": {
+                    "steps": 1000,
+                    "seq_length": size["seq_length"],
+                    "global_batch_size": size["batch"],
+                    "micro_batch_size": size["batch"],
+                    "kernels": kernels,
+                    "precision": precision,
+                },
+                "data": {"sources": "none"},
+                "launch": {"threads": threads},
+            }
+        ),
+        1,
+    )
     place = Place(rank=0, world=1, local_world=1)
     start_device(config, place)
     trainer = build_trainer(config, place)
@@ -54,11 +71,23 @@ def hugging_face(size: dict, threads: int) -> Callable[[], float]:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     config = GptOssConfig(
-        hidden_size=size["hidden"], intermediate_size=size["expert_width"], num_hidden_layers=size["layers"],
-        num_local_experts=size["experts"], num_experts_per_tok=size["top_k"], num_attention_heads=size["heads"],
-        num_key_value_heads=size["kv_heads"], head_dim=size["head_dim"], vocab_size=size["vocab"],
-        sliding_window=size["window"], max_position_embeddings=131072, pad_token_id=None, bos_token_id=1,
-        eos_token_id=2, use_cache=False, tie_word_embeddings=False)
+        hidden_size=size["hidden"],
+        intermediate_size=size["expert_width"],
+        num_hidden_layers=size["layers"],
+        num_local_experts=size["experts"],
+        num_experts_per_tok=size["top_k"],
+        num_attention_heads=size["heads"],
+        num_key_value_heads=size["kv_heads"],
+        head_dim=size["head_dim"],
+        vocab_size=size["vocab"],
+        sliding_window=size["window"],
+        max_position_embeddings=131072,
+        pad_token_id=None,
+        bos_token_id=1,
+        eos_token_id=2,
+        use_cache=False,
+        tie_word_embeddings=False,
+    )
     config._attn_implementation = config._experts_implementation = "eager"
     net = GptOssForCausalLM(config)
     optimizer = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.1, fused=True)

@@ -15,10 +15,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from contender import CONTENDERS
 from rich.console import Console
 from rich.table import Table
-
-from contender import CONTENDERS
 from sizes import SIZES
 
 PEER = "Hugging Face GptOss, PyTorch eager fp32"
@@ -35,7 +34,12 @@ class Warm:
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (lives as long as the process)
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("contender.py")), name, size, str(threads)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment)
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=environment,
+        )
         self.ready = self.reply()
 
     def reply(self) -> Any:
@@ -73,11 +77,19 @@ def bench(size: str, rounds: int, threads: int, names: list[str]) -> list[dict[s
     rows = []
     for contender in warm:
         steady = contender.seconds[1:]
-        rows.append({
-            "name": contender.name, "size": size, "tokens_per_s": tokens / statistics.median(steady),
-            "median_s": statistics.median(steady), "min_s": min(steady), "max_s": max(steady),
-            "first_step_s": contender.ready["first"], "first_loss": contender.ready["loss"], **contender.end(),
-        })
+        rows.append(
+            {
+                "name": contender.name,
+                "size": size,
+                "tokens_per_s": tokens / statistics.median(steady),
+                "median_s": statistics.median(steady),
+                "min_s": min(steady),
+                "max_s": max(steady),
+                "first_step_s": contender.ready["first"],
+                "first_loss": contender.ready["loss"],
+                **contender.end(),
+            }
+        )
     return rows
 
 
@@ -89,9 +101,15 @@ def show(rows: list[dict[str, Any]], size: str) -> None:
     for header in ("full train step", "tokens/s", "vs peer", "median s", "min .. max s", "peak memory", "first step"):
         table.add_column(header, justify="left" if header == "full train step" else "right")
     for row in rows:
-        table.add_row(row["name"], f"{row['tokens_per_s']:,.0f}", f"{peer['median_s'] / row['median_s']:.2f}x",
-                      f"{row['median_s']:.3f}", f"{row['min_s']:.3f} .. {row['max_s']:.3f}",
-                      f"{row['peak_bytes'] / 2**30:.2f} GiB", f"{row['first_step_s']:.1f} s")
+        table.add_row(
+            row["name"],
+            f"{row['tokens_per_s']:,.0f}",
+            f"{peer['median_s'] / row['median_s']:.2f}x",
+            f"{row['median_s']:.3f}",
+            f"{row['min_s']:.3f} .. {row['max_s']:.3f}",
+            f"{row['peak_bytes'] / 2**30:.2f} GiB",
+            f"{row['first_step_s']:.1f} s",
+        )
     Console(width=140).print(table)
 
 

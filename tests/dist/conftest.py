@@ -58,8 +58,14 @@ class Cli:
     def start(self, *words: str) -> subprocess.Popen:
         """Starts `mindmoe WORD CONFIG WORD ...` in a session of its own."""
         command = [sys.executable, "-m", "mindmoe", words[0], str(self.config), *words[1:]]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                start_new_session=True, env={**os.environ, "GLOG_v": "3"})
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "GLOG_v": "3"},
+        )
 
     def run(self, *words: str) -> tuple[int, str]:
         """Runs to the end; exit code and output."""
@@ -121,7 +127,9 @@ def trace(cli: Cli) -> Callable[[str], list[tuple]]:
     def trace(name: str) -> list[tuple]:
         records = [record for record in read_metrics(cli.metrics(name)) if record["kind"] == "train"]
         assert [record["step"] for record in records] == list(range(1, len(records) + 1))  # never doubles back
-        return [tuple(record[key] for key in ("loss", "grad_norm", "aux_loss", "z_loss", "lr", "load_cv", "max_vio"))
-                for record in records]
+        return [
+            tuple(record[key] for key in ("loss", "grad_norm", "aux_loss", "z_loss", "lr", "load_cv", "max_vio"))
+            for record in records
+        ]
 
     return trace

@@ -75,8 +75,9 @@ def test_a_folder_of_another_run_is_refused_and_untouched(cli):
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_checkpoint(cli, trace):
-    code, output = cli.run("train", "name=nan", "optim.lr=1.0", "optim.eps=1e-30", "optim.clip_norm=0",
-                           "model.initializer_range=1e18")
+    code, output = cli.run(
+        "train", "name=nan", "optim.lr=1.0", "optim.eps=1e-30", "optim.clip_norm=0", "model.initializer_range=1e18"
+    )
     assert code == 3, output
     said = re.search(r"not finite.* saved as step (\d+)", output)
     assert said and (cli.metrics("nan").parent / "checkpoints" / f"step-{int(said[1]):08d}").is_dir()

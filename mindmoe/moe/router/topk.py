@@ -18,7 +18,8 @@ def _limit_groups(scores: Tensor, num_groups: int, topk_groups: int) -> Tensor:
     chosen = ops.topk(best, topk_groups)[1]
     kept = ops.one_hot(chosen, num_groups, Tensor(1.0), Tensor(0.0)).sum(1).expand_dims(2)
     return ops.select(ops.broadcast_to(kept > 0, grouped.shape), grouped, ops.full_like(grouped, _NEVER)).reshape(
-        (tokens, num_experts))
+        (tokens, num_experts)
+    )
 
 
 def build_topk_router(moe: MoeConfig) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:

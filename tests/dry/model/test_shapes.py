@@ -9,8 +9,15 @@ from mindmoe.moe.config import BalanceConfig, MoeConfig, RouterConfig
 
 
 def tiny(**changes: object) -> ModelConfig:
-    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 12}
+    sizes = {
+        "vocab_size": 50,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "intermediate_size": 12,
+    }
     return ModelConfig(**{**sizes, **changes})
 
 
@@ -42,8 +49,13 @@ def test_tied_embeddings_count_once():
 def test_optional_parameters_follow_the_config():
     bare = param_specs(tiny(attention_bias=False, attention_sinks=False), None)
     assert not [name for name in bare if name.endswith(("sinks", "q_proj.bias"))]
-    moe = MoeConfig(num_experts=6, num_experts_per_tok=2, num_shared_experts=1,
-                    router=RouterConfig(linear_bias=False), balance=BalanceConfig(bias_rate=1e-3))
+    moe = MoeConfig(
+        num_experts=6,
+        num_experts_per_tok=2,
+        num_shared_experts=1,
+        router=RouterConfig(linear_bias=False),
+        balance=BalanceConfig(bias_rate=1e-3),
+    )
     specs = param_specs(tiny(), moe)
     assert "model.layers.0.mlp.router.bias" not in specs
     assert "model.layers.0.mlp.shared_experts.down_proj.weight" in specs
@@ -54,7 +66,11 @@ def test_decay_applies_to_matrices_only():
     specs = param_specs(tiny(), MoeConfig(num_experts=6, num_experts_per_tok=2))
     decayed = {name for name, spec in specs.items() if spec.decay}
     assert not [name for name in decayed if "norm" in name or "bias" in name or "sinks" in name or "embed" in name]
-    assert {"lm_head.weight", "model.layers.1.mlp.experts.down_proj", "model.layers.0.self_attn.o_proj.weight"} <= decayed
+    assert {
+        "lm_head.weight",
+        "model.layers.1.mlp.experts.down_proj",
+        "model.layers.0.self_attn.o_proj.weight",
+    } <= decayed
 
 
 @pytest.mark.parametrize(("seq_length", "gflops"), [(4096, 32.72), (8192, 34.53)])

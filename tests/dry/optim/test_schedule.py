@@ -21,8 +21,9 @@ def test_warm_up_is_linear_and_starts_above_zero(schedule):
 
 
 def test_cosine():
-    expected = [0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step + 1 - WARM) / (TOTAL - WARM)))
-                for step in range(WARM, TOTAL)]
+    expected = [
+        0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step + 1 - WARM) / (TOTAL - WARM))) for step in range(WARM, TOTAL)
+    ]
     assert curve("cosine")[WARM:] == pytest.approx(expected)
 
 

@@ -8,8 +8,12 @@ from mindmoe.errors import UserError
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.mesh import Mesh
 
-SHAPES = [(dp, tp, pp, cp, ep) for dp, tp, pp, cp in product((1, 2, 3), (1, 2), (1, 3), (1, 2))
-          for ep in range(1, dp * cp + 1) if dp * cp % ep == 0]
+SHAPES = [
+    (dp, tp, pp, cp, ep)
+    for dp, tp, pp, cp in product((1, 2, 3), (1, 2), (1, 3), (1, 2))
+    for ep in range(1, dp * cp + 1)
+    if dp * cp % ep == 0
+]
 
 
 @pytest.mark.parametrize(("dp", "tp", "pp", "cp", "ep"), SHAPES)
@@ -21,7 +25,8 @@ def test_groups_partition_the_world(dp, tp, pp, cp, ep):
         assert {len(group) for group in groups} == {mesh.degree(axis)}
         for group in groups:
             assert [getattr(mesh.coordinates(rank), axis) for rank in group] == (
-                list(group) if axis == "world" else list(range(mesh.degree(axis))))
+                list(group) if axis == "world" else list(range(mesh.degree(axis)))
+            )
 
 
 @pytest.mark.parametrize(("dp", "tp", "pp", "cp", "ep"), SHAPES[::5])

@@ -26,14 +26,26 @@ def test_a_new_folder_accepts_anything_and_keeps_the_config(load):
     assert folder.load_config() == config
 
 
-@pytest.mark.parametrize("change", ["train.steps=400", "observe.log_every=5", "checkpoint.keep_last=7", "launch.port=1"])
+@pytest.mark.parametrize(
+    "change", ["train.steps=400", "observe.log_every=5", "checkpoint.keep_last=7", "launch.port=1"]
+)
 def test_what_may_change(load, change):
     RunFolder.of(load()).create(load())
     RunFolder.of(load()).check_continues(load(change))
 
 
-@pytest.mark.parametrize("change", ["model.hidden_size=64", "moe.num_experts=8", "optim.lr=1e-3", "seed=3", "moe=null",
-                                    "data.seed=9", "train.global_batch_size=32"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "model.hidden_size=64",
+        "moe.num_experts=8",
+        "optim.lr=1e-3",
+        "seed=3",
+        "moe=null",
+        "data.seed=9",
+        "train.global_batch_size=32",
+    ],
+)
 def test_what_makes_another_run(load, change):
     RunFolder.of(load()).create(load())
     with pytest.raises(UserError, match=change.split("=")[0]):

@@ -14,12 +14,29 @@ from mindmoe.model.shapes import count_params
 torch = pytest.importorskip("torch", reason="the parity oracle needs the extra hf")
 transformers = pytest.importorskip("transformers", reason="the parity oracle needs the extra hf")
 
-YARN = {"rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
-        "truncate": False, "original_max_position_embeddings": 16}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 150000.0,
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 16,
+}
 PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
-BASE = {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "num_local_experts": 8,
-        "num_experts_per_tok": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 61,
-        "sliding_window": 8, "rope_parameters": YARN}
+BASE = {
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 61,
+    "sliding_window": 8,
+    "rope_parameters": YARN,
+}
 CASES = {
     "window shorter than the sequence": {},
     "window longer than the sequence": {"sliding_window": 64},
@@ -35,8 +52,15 @@ CASES = {
 def peer(folder: Path, changes: dict) -> "torch.nn.Module":
     """A random HF model, saved; biases and sinks are randomised too, they are born as zeros or nearly so."""
     torch.manual_seed(0)
-    config = transformers.GptOssConfig(**{**BASE, **changes}, max_position_embeddings=512, pad_token_id=None,
-                                       bos_token_id=1, eos_token_id=2, use_cache=False, tie_word_embeddings=False)
+    config = transformers.GptOssConfig(
+        **{**BASE, **changes},
+        max_position_embeddings=512,
+        pad_token_id=None,
+        bos_token_id=1,
+        eos_token_id=2,
+        use_cache=False,
+        tie_word_embeddings=False,
+    )
     config._attn_implementation = config._experts_implementation = "eager"
     net = transformers.GptOssForCausalLM(config)
     with torch.no_grad():
@@ -57,8 +81,9 @@ def test_logits_loss_and_gradients(case, tmp_path):
     ids, labels = rng.integers(0, vocab, (2, batch, length)).astype(np.int32)
     mask = (rng.random((batch, length)) < 0.8).astype(np.float32)
     theirs = net(input_ids=torch.tensor(ids).long()).logits
-    nll = torch.nn.functional.cross_entropy(theirs.reshape(-1, vocab), torch.tensor(labels).long().reshape(-1),
-                                            reduction="none")
+    nll = torch.nn.functional.cross_entropy(
+        theirs.reshape(-1, vocab), torch.tensor(labels).long().reshape(-1), reduction="none"
+    )
     loss = (nll * torch.tensor(mask).reshape(-1)).sum() / mask.sum()
     loss.backward()
 
@@ -95,5 +120,7 @@ def test_weights_of_another_shape_are_all_named(tmp_path):
     peer(tmp_path, {})
     text = (tmp_path / "config.json").read_text()
     (tmp_path / "config.json").write_text(text.replace('"vocab_size": 61', '"vocab_size": 62'))
-    with pytest.raises(UserError, match=r"2 tensors do not fit.*embed_tokens.*lm_head|2 tensors.*lm_head.*embed_tokens"):
+    with pytest.raises(
+        UserError, match=r"2 tensors do not fit.*embed_tokens.*lm_head|2 tensors.*lm_head.*embed_tokens"
+    ):
         hf.load(tmp_path, seq_length=8)

@@ -17,8 +17,13 @@ def test_losses():
     ids = np.argsort(-logits, -1)[..., :K]
     counts = np.stack([np.bincount(layer.ravel(), minlength=E) for layer in ids])
     z = np.log(np.exp(logits).sum(-1)) ** 2
-    aux, z_loss = balance_loss(MoeConfig(num_experts=E, num_experts_per_tok=K), Tensor(counts, ms.float32),
-                               Tensor(p.sum(1), ms.float32), Tensor(z.sum(1), ms.float32), float(T))
+    aux, z_loss = balance_loss(
+        MoeConfig(num_experts=E, num_experts_per_tok=K),
+        Tensor(counts, ms.float32),
+        Tensor(p.sum(1), ms.float32),
+        Tensor(z.sum(1), ms.float32),
+        float(T),
+    )
     want = np.mean([E * (counts[layer] / (T * K) * p[layer].mean(0)).sum() for layer in range(L)])
     np.testing.assert_allclose(aux.asnumpy(), want, rtol=1e-6)
     np.testing.assert_allclose(z_loss.asnumpy(), z.mean(), rtol=1e-6)

@@ -39,15 +39,22 @@ def oracle(logits: np.ndarray, bias: np.ndarray, router: RouterConfig) -> tuple[
 
 
 @pytest.mark.parametrize("score", ["softmax_after_topk", "softmax", "sigmoid"])
-@pytest.mark.parametrize("more", [{}, {"num_groups": 4, "topk_groups": 2}, {"norm_topk": False}, {"route_scale": 2.5},
-                                  {"num_groups": 6, "topk_groups": 3}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"num_groups": 4, "topk_groups": 2},
+        {"norm_topk": False},
+        {"route_scale": 2.5},
+        {"num_groups": 6, "topk_groups": 3},
+    ],
+)
 @pytest.mark.parametrize("biased", [False, True])
 def test_selection(score, more, biased):
     rng = np.random.default_rng(0)
     logits, bias = rng.standard_normal((T, E)), rng.standard_normal(E) * biased
     moe = MoeConfig(num_experts=E, num_experts_per_tok=K, router=RouterConfig(score=score, **more))
-    gates, ids, probs = build_topk_router(moe)(Tensor(logits, ms.float32),
-                                               Tensor(bias, ms.float32) if biased else None)
+    gates, ids, probs = build_topk_router(moe)(Tensor(logits, ms.float32), Tensor(bias, ms.float32) if biased else None)
     want_sets, want_gates = oracle(logits, bias, moe.router)
     assert [set(row) for row in ids.asnumpy()] == want_sets
     dense = np.zeros((T, E))
@@ -82,8 +89,9 @@ def test_gradient_reaches_chosen_logits_only_through_gates(score):
 @pytest.mark.parametrize("factor", [0.5, 1.0, 20.0])
 def test_capacity_drops_the_lowest_gates_of_an_expert(factor):
     rng = np.random.default_rng(2)
-    moe = MoeConfig(num_experts=E, num_experts_per_tok=K,
-                    dispatch=DispatchConfig(kind="capacity", capacity_factor=factor))
+    moe = MoeConfig(
+        num_experts=E, num_experts_per_tok=K, dispatch=DispatchConfig(kind="capacity", capacity_factor=factor)
+    )
     gates, ids = rng.random((T, K)).astype(np.float32), np.argsort(rng.random((T, E)), 1)[:, :K].astype(np.int32)
     got = build_capacity_limit(moe)(Tensor(gates), Tensor(ids)).asnumpy()
     room = capacity_rows(moe, T)

@@ -13,8 +13,16 @@ B, S, H, KV, HD = 2, 11, 4, 2, 6
 
 
 def tables(yarn: YarnConfig | None = None) -> tuple[np.ndarray, np.ndarray]:
-    model = ModelConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=H,
-                        num_key_value_heads=KV, head_dim=HD, intermediate_size=8, rope_scaling=yarn)
+    model = ModelConfig(
+        vocab_size=8,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=H,
+        num_key_value_heads=KV,
+        head_dim=HD,
+        intermediate_size=8,
+        rope_scaling=yarn,
+    )
     return rope_tables(model, S)
 
 
@@ -31,7 +39,9 @@ def oracle(q, k, v, sinks, segments, window, cos, sin) -> np.ndarray:
             kh = rotate(k[b, :, kv * HD : (kv + 1) * HD])
             vh = v[b, :, kv * HD : (kv + 1) * HD]
             for i in range(S):
-                visible = [j for j in range(i + 1) if (not window or j > i - window) and segments[b, j] == segments[b, i]]
+                visible = [
+                    j for j in range(i + 1) if (not window or j > i - window) and segments[b, j] == segments[b, i]
+                ]
                 logits = np.array([qh[i] @ kh[j] / np.sqrt(HD) for j in visible])
                 weights = np.exp(logits)
                 total = weights.sum() + (np.exp(sinks[h]) if sinks is not None else 0.0)
@@ -49,8 +59,11 @@ def test_forward(window, with_sinks, documents):
     segments = np.sort(rng.integers(0, 3, (B, S)), 1) if documents else np.zeros((B, S), int)
     cos, sin = tables(YarnConfig(original_max_position_embeddings=4))
     attend = build_attention(cos=cos, sin=sin, head_dim=HD, window=window, documents=documents, precision="fp32")
-    got = attend(*(Tensor(x, ms.float32) for x in (q, k, v)), None if sinks is None else Tensor(sinks, ms.float32),
-                 Tensor(segments, ms.int32)).asnumpy()
+    got = attend(
+        *(Tensor(x, ms.float32) for x in (q, k, v)),
+        None if sinks is None else Tensor(sinks, ms.float32),
+        Tensor(segments, ms.int32),
+    ).asnumpy()
     np.testing.assert_allclose(got, oracle(q, k, v, sinks, segments, window, cos, sin), atol=2e-6)
 
 

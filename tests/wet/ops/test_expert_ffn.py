@@ -38,8 +38,14 @@ def tensors(values: list) -> list[Tensor]:
     return [Tensor(value, ms.int32 if value.dtype.kind == "i" else ms.float32) for value in values]
 
 
-CASES = [(1, 2, 1, 0.0, False), (17, 4, 2, 0.0, False), (40, 3, 3, 0.3, False), (64, 8, 2, 0.0, True),
-         (9, 32, 4, 0.0, False), (300, 4, 2, 1.0, False)]
+CASES = [
+    (1, 2, 1, 0.0, False),
+    (17, 4, 2, 0.0, False),
+    (40, 3, 3, 0.3, False),
+    (64, 8, 2, 0.0, True),
+    (9, 32, 4, 0.0, False),
+    (300, 4, 2, 1.0, False),
+]
 
 
 @pytest.mark.parametrize(("tokens", "experts", "k", "drop", "collapse"), CASES)
@@ -76,7 +82,11 @@ def test_gradients():
 @pytest.mark.parametrize(("assignments", "experts"), [(1, 1), (7, 3), (64, 4), (1024, 2), (50, 32)])
 def test_layout_gives_every_assignment_a_slot_in_a_block_of_its_expert(assignments, experts):
     rng = np.random.default_rng(3)
-    for ids in (rng.integers(0, experts, assignments), np.zeros(assignments, int), rng.integers(0, experts + 1, assignments)):
+    for ids in (
+        rng.integers(0, experts, assignments),
+        np.zeros(assignments, int),
+        rng.integers(0, experts + 1, assignments),
+    ):
         slot, source, expert = (x.asnumpy() for x in build_block_layout(experts)(Tensor(ids.astype(np.int32))))
         rows = block_rows(assignments, experts)
         assert len(source) == len(expert) * rows

@@ -18,14 +18,33 @@ def tiny_run(tmp_path: Path) -> Callable[..., RunConfig]:
 
     def build(cards: int = 1, **changes: dict) -> RunConfig:
         raw = {
-            "name": "tiny", "output_dir": str(tmp_path / "runs"),
-            "model": {"vocab_size": VOCAB, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
-                      "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 16, "sliding_window": 5,
-                      "max_position_embeddings": 64, "rope_scaling": None},
-            "moe": {"num_experts": 6, "num_experts_per_tok": 2,
-                    "balance": {"aux_coef": 0.02, "z_coef": 1e-3, "bias_rate": 1e-3}},
-            "train": {"steps": 6, "seq_length": SEQ, "global_batch_size": 4, "micro_batch_size": 2,
-                      "kernels": "reference", "mode": "pynative"},
+            "name": "tiny",
+            "output_dir": str(tmp_path / "runs"),
+            "model": {
+                "vocab_size": VOCAB,
+                "hidden_size": 24,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "head_dim": 8,
+                "intermediate_size": 16,
+                "sliding_window": 5,
+                "max_position_embeddings": 64,
+                "rope_scaling": None,
+            },
+            "moe": {
+                "num_experts": 6,
+                "num_experts_per_tok": 2,
+                "balance": {"aux_coef": 0.02, "z_coef": 1e-3, "bias_rate": 1e-3},
+            },
+            "train": {
+                "steps": 6,
+                "seq_length": SEQ,
+                "global_batch_size": 4,
+                "micro_batch_size": 2,
+                "kernels": "reference",
+                "mode": "pynative",
+            },
             "optim": {"lr": 1e-2, "warmup_steps": 2},
             "data": {"sources": "unused"},
         }

@@ -24,8 +24,10 @@ def values(trainer: Trainer) -> dict[str, np.ndarray]:
 
 
 def halves(batch: Batch) -> list[Batch]:
-    return [Batch(batch.input_ids[rows], batch.labels[rows], batch.loss_mask[rows], batch.segment_ids[rows])
-            for rows in (slice(0, 2), slice(2, 4))]
+    return [
+        Batch(batch.input_ids[rows], batch.labels[rows], batch.loss_mask[rows], batch.segment_ids[rows])
+        for rows in (slice(0, 2), slice(2, 4))
+    ]
 
 
 def test_accumulation_equals_one_large_micro_batch(tiny_run, batch):
@@ -48,15 +50,17 @@ def test_graph_equals_pynative(tiny_run, batch):
 def test_cpu_pack_equals_reference(tiny_run, batch, precision, tolerance):
     """bf16 keeps 8 bits, and the two sides round at different places: 1e-2 of loss and norm after three steps."""
     steps = [[batch(4, seed)] for seed in range(3)]
-    traces = [run(build_trainer(tiny_run(train={"kernels": kernels, "precision": precision}), ALONE), steps)
-              for kernels in ("reference", "cpu")]
+    traces = [
+        run(build_trainer(tiny_run(train={"kernels": kernels, "precision": precision}), ALONE), steps)
+        for kernels in ("reference", "cpu")
+    ]
     assert traces[0] == pytest.approx(traces[1], rel=tolerance)
 
 
 def test_dense_twin_trains(tiny_run, batch):
     trainer = build_trainer(tiny_run(moe=None), ALONE)
     result = trainer.step.run(0, [batch(4)], 64.0, 1e-2, False)
-    assert result.counts is None and result.finite
+    assert result.routing is None and result.finite
     losses = run(trainer, [[batch(4)]] * 8)[::4]
     assert losses[-1] < losses[0] - 0.5
 
@@ -90,14 +94,14 @@ def test_selection_bias_moves_towards_balance(tiny_run, batch):
     result = trainer.step.run(0, [batch(4)], 64.0, 1e-2, False)
     biases = {name: value for name, value in values(trainer).items() if name.endswith("selection_bias")}
     assert len(biases) == 2
-    for bias, counts in zip(biases.values(), result.counts, strict=True):
+    for bias, counts in zip(biases.values(), result.routing[0], strict=True):
         assert bias[counts.argmin()] > bias[counts.argmax()]
 
 
 def test_capacity_drops_are_counted(tiny_run, batch):
     dispatch = {"moe": {"dispatch": {"kind": "capacity", "capacity_factor": 0.5}}}
     result = build_trainer(tiny_run(**dispatch), ALONE).step.run(0, [batch(4)], 64.0, 1e-2, False)
-    assert (result.dropped >= 64 * 2 / 2 - 6).all()  # at least what exceeds half of all slots
+    assert (result.routing[2] >= 64 * 2 / 2 - 6).all()  # at least what exceeds half of all slots
     assert result.finite
 
 
