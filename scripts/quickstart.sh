@@ -20,8 +20,11 @@ heading() {
 }
 
 mindmoe() {
+    local word
     printf '$ mindmoe'
-    printf ' %q' "$@"
+    for word in "$@"; do
+        case $word in *[!A-Za-z0-9_./=-]*) printf " '%s'" "$word" ;; *) printf ' %s' "$word" ;; esac
+    done
     printf '\n'
     "$venv/bin/python" -m mindmoe "$@"
 }

@@ -48,7 +48,7 @@ def _cli_problem(argv: list[str], root: Path) -> str | None:
         return f"unknown {late}"
     overrides = [word for word in [*_words(args), *late] if "=" in word]
     try:
-        if "config" in args:
+        if getattr(args, "config", None):
             load_config(root / args.config, overrides)
         else:
             load_section(PrepareConfig, overrides)
