@@ -21,8 +21,11 @@ def test_ten_steps():
     for step in range(1, 11):
         lr, scale = 1e-2 / step, 0.5
         grads = [rng.standard_normal(shape) for shape in shapes]
-        adamw(*state, tuple(Tensor(grad.astype(np.float32)) for grad in grads),
-              *(Tensor(np.float32(value)) for value in (lr, scale, step)))
+        adamw(
+            *state,
+            tuple(Tensor(grad.astype(np.float32)) for grad in grads),
+            *(Tensor(np.float32(value)) for value in (lr, scale, step)),
+        )
         for i, grad in enumerate(grads):
             first[i] = 0.9 * first[i] + 0.1 * scale * grad
             second[i] = 0.95 * second[i] + 0.05 * (scale * grad) ** 2
