@@ -43,9 +43,9 @@ ISA_FLAGS: dict[Isa, tuple[str, ...]] = {
 }
 # CPU features (as /proc/cpuinfo names them) that each instruction set needs.
 _NEEDS: dict[Isa, set[str]] = {
-    "avx512_bf16": {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"},
-    "avx512": {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"},
-    "avx2": {"avx2", "fma"},
+    "avx512_bf16": {"avx2", "fma", "f16c", "bmi2", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"},
+    "avx512": {"avx2", "fma", "f16c", "bmi2", "avx512f", "avx512bw", "avx512dq", "avx512vl"},
+    "avx2": {"avx2", "fma", "f16c", "bmi2"},
     "portable": set(),
 }
 
