@@ -11,6 +11,6 @@
 #endif
 #endif
 // GetTaskRation (8.1) became GetTaskRatio (9.x) and GetBlockNum counts cube cores in MIX kernels: the number of
-// vector cores therefore travels in the tiling data and neither function is used. WholeReduce*, BlockReduce* and
-// GatherMask are deprecated names in 9.x that keep their 8.1 signatures.
+// vector cores therefore travels in the tiling data and neither function is used. WholeReduce*, BlockReduce*,
+// GatherMask and CompareScalar are deprecated names in 9.x that keep their 8.1 signatures.
 #endif

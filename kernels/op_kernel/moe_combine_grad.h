@@ -69,8 +69,7 @@ private:
         CopyIn(line, gradGm_[static_cast<uint64_t>(token) * t_.hidden], t_.hidden);
         gradIn_.EnQue(line);
         line = gradIn_.template DeQue<T>();
-        ToFloat(grad, line, t_.hidden);
-        PipeBarrier<PIPE_V>();
+        ToFloat(grad, line, t_.hidden);  // ordered before its use by the first barrier of Dot
         gradIn_.FreeTensor(line);
         for (uint32_t j = 0; j < t_.topk; ++j) {
             const int32_t slot = slotBuf_.Get<int32_t>().GetValue(pair + j);

@@ -78,7 +78,6 @@ private:
         PipeBarrier<PIPE_V>();
         LocalTensor<T> out = out_.template AllocTensor<T>();
         FromFloat(out, gate, n);
-        PipeBarrier<PIPE_V>();
         out_.EnQue(out);
     }
 

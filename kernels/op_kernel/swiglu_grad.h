@@ -81,7 +81,6 @@ private:
         Add(order, order, half, n);
         PipeBarrier<PIPE_V>();
         Muls(order, order, static_cast<int32_t>(sizeof(float)), n);
-        PipeBarrier<PIPE_V>();
     }
 
     __aicore__ inline void Load(uint32_t n)

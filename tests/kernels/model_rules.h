@@ -64,6 +64,13 @@ const Table kOrdering = {
          Adds(b, a, 1.0f, 64);
          Duplicate(a, 2.0f, 64);
      }},
+    {"V updates in place what V reads",
+     [] {
+         TPipe p;
+         auto a = ones(p, 64), b = ones(p, 64);
+         Adds(b, a, 1.0f, 64);
+         Adds(a, a, 1.0f, 64);
+     }},
     {"V reads what MTE2 loads",
      [] {
          TPipe p;

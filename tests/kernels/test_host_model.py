@@ -10,7 +10,7 @@ from host_model import ROOT, KernelError, from_bf16, to_bf16
 ORDER = {  # broken rule -> what the model must say
     "V reads what V wrote": "RAW hazard in UB.*missing PipeBarrier",
     "V overwrites what V wrote": "WAW hazard",
-    "V overwrites what V reads": "WAR hazard",
+    "V overwrites what V reads": "WAR hazard", "V updates in place what V reads": "WAR hazard",
     "V reads what MTE2 loads": "RAW hazard.*pipe V is not ordered after pipe MTE2",
     "MTE2 overwrites what V reads": "pipe MTE2 is not ordered after pipe V",
     "MTE3 stores what V writes": "RAW hazard.*pipe MTE3 is not ordered after pipe V",

@@ -47,6 +47,7 @@ struct Cell {
     uint32_t writeStep = 0;  // repeat number inside the writing instruction
     pipe_t writePipe = PIPE_S;
     Clock readTime{};
+    uint32_t earlierVectorRead = 0;  // by V, before its running instruction: an in-place instruction reads as well
 };
 
 /// Shadow of GM, allocated page by page because a core touches little of it.
@@ -183,9 +184,13 @@ inline void touch(Cell &cell, pipe_t pipe, bool write, const void *where)
     if (!write) {
         HOST_MODEL_REQUIRE(cell.writeTime != now || cell.writePipe != pipe || cell.writeStep == core->step,
                            "a repeat reads what an earlier repeat of the same instruction wrote");
+        if (pipe == PIPE_V && cell.readTime[pipe] != now) {
+            cell.earlierVectorRead = cell.readTime[pipe];
+        }
         cell.readTime[pipe] = now;
         return;
     }
+    requireOrder(pipe, PIPE_V, cell.earlierVectorRead, "WAR", where);
     for (int other = 0; other < kPipes; ++other) {
         requireOrder(pipe, other, cell.readTime[other], "WAR", where);
     }
@@ -193,6 +198,7 @@ inline void touch(Cell &cell, pipe_t pipe, bool write, const void *where)
     cell.writeTime = now;
     cell.writeStep = core->step;
     cell.readTime.fill(0);
+    cell.earlierVectorRead = 0;
 }
 
 inline void touchUb(const void *address, size_t bytes, pipe_t pipe, bool write)
