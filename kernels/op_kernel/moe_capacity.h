@@ -38,8 +38,7 @@ public:
         }
         SyncAll<true>();
         LocalTensor<int32_t> limits = limitBuf_.Get<int32_t>();
-        DataCopy(limits, limitsGm_, t_.experts * ENTRY);
-        Fence<HardEvent::MTE2_S>();
+        DataCopy(limits, limitsGm_, t_.experts * ENTRY);  // ordered before its use by the fence of Decide
         const uint32_t begin = me * t_.pairsPerCore, end = Smaller(begin + t_.pairsPerCore, t_.pairs);
         for (uint32_t p = begin; p < end; p += t_.chunk) {
             Decide(p, Smaller(t_.chunk, end - p), limits);
