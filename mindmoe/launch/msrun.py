@@ -142,7 +142,7 @@ def _ended_ranks(folder: RunFolder) -> tuple[int, int]:
             text = status.read_text(encoding="utf-8")
             ended += 1
             failed += not text.startswith("0\n")
-        elif not psutil.pid_exists(int(path.read_text() or 0)):
+        elif (pid := path.read_text()) and not psutil.pid_exists(int(pid)):  # empty: it is just being written
             ended += 1
             failed += 1
     return ended, failed
