@@ -58,11 +58,11 @@ class Backward {
     int64_t begin = block * a_.query_block(), end = std::min(a_.length, begin + a_.query_block());
     int64_t rows = (end - begin) * group, from = (stream * a_.length + begin) * group * width;
     const int32_t *first = first_ + sample * a_.length;
-    int64_t longest = std::min(kKeyBlock, end - first[begin]);
+    int64_t start = first_key(first, begin), longest = std::min(kKeyBlock, end - start);
     float *scores = scratch.take<float>(rows * longest), *slopes = scratch.take<float>(rows * longest);
     T *weights = scratch.take<T>(rows * longest), *dscores = scratch.take<T>(rows * longest);
     float *dqueries = scratch.take<float>(rows * width);
-    for (int64_t key = first[begin]; key < end; key += kKeyBlock) {
+    for (int64_t key = start; key < end; key += kKeyBlock) {
       int64_t keys = std::min(kKeyBlock, end - key), at = (stream * a_.length + key) * width;
       gemm(kPlain, kTransposed, rows, keys, width, a_.scale, q_ + from, width, k_ + at, width, 0.0f, scores, keys);
       gemm(kPlain, kTransposed, rows, keys, width, 1.0f, dout_ + from, width, v_ + at, width, 0.0f, slopes, keys);
@@ -75,7 +75,7 @@ class Backward {
            sums(dv_, stream, chunk, key), width);
       gemm(kTransposed, kPlain, keys, width, rows, a_.scale, dscores, keys, q_ + from, width, 1.0f,
            sums(dk_, stream, chunk, key), width);
-      gemm(kPlain, kPlain, rows, width, keys, a_.scale, dscores, keys, k_ + at, width, key == first[begin] ? 0.0f : 1.0f,
+      gemm(kPlain, kPlain, rows, width, keys, a_.scale, dscores, keys, k_ + at, width, key == start ? 0.0f : 1.0f,
            dqueries, width);
     }
     for (int64_t row = 0; row < rows; ++row) {

@@ -53,15 +53,15 @@ class Forward {
     int64_t rows = (end - begin) * group;
     const T *queries = q_ + (stream * a_.length + begin) * group * width;
     const int32_t *first = first_ + sample * a_.length;
-    int64_t longest = std::min(kKeyBlock, end - first[begin]);
+    int64_t start = first_key(first, begin), longest = std::min(kKeyBlock, end - start);
     float *scores = scratch.take<float>(rows * longest), *total = scratch.take<float>(rows * width);
     T *weights = scratch.take<T>(rows * longest);
     Running *state = scratch.take<Running>(rows);
     for (int64_t row = 0; row < rows; ++row) state[row] = {sinks_[head + row % group], 1.0f};
-    for (int64_t key = first[begin]; key < end; key += kKeyBlock) {
+    for (int64_t key = start; key < end; key += kKeyBlock) {
       int64_t keys = std::min(kKeyBlock, end - key), at = (stream * a_.length + key) * width;
       gemm(kPlain, kTransposed, rows, keys, width, a_.scale, queries, width, k_ + at, width, 0.0f, scores, keys);
-      bool fresh = key == first[begin];
+      bool fresh = key == start;
       for (int64_t row = 0; row < rows; ++row) {
         int64_t query = begin + row / group;
         Span span(first[query], query, key, keys);

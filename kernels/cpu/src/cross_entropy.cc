@@ -8,9 +8,9 @@
 namespace mindmoe {
 namespace {
 
-constexpr int64_t kTileRows = 128;
-constexpr int64_t kTileColumns = 1024;
-constexpr int64_t kBlockValues = 8 << 20;  // logits of one block
+constexpr int64_t kTileRows = 256;
+constexpr int64_t kTileColumns = 512;
+constexpr int64_t kBlockBytes = 16 << 20;  // what a block keeps
 
 // The softmax of one row over one tile: its maximum and the sum of exp(logit - maximum).
 struct Part {
@@ -27,7 +27,7 @@ class CrossEntropy {
         rows_(rows),
         width_(width),
         words_(words),
-        block_(std::min<int64_t>(1024, std::max<int64_t>(64, kBlockValues / words / 64 * 64))),
+        block_(std::min<int64_t>(1024, std::max<int64_t>(64, kBlockBytes / static_cast<int64_t>(sizeof(T)) / words / 64 * 64))),
         tiles_((words + kTileColumns - 1) / kTileColumns) {}
 
   // nll (rows): zero for a label outside the vocabulary.
@@ -52,9 +52,9 @@ class CrossEntropy {
       });
       parallel_gemm(kTransposed, kPlain, words_, width_, block.rows, slopes, words_, x_ + begin * width_, width_,
                     begin == 0 ? 0.0f : 1.0f, dw);
-      float *dx_sum = scratch.take<float>(block.rows * width_);
+      float *dx_sum = product_memory(dx + begin * width_, block.rows * width_, scratch);
       parallel_gemm(kPlain, kPlain, block.rows, width_, words_, slopes, words_, w_, width_, 0.0f, dx_sum);
-      copy_row(dx + begin * width_, dx_sum, block.rows * width_);
+      deliver(dx_sum, block.rows * width_, dx + begin * width_);
     }
     if (rows_ == 0) std::fill_n(dw, words_ * width_, 0.0f);
   }

@@ -62,7 +62,8 @@ class Backward {
       copy_row(rows.input + (piece.begin + row) * width, x + token * width, width);
       copy_row(dout_rows + row * width, dout + token * width, width);
     }
-    float *dactivated = scratch.take<float>(count * inner), *dinput = scratch.take<float>(count * width);
+    float *dactivated = scratch.take<float>(count * inner);
+    float *dinput = product_memory(rows.dinput + piece.begin * width, count * width, scratch);
     gemm(kPlain, kTransposed, count, inner, width, 1.0f, dout_rows, width, w_.template down_as<T>(piece.expert, scratch),
          width, 0.0f, dactivated, inner);
     const float *down_bias = w_.down_bias + piece.expert * width;
@@ -73,7 +74,7 @@ class Backward {
     }
     gemm(kPlain, kTransposed, count, width, 2 * inner, 1.0f, rows.dhidden + piece.begin * 2 * inner, 2 * inner,
          w_.template gate_up_as<T>(piece.expert, scratch), 2 * inner, 0.0f, dinput, width);
-    copy_row(rows.dinput + piece.begin * width, dinput, count * width);
+    deliver(dinput, count * width, rows.dinput + piece.begin * width);
   }
 
   // Fills activated and dhidden of a row; returns the part of its gate's gradient that comes through `down`:

@@ -14,7 +14,7 @@ void forward_piece(const ExpertWeights &w, const Grouping &grouping, const Piece
   T *input = scratch.take<T>(rows * width), *activated = scratch.take<T>(rows * inner);
   for (int64_t row = 0; row < rows; ++row)
     copy_row(input + row * width, x + grouping.token(piece.begin + row) * width, width);
-  float *before = scratch.take<float>(rows * 2 * inner), *after = scratch.take<float>(rows * width);
+  float *before = scratch.take<float>(rows * 2 * inner);
   const float *bias = w.gate_up_bias + piece.expert * 2 * inner, *down_bias = w.down_bias + piece.expert * width;
   gemm(kPlain, kPlain, rows, 2 * inner, width, 1.0f, input, width, w.gate_up_as<T>(piece.expert, scratch), 2 * inner,
        0.0f, before, 2 * inner);
@@ -31,13 +31,11 @@ void forward_piece(const ExpertWeights &w, const Grouping &grouping, const Piece
       store(activated + row * inner + i, Swiglu(gate, up, w.alpha, w.limit).value, lanes);
     });
   }
-  gemm(kPlain, kPlain, rows, width, inner, 1.0f, activated, inner, w.down_as<T>(piece.expert, scratch), width, 0.0f,
+  float *after = product_memory(out + piece.begin * width, rows * width, scratch);
+  for (int64_t row = 0; row < rows; ++row) copy_row(after + row * width, down_bias, width);
+  gemm(kPlain, kPlain, rows, width, inner, 1.0f, activated, inner, w.down_as<T>(piece.expert, scratch), width, 1.0f,
        after, width);
-  for (int64_t row = 0; row < rows; ++row)
-    for_lanes(width, [&](int64_t i, auto lanes) {
-      Vec value = load(after + row * width + i, lanes) + load(down_bias + i, lanes);
-      store(out + (piece.begin + row) * width + i, value, lanes);
-    });
+  deliver(after, rows * width, out + piece.begin * width);
 }
 
 template <class T, class Out>
