@@ -10,7 +10,7 @@ from mindspore import Tensor, ops
 def build_adamw(
     decays: Sequence[bool], *, beta1: float, beta2: float, eps: float, weight_decay: float
 ) -> Callable[..., Tensor]:
-    """Returns adamw(params, first, second, grads, lr, scale, step) -> step; use the result, or a graph drops the update.
+    """Returns adamw(params, first, second, grads, lr, scale, step) -> step; a graph drops it if the result is not used.
 
     Its arguments: four tuples of equal length; lr, the factor of all gradients, and the number of this update (from 1)
     are fp32 scalars.

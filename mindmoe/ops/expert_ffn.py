@@ -75,7 +75,8 @@ def build_expert_ffn(*, num_experts: int, alpha: float, limit: float, precision:
     """Returns expert_ffn(x, gates, ids, gate_up, gate_up_bias, down, down_bias) -> like x.
 
     Its arguments: x (.., D) with T rows; gates (T, K); ids (T, K) int32, num_experts where an assignment was dropped;
-    weights as stored: gate_up (E, D, 2F) with interleaved columns, gate_up_bias (E, 2F), down (E, F, D), down_bias (E, D).
+    weights as stored: gate_up (E, D, 2F) with interleaved columns, gate_up_bias (E, 2F), down (E, F, D) and
+    down_bias (E, D).
     """
     layout, to_slots, from_slots = build_block_layout(num_experts), ToSlots(), FromSlots()
     matmul = BlockMatmul(precision)

@@ -231,14 +231,16 @@ def simulate(schedule: Schedule, durations: Durations) -> Timeline:
                 cursor[stage] += 1
                 remaining -= 1
         if remaining == before:
-            blocked = {stage: actions[cursor[stage]] for stage, actions in enumerate(schedule)
-                       if cursor[stage] < len(actions)}
+            blocked = {
+                stage: actions[cursor[stage]] for stage, actions in enumerate(schedule) if cursor[stage] < len(actions)
+            }
             raise ValueError(f"the schedule deadlocks; blocked stages and their next actions: {blocked}")
     return Timeline(makespan=max(clock), busy=tuple(busy))
 
 
-def _ready_time(action: Action, stage: int, stages: int, chunks: int,
-                done: dict[tuple[int, Action], float]) -> float | None:
+def _ready_time(
+    action: Action, stage: int, stages: int, chunks: int, done: dict[tuple[int, Action], float]
+) -> float | None:
     """When everything an action needs is there, None while something is not."""
     needs = []
     incoming = receive_before(action, stage, stages, chunks)

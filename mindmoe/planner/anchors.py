@@ -97,12 +97,29 @@ def _parse(row: dict[str, str], where: str) -> Anchor:
     if cards % (tp * pp * cp):
         raise UserError(f"{where}: cards={cards} is not a multiple of tp*pp*cp={tp * pp * cp}", "correct the row")
     schedule = cast(ScheduleName, row.get("schedule") or ("interleaved" if vpp > 1 else "1f1b"))
-    layout = Layout(dp=cards // (tp * pp * cp), tp=tp, pp=pp, ep=whole("ep"), cp=cp, etp=whole("etp"),
-                    zero=whole("zero"), schedule=schedule, chunks=vpp, micro_batch_size=whole("mbs"), split="even")
+    layout = Layout(
+        dp=cards // (tp * pp * cp),
+        tp=tp,
+        pp=pp,
+        ep=whole("ep"),
+        cp=cp,
+        etp=whole("etp"),
+        zero=whole("zero"),
+        schedule=schedule,
+        chunks=vpp,
+        micro_batch_size=whole("mbs"),
+        split="even",
+    )
     precision: Precision = "fp8" if "fp8" in row.get("dtype", "").lower() else "bf16"
     routing: Percentile = "balanced" if row.get("forced_balance") == "yes" else "p50"
-    workload = Workload(architecture=reference(row["model"]), seq_length=whole("seq"), global_batch_size=whole("gbs"),
-                        precision=precision, routing_time=routing, routing_memory=routing)
+    workload = Workload(
+        architecture=reference(row["model"]),
+        seq_length=whole("seq"),
+        global_batch_size=whole("gbs"),
+        precision=precision,
+        routing_time=routing,
+        routing_memory=routing,
+    )
     if row.get("step_s"):
         measured = float(row["step_s"])
     elif row.get("tokens_per_s_per_card"):
@@ -111,9 +128,16 @@ def _parse(row: dict[str, str], where: str) -> Anchor:
         raise UserError(f"{where} has neither step_s nor tokens_per_s_per_card", "fill one")
     source = row.get("source", "")
     recompute = cast(Recompute | None, row.get("recompute") or ("full" if "full recompute" in source.lower() else None))
-    return Anchor(name=row["id"], workload=workload, hardware=load_hardware(row["hardware"]), layout=layout,
-                  recompute=recompute, dispatcher=cast(Dispatcher | None, row.get("dispatcher") or None),
-                  measured_s=measured, source=source)
+    return Anchor(
+        name=row["id"],
+        workload=workload,
+        hardware=load_hardware(row["hardware"]),
+        layout=layout,
+        recompute=recompute,
+        dispatcher=cast(Dispatcher | None, row.get("dispatcher") or None),
+        measured_s=measured,
+        source=source,
+    )
 
 
 def predict(anchor: Anchor) -> Estimate:
@@ -125,8 +149,10 @@ def predict(anchor: Anchor) -> Estimate:
     else:
         layout = replace(layout, dispatcher=model.best_dispatcher(layout, _ONE_AND_TWO_HOPS))
     candidates = [layout] if layout.zero < 3 else [layout, replace(layout, zero=1)]
-    estimates = [model.estimate(replace(candidate, recompute=anchor.recompute or _least(model, candidate)))
-                 for candidate in candidates]
+    estimates = [
+        model.estimate(replace(candidate, recompute=anchor.recompute or _least(model, candidate)))
+        for candidate in candidates
+    ]
     return min(estimates, key=lambda estimate: estimate.step_s)
 
 

@@ -124,8 +124,11 @@ class Architecture:
     @property
     def active_params(self) -> int:
         """Parameters that one token uses: LM head counted, input embedding not."""
-        idle = sum(layer.params_expert * (layer.experts - layer.top_k) // layer.experts
-                   for layer in self.layers if layer.experts)
+        idle = sum(
+            layer.params_expert * (layer.experts - layer.top_k) // layer.experts
+            for layer in self.layers
+            if layer.experts
+        )
         return self.total_params - idle - (0 if self.tied_embeddings else self.embedding_params)
 
     def flops_per_token(self, seq_length: int) -> float:
@@ -150,8 +153,14 @@ def from_config(name: str, model: ModelConfig, moe: MoeConfig | None) -> Archite
         if window not in kinds:
             kinds[window] = _layer_from_specs(model, moe, list(layer_specs(model, moe, number)), window)
         layers.append(kinds[window])
-    return Architecture(name=name, hidden_size=model.hidden_size, vocab_size=model.vocab_size, layers=tuple(layers),
-                        kv_heads=model.num_key_value_heads, tied_embeddings=model.tie_word_embeddings)
+    return Architecture(
+        name=name,
+        hidden_size=model.hidden_size,
+        vocab_size=model.vocab_size,
+        layers=tuple(layers),
+        kv_heads=model.num_key_value_heads,
+        tied_embeddings=model.tie_word_embeddings,
+    )
 
 
 def _layer_from_specs(model: ModelConfig, moe: MoeConfig | None, specs: list[ParamSpec], window: int) -> LayerShape:
@@ -175,12 +184,22 @@ def _layer_from_specs(model: ModelConfig, moe: MoeConfig | None, specs: list[Par
             gemms.append(Gemm(name, k, n, side, "attention" if name.startswith("self_attn") else "ffn"))
     shared = moe.num_shared_experts * model.intermediate_size if moe else model.intermediate_size
     return LayerShape(
-        gemms=tuple(gemms), heads=model.num_attention_heads, qk_dim=model.head_dim, v_dim=model.head_dim,
-        kv_width=2 * model.num_key_value_heads * model.head_dim, window=window, dense_ffn=shared,
-        experts=moe.num_experts if moe else 0, top_k=moe.num_experts_per_tok if moe else 0,
-        expert_ffn=model.intermediate_size if moe else 0, expert_biases=True,
+        gemms=tuple(gemms),
+        heads=model.num_attention_heads,
+        qk_dim=model.head_dim,
+        v_dim=model.head_dim,
+        kv_width=2 * model.num_key_value_heads * model.head_dim,
+        window=window,
+        dense_ffn=shared,
+        experts=moe.num_experts if moe else 0,
+        top_k=moe.num_experts_per_tok if moe else 0,
+        expert_ffn=model.intermediate_size if moe else 0,
+        expert_biases=True,
         group_share=moe.router.topk_groups / moe.router.num_groups if moe else 1.0,
-        params_split=split, params_whole=whole, params_expert=expert)
+        params_split=split,
+        params_whole=whole,
+        params_expert=expert,
+    )
 
 
 @cache
@@ -207,10 +226,17 @@ def reference(name: str) -> Architecture:
     dense = _reference_layer(entry, moe=False, window=0)
     windows = entry.get("windows", [0])
     kinds = [_reference_layer(entry, moe=True, window=window) for window in windows]
-    layers = [dense if number < entry.get("first_dense", 0) else kinds[number % len(kinds)]
-              for number in range(entry["layers"])]
-    return Architecture(name=name, hidden_size=entry["hidden"], vocab_size=entry["vocab"], layers=tuple(layers),
-                        kv_heads=entry["heads"] if "mla" in entry else entry["kv_heads"])
+    layers = [
+        dense if number < entry.get("first_dense", 0) else kinds[number % len(kinds)]
+        for number in range(entry["layers"])
+    ]
+    return Architecture(
+        name=name,
+        hidden_size=entry["hidden"],
+        vocab_size=entry["vocab"],
+        layers=tuple(layers),
+        kv_heads=entry["heads"] if "mla" in entry else entry["kv_heads"],
+    )
 
 
 def _reference_layer(entry: dict[str, Any], moe: bool, window: int) -> LayerShape:
@@ -220,8 +246,10 @@ def _reference_layer(entry: dict[str, Any], moe: bool, window: int) -> LayerShap
     latent = mla["q_rank"] + mla["kv_rank"] + mla["rope_dim"] if mla else 0
     dense = entry.get("shared_experts", 0) * entry["expert_ffn"] if moe else entry.get("dense_ffn", 0)
     if dense:
-        gemms += [Gemm("ffn.gate_up", hidden, 2 * dense, "column", "ffn"),
-                  Gemm("ffn.down", dense, hidden, "row", "ffn")]
+        gemms += [
+            Gemm("ffn.gate_up", hidden, 2 * dense, "column", "ffn"),
+            Gemm("ffn.down", dense, hidden, "row", "ffn"),
+        ]
     experts = entry["experts"] if moe else 0
     if experts:
         gemms.append(Gemm("router", hidden, experts, "none", "ffn"))
@@ -233,11 +261,23 @@ def _reference_layer(entry: dict[str, Any], moe: bool, window: int) -> LayerShap
     split += heads if entry.get("sinks") else 0  # one learned scalar a head
     whole = 2 * hidden + sum(gemm.k * gemm.n + (gemm.n if biases else 0) for gemm in gemms if gemm.split == "none")
     return LayerShape(
-        gemms=tuple(gemms), heads=heads, qk_dim=qk_dim, v_dim=v_dim, kv_width=kv_width, latent_width=latent,
-        window=window, dense_ffn=dense, experts=experts, top_k=entry["top_k"] if moe else 0,
+        gemms=tuple(gemms),
+        heads=heads,
+        qk_dim=qk_dim,
+        v_dim=v_dim,
+        kv_width=kv_width,
+        latent_width=latent,
+        window=window,
+        dense_ffn=dense,
+        experts=experts,
+        top_k=entry["top_k"] if moe else 0,
         expert_ffn=entry["expert_ffn"] if moe else 0,
-        expert_biases=biases, group_share=entry.get("group_share", 1.0),
-        params_split=split, params_whole=whole, params_expert=expert)
+        expert_biases=biases,
+        group_share=entry.get("group_share", 1.0),
+        params_split=split,
+        params_whole=whole,
+        params_expert=expert,
+    )
 
 
 def _reference_attention(entry: dict[str, Any]) -> tuple[list[Gemm], int, int, int]:
@@ -247,7 +287,8 @@ def _reference_attention(entry: dict[str, Any]) -> tuple[list[Gemm], int, int, i
         mla = entry["mla"]
         qk_dim, v_dim = mla["nope_dim"] + mla["rope_dim"], mla["v_dim"]
         gemms = [
-            Gemm("q_down", hidden, mla["q_rank"], "none"), Gemm("q_up", mla["q_rank"], heads * qk_dim, "column"),
+            Gemm("q_down", hidden, mla["q_rank"], "none"),
+            Gemm("q_up", mla["q_rank"], heads * qk_dim, "column"),
             Gemm("kv_down", hidden, mla["kv_rank"] + mla["rope_dim"], "none"),
             Gemm("kv_up", mla["kv_rank"], heads * (mla["nope_dim"] + v_dim), "column"),
             Gemm("out", heads * v_dim, hidden, "row"),

@@ -54,8 +54,16 @@ class Budget:
     interval_s: float
 
 
-def budget(architecture: Architecture, hardware: Hardware, *, cards: int, seq_length: int, tokens: float,
-           tokens_per_s: float, node_days_per_fault: float = NODE_DAYS_PER_FAULT) -> Budget:
+def budget(
+    architecture: Architecture,
+    hardware: Hardware,
+    *,
+    cards: int,
+    seq_length: int,
+    tokens: float,
+    tokens_per_s: float,
+    node_days_per_fault: float = NODE_DAYS_PER_FAULT,
+) -> Budget:
     """The budget of a run at a speed.
 
     Args:
@@ -70,8 +78,17 @@ def budget(architecture: Architecture, hardware: Hardware, *, cards: int, seq_le
     days = tokens / tokens_per_s / 86400.0
     effective = effective_share(ASYNC_STALL_S, RESTART_S, mtbf_s)
     return Budget(
-        tokens=tokens, flops=tokens * architecture.flops_per_token(seq_length),
-        flops_active=6.0 * architecture.active_params * tokens, flops_total=6.0 * architecture.total_params * tokens,
-        days=days, days_real=days / effective, energy_mwh=cards * hardware.power_w * COOLING * days * 24 / 1e6,
-        checkpoint_bytes=size, checkpoint_s=write_s, mtbf_s=mtbf_s, effective_async=effective,
-        effective_sync=effective_share(write_s, RESTART_S, mtbf_s), interval_s=optimal_interval(ASYNC_STALL_S, mtbf_s))
+        tokens=tokens,
+        flops=tokens * architecture.flops_per_token(seq_length),
+        flops_active=6.0 * architecture.active_params * tokens,
+        flops_total=6.0 * architecture.total_params * tokens,
+        days=days,
+        days_real=days / effective,
+        energy_mwh=cards * hardware.power_w * COOLING * days * 24 / 1e6,
+        checkpoint_bytes=size,
+        checkpoint_s=write_s,
+        mtbf_s=mtbf_s,
+        effective_async=effective,
+        effective_sync=effective_share(write_s, RESTART_S, mtbf_s),
+        interval_s=optimal_interval(ASYNC_STALL_S, mtbf_s),
+    )

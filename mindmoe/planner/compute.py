@@ -92,8 +92,17 @@ def _vector(hardware: Hardware, moved: float) -> float:
     return moved / (hardware.hbm_tb_s * 1e12 * hardware.efficiency.hbm)
 
 
-def _gemm(hardware: Hardware, m: float, n: float, k: float, *, count: int, grouped: bool, precision: Precision,
-          accumulate: bool = False) -> float:
+def _gemm(
+    hardware: Hardware,
+    m: float,
+    n: float,
+    k: float,
+    *,
+    count: int,
+    grouped: bool,
+    precision: Precision,
+    accumulate: bool = False,
+) -> float:
     """Time of `count` products (m, k) x (k, n), run together.
 
     The share of the peak falls with unfilled tiles, with a last wave that leaves cores idle, and with a short k.
@@ -112,15 +121,20 @@ def _gemm(hardware: Hardware, m: float, n: float, k: float, *, count: int, group
     return max(compute, moved / (bandwidth * constants.hbm))
 
 
-def _product(hardware: Hardware, work: Work, category: Category, name: str, shape: tuple[float, float, float],
-             count: int = 1) -> Term:
+def _product(
+    hardware: Hardware, work: Work, category: Category, name: str, shape: tuple[float, float, float], count: int = 1
+) -> Term:
     """A product's forward, input-gradient and weight-gradient time; `shape` is (m, k, n) on this rank."""
     m, k, n = shape
     multiply = partial(_gemm, hardware, count=count, grouped=category == "experts", precision=work.precision)
     return Term(
-        category, name, forward=multiply(m, n, k), backward=multiply(m, k, n),
+        category,
+        name,
+        forward=multiply(m, n, k),
+        backward=multiply(m, k, n),
         weight=multiply(k, n, m, accumulate=True),
-        detail=f"{count} x ({m:.0f}, {k:.0f}) x ({k:.0f}, {n:.0f})")
+        detail=f"{count} x ({m:.0f}, {k:.0f}) x ({k:.0f}, {n:.0f})",
+    )
 
 
 def _attention(hardware: Hardware, layer: LayerShape, work: Work) -> Term:
@@ -131,8 +145,13 @@ def _attention(hardware: Hardware, layer: LayerShape, work: Work) -> Term:
     dim = (layer.qk_dim + layer.v_dim) / 2
     share = hardware.efficiency.attention * dim / (dim + hardware.efficiency.attention_half_dim)
     forward = flops / (hardware.peak("bf16") * share)
-    return Term("attention", "attention kernel", forward, 2.5 * forward * 1.15,
-                detail=f"{flops / 1e12:.3f} TFLOP forward, mean context {context:.0f}")
+    return Term(
+        "attention",
+        "attention kernel",
+        forward,
+        2.5 * forward * 1.15,
+        detail=f"{flops / 1e12:.3f} TFLOP forward, mean context {context:.0f}",
+    )
 
 
 def _vector_terms(hardware: Hardware, layer: LayerShape, hidden: int, work: Work) -> Iterator[Term]:
@@ -173,8 +192,13 @@ def _moe_terms(hardware: Hardware, layer: LayerShape, hidden: int, work: Work) -
     if work.ep > 1:
         exchange = dispatch_time(hardware, hidden, layer, work) * work.imbalance
         # dispatch and combine forward, and the same pair in reverse backward
-        yield Term("ep comm", f"{work.dispatcher} x 2", 2 * exchange, 2 * exchange,
-                   detail=f"{sent * width / 2**20:.0f} MiB sent a rank over {work.ep} ranks")
+        yield Term(
+            "ep comm",
+            f"{work.dispatcher} x 2",
+            2 * exchange,
+            2 * exchange,
+            detail=f"{sent * width / 2**20:.0f} MiB sent a rank over {work.ep} ranks",
+        )
     if work.etp > 1:
         gather = network.all_gather(hardware, Group(work.etp, 1), rows * width)
         yield Term("tp comm", "expert tensor gather and scatter", 2 * gather, 2 * gather)
@@ -210,16 +234,33 @@ def layer_terms(hardware: Hardware, architecture: Architecture, layer: LayerShap
         terms += [replace(term, ffn=1.0) for term in _moe_terms(hardware, layer, hidden, work)]
         kernels += _KERNELS_MOE + (_KERNELS_BIASES if layer.expert_biases else 0)
     gap = 1e-6 * hardware.efficiency.launch_us * kernels
-    terms.append(Term("launch", "gaps around kernels", gap, 2 * gap, redone=gap / 4,
-                      ffn=1 - _KERNELS_ATTENTION / kernels, detail=f"{kernels} kernels forward"))
+    terms.append(
+        Term(
+            "launch",
+            "gaps around kernels",
+            gap,
+            2 * gap,
+            redone=gap / 4,
+            ffn=1 - _KERNELS_ATTENTION / kernels,
+            detail=f"{kernels} kernels forward",
+        )
+    )
     if work.tp > 1:
         blocks = 2 if layer.dense_ffn else 1
         gather = network.all_gather(hardware, Group(work.tp, 1), 2.0 * work.tokens * hidden)
-        terms.append(Term("tp comm", "sequence-parallel gather and scatter", 2 * blocks * gather, 3 * blocks * gather,
-                          ffn=1 - 1 / blocks))
+        terms.append(
+            Term(
+                "tp comm",
+                "sequence-parallel gather and scatter",
+                2 * blocks * gather,
+                3 * blocks * gather,
+                ffn=1 - 1 / blocks,
+            )
+        )
     if work.cp > 1:
-        exchange = network.all_gather(hardware, Group(work.cp, work.tp),
-                                      2.0 * work.tokens * work.cp * layer.kv_width / work.tp)
+        exchange = network.all_gather(
+            hardware, Group(work.cp, work.tp), 2.0 * work.tokens * work.cp * layer.kv_width / work.tp
+        )
         terms.append(Term("cp comm", "keys and values of the other ranks", exchange, 2 * exchange))
     return terms
 

@@ -105,8 +105,10 @@ def _parse(text: str, where: str) -> Hardware:
     try:
         return Hardware.model_validate(yaml.safe_load(text))
     except (ValidationError, yaml.YAMLError) as error:
-        raise UserError(f"{where} does not describe an accelerator ({error})",
-                        "compare it with the files in mindmoe/planner/hardware") from None
+        raise UserError(
+            f"{where} does not describe an accelerator ({error})",
+            "compare it with the files in mindmoe/planner/hardware",
+        ) from None
 
 
 @cache

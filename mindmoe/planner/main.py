@@ -36,8 +36,9 @@ _SHOWN = 10
 _PLAIN_WIDTH = 200  # columns where there is no terminal to fit into
 
 
-def plan(config: RunConfig | None, cards: int, hardware: str, explain: bool, out: Path | None,
-         check: Path | None) -> int:
+def plan(
+    config: RunConfig | None, cards: int, hardware: str, explain: bool, out: Path | None, check: Path | None
+) -> int:
     """Plans a run, or checks the planner against published runs.
 
     Args:
@@ -77,17 +78,22 @@ def workload_of(config: RunConfig) -> Workload:
         UserError: the run is not in bf16.
     """
     if config.train.precision != "bf16":
-        raise UserError(f"the planner knows bf16 only but train.precision={config.train.precision}",
-                        "set train.precision=bf16")
+        raise UserError(
+            f"the planner knows bf16 only but train.precision={config.train.precision}", "set train.precision=bf16"
+        )
     moe = config.moe
     bound = moe.dispatch.capacity_factor if moe and moe.dispatch.kind == "capacity" else inf
     return Workload(
-        architecture=from_config(config.name, config.model, moe), seq_length=config.train.seq_length,
-        global_batch_size=config.train.global_batch_size, max_imbalance=max(1.0, bound))
+        architecture=from_config(config.name, config.model, moe),
+        seq_length=config.train.seq_length,
+        global_batch_size=config.train.global_batch_size,
+        max_imbalance=max(1.0, bound),
+    )
 
 
-def _plan_run(console: Console, config: RunConfig, cards: int, hardware: Hardware, explain: bool,
-              out: Path | None) -> None:
+def _plan_run(
+    console: Console, config: RunConfig, cards: int, hardware: Hardware, explain: bool, out: Path | None
+) -> None:
     if cards < 1:
         raise UserError(f"cards={cards} must be at least 1", "raise --cards")
     workload = workload_of(config)
@@ -97,9 +103,18 @@ def _plan_run(console: Console, config: RunConfig, cards: int, hardware: Hardwar
     tables = [best_table(result.best[:_SHOWN]), rejected_table(result), memory_table(model, best)]
     if explain:
         tables.append(time_table(model, best))
-    tables.append(budget_table(budget(
-        workload.architecture, hardware, cards=cards, seq_length=workload.seq_length,
-        tokens=float(config.train.steps) * workload.tokens, tokens_per_s=best.tokens_per_s)))
+    tables.append(
+        budget_table(
+            budget(
+                workload.architecture,
+                hardware,
+                cards=cards,
+                seq_length=workload.seq_length,
+                tokens=float(config.train.steps) * workload.tokens,
+                tokens_per_s=best.tokens_per_s,
+            )
+        )
+    )
     notes = [workload_text(workload), *hardware_notes(hardware)]
     for note in notes:
         console.print(note, markup=False)
@@ -112,19 +127,29 @@ def _plan_run(console: Console, config: RunConfig, cards: int, hardware: Hardwar
         fragment_path.write_text(fragment, encoding="utf-8")
         if not explain:
             tables.insert(3, time_table(model, best))
-        write_report(report_path, f"Plan of {config.name} on {cards} {hardware.name}", notes,
-                     [*tables, sources_table(hardware)], pareto_picture(result, hardware.memory_gib), fragment)
+        write_report(
+            report_path,
+            f"Plan of {config.name} on {cards} {hardware.name}",
+            notes,
+            [*tables, sources_table(hardware)],
+            pareto_picture(result, hardware.memory_gib),
+            fragment,
+        )
         console.print(f"wrote {fragment_path} and {report_path}", markup=False)
 
 
 def hardware_notes(hardware: Hardware) -> list[str]:
     """What a reader must know of the figures."""
-    notes = [f"{hardware.name}: {hardware.peak_tflops['bf16']:.1f} TFLOP/s bf16, {hardware.memory_gib:.1f} GiB, "
-             f"{hardware.hbm_tb_s:.2f} TB/s; figures marked [V] read in a file, [S] secondary, [M] from memory, "
-             "[D] derived."]
+    notes = [
+        f"{hardware.name}: {hardware.peak_tflops['bf16']:.1f} TFLOP/s bf16, {hardware.memory_gib:.1f} GiB, "
+        f"{hardware.hbm_tb_s:.2f} TB/s; figures marked [V] read in a file, [S] secondary, [M] from memory, "
+        "[D] derived."
+    ]
     if hardware.name.startswith("ascend"):
-        notes.append("Nothing was run on Ascend: its figures come from files and publications, and its efficiency "
-                     "constants rest on one published run. Measure before you commit a budget.")
+        notes.append(
+            "Nothing was run on Ascend: its figures come from files and publications, and its efficiency "
+            "constants rest on one published run. Measure before you commit a budget."
+        )
     return notes
 
 
@@ -157,8 +182,9 @@ def config_fragment(layout: Layout, title: str) -> str:
 def _show(console: Console, data: TableData) -> None:
     table = Table(title=data.title, title_justify="left", title_style="bold")
     for column in data.columns:
-        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left",
-                         overflow="fold")
+        table.add_column(
+            column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
+        )
     for row in data.rows:
         table.add_row(*row)
     console.print(table)

@@ -45,8 +45,16 @@ class Memory:
     @property
     def total(self) -> float:
         """All terms."""
-        return (self.weights + self.gradients + self.optimizer + self.activations + self.working + self.buffers
-                + self.fragmentation + self.reserved)
+        return (
+            self.weights
+            + self.gradients
+            + self.optimizer
+            + self.activations
+            + self.working
+            + self.buffers
+            + self.fragmentation
+            + self.reserved
+        )
 
 
 def state_bytes(params: Array, replicas: int) -> tuple[Array, Array, Array]:
@@ -58,6 +66,7 @@ def state_bytes(params: Array, replicas: int) -> tuple[Array, Array, Array]:
     Returns:
         Three arrays over (variant, ZeRO stage, 1, pipeline stage) [bytes].
     """
+
     def share(sharded_from: int) -> Array:
         return params[:, None, None] * np.where(sharded_from <= _STAGES, 1.0 / replicas, 1.0)
 
@@ -69,8 +78,9 @@ def layer_params(layer: LayerShape, layout: Layout) -> tuple[float, float]:
     return layer.params_split / layout.tp + layer.params_whole, layer.params_expert / (layout.ep * layout.etp)
 
 
-def activation_bytes(architecture: Architecture, layer: LayerShape, layout: Layout, tokens: int,
-                     recompute: Recompute, imbalance: float) -> float:
+def activation_bytes(
+    architecture: Architecture, layer: LayerShape, layout: Layout, tokens: int, recompute: Recompute, imbalance: float
+) -> float:
     """Bytes that one layer keeps of one micro-batch until its backward pass, by recomputation policy.
 
     Args:
@@ -117,8 +127,16 @@ def dispatch_buffers(architecture: Architecture, layout: Layout, tokens: int, im
     return width * (rows * architecture.top_k + received * layout.etp)
 
 
-def memory_terms(hardware: Hardware, architecture: Architecture, layout: Layout, *, counts: Array, held: Array,
-                 tokens: int, imbalance: float) -> dict[str, Array]:
+def memory_terms(
+    hardware: Hardware,
+    architecture: Architecture,
+    layout: Layout,
+    *,
+    counts: Array,
+    held: Array,
+    tokens: int,
+    imbalance: float,
+) -> dict[str, Array]:
     """The terms of `Memory` over (variant, ZeRO stage, recomputation policy, pipeline stage) [bytes].
 
     Args:
@@ -138,8 +156,12 @@ def memory_terms(hardware: Hardware, architecture: Architecture, layout: Layout,
     states = zip(state_bytes(dense, layout.replicas), state_bytes(expert, layout.expert_replicas), strict=True)
     weights, gradients, optimizer = (dense_part + expert_part for dense_part, expert_part in states)
 
-    kept = np.array([[activation_bytes(architecture, layer, layout, tokens, recompute, imbalance) for layer in kinds]
-                     for recompute in RECOMPUTES])
+    kept = np.array(
+        [
+            [activation_bytes(architecture, layer, layout, tokens, recompute, imbalance) for layer in kinds]
+            for recompute in RECOMPUTES
+        ]
+    )
     activations = (kept @ counts * held[:, None])[:, None]
     present = counts > 0
     working = np.max(kept[0][:, None] * present, axis=1)
@@ -152,8 +174,12 @@ def memory_terms(hardware: Hardware, architecture: Architecture, layout: Layout,
     dispatch = dispatch_buffers(architecture, layout, tokens, imbalance)
     communicators = groups * hardware.communicator_mib * 2.0**20
     return {
-        "weights": weights, "gradients": gradients, "optimizer": optimizer, "activations": activations,
-        "working": working_all, "buffers": np.full((1, 1, 1, 1), dispatch + communicators),
+        "weights": weights,
+        "gradients": gradients,
+        "optimizer": optimizer,
+        "activations": activations,
+        "working": working_all,
+        "buffers": np.full((1, 1, 1, 1), dispatch + communicators),
         "fragmentation": FRAGMENTATION * (activations + working_all + dispatch),
         "reserved": np.full((1, 1, 1, 1), hardware.reserved_gib * 2.0**30),
     }

@@ -36,8 +36,13 @@ def pareto_picture(result: SearchResult, memory_gib: float) -> bytes:
         axes.plot(*place, "o", color="#c0392b", markersize=4, label="ten best" if number == 1 else None)
         axes.annotate(str(number), place, textcoords="offset points", xytext=(4, -9), fontsize=8)
     fastest = result.best[0].step_s
-    axes.set(xlim=(0, memory_gib), ylim=(0.8 * fastest, 5 * fastest), xlabel="memory of the fullest rank [GiB]",
-             ylabel="step time [s]", title="Memory against step time")
+    axes.set(
+        xlim=(0, memory_gib),
+        ylim=(0.8 * fastest, 5 * fastest),
+        xlabel="memory of the fullest rank [GiB]",
+        ylabel="step time [s]",
+        title="Memory against step time",
+    )
     axes.legend(loc="upper right")
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=120, metadata={"Software": None})
@@ -50,13 +55,17 @@ def html_table(table: TableData) -> str:
     head = "".join(f"<th{mark}>{escape(name)}</th>" for mark, name in zip(marks, table.headers, strict=True))
     body = "".join(
         "<tr>" + "".join(f"<td{mark}>{escape(cell)}</td>" for mark, cell in zip(marks, row, strict=True)) + "</tr>\n"
-        for row in table.rows)
-    return (f"<h2>{escape(table.title)}</h2>\n<div class='scroll'><table><thead><tr>{head}</tr></thead>\n"
-            f"<tbody>{body}</tbody></table></div>\n")
+        for row in table.rows
+    )
+    return (
+        f"<h2>{escape(table.title)}</h2>\n<div class='scroll'><table><thead><tr>{head}</tr></thead>\n"
+        f"<tbody>{body}</tbody></table></div>\n"
+    )
 
 
-def write_report(path: Path, title: str, notes: Sequence[str], tables: Sequence[TableData], picture: bytes,
-                 fragment: str) -> None:
+def write_report(
+    path: Path, title: str, notes: Sequence[str], tables: Sequence[TableData], picture: bytes, fragment: str
+) -> None:
     """Writes the report.
 
     Args:
@@ -73,4 +82,6 @@ def write_report(path: Path, title: str, notes: Sequence[str], tables: Sequence[
         f"<style>{_STYLE}</style></head><body>\n<h1>{escape(title)}</h1>\n{paragraphs}{shown[0]}"
         f"<img alt='Memory against step time of all layouts that fit, with their Pareto front' "
         f"src='data:image/png;base64,{image}'>\n{''.join(shown[1:])}"
-        f"<h2>Config of the first layout</h2>\n<pre>{escape(fragment)}</pre>\n</body></html>\n", encoding="utf-8")
+        f"<h2>Config of the first layout</h2>\n<pre>{escape(fragment)}</pre>\n</body></html>\n",
+        encoding="utf-8",
+    )

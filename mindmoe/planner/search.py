@@ -132,8 +132,10 @@ def search(model: CostModel, cards: int) -> SearchResult:
     rejected: Counter[str] = Counter()
     families = list(_families(model, cards, rejected))
     if not families:
-        raise UserError(f"no layout of {cards} cards is legal: {_reasons(rejected)}",
-                        "change the number of cards or train.global_batch_size")
+        raise UserError(
+            f"no layout of {cards} cards is legal: {_reasons(rejected)}",
+            "change the number of cards or train.global_batch_size",
+        )
     step_s = np.array([family.step_s.ravel() for family in families])
     memory = np.array([family.memory.ravel() for family in families])
     fits = memory <= limit
@@ -143,15 +145,18 @@ def search(model: CostModel, cards: int) -> SearchResult:
         raise UserError(
             f"no layout of {cards} cards fits {model.hardware.memory_gib:.0f} GiB: the smallest needs "
             f"{memory.min() / 2**30:.1f} GiB ({families[smallest].member(int(flat)).describe()})",
-            "use more cards, a shorter train.seq_length or a smaller model")
+            "use more cards, a shorter train.seq_length or a smaller model",
+        )
     rows, flats = np.nonzero(fits)
     # Among equals the least ZeRO stage and recomputation wins, for it comes first.
     order = np.argsort(step_s[rows, flats], kind="stable")
     ranked = [(int(rows[place]), int(flats[place])) for place in order]
     best = _simulate_best(model, families, ranked)
     points = np.stack([memory[rows, flats], step_s[rows, flats]], axis=1)
-    pareto = [(memory[row, flat], step_s[row, flat], families[row].member(flat))
-              for row, flat in _pareto(memory, step_s, ranked)]
+    pareto = [
+        (memory[row, flat], step_s[row, flat], families[row].member(flat))
+        for row, flat in _pareto(memory, step_s, ranked)
+    ]
     return SearchResult(best=best, pareto=pareto, points=points, rejected=rejected)
 
 
@@ -167,13 +172,16 @@ def _simulate_best(model: CostModel, families: list[Family], ranked: list[tuple[
             group.append(families[row].member(flat))
         if len(chosen) >= _MESHES_SIMULATED and all(len(group) >= _LAYOUTS_SIMULATED for group in chosen.values()):
             break
-    fastest = [min((model.estimate(layout) for layout in group), key=lambda estimate: estimate.step_s)
-               for group in chosen.values()]
+    fastest = [
+        min((model.estimate(layout) for layout in group), key=lambda estimate: estimate.step_s)
+        for group in chosen.values()
+    ]
     return sorted(fastest, key=lambda estimate: estimate.step_s)
 
 
-def _pareto(memory: NDArray[np.float64], step_s: NDArray[np.float64],
-            ranked: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def _pareto(
+    memory: NDArray[np.float64], step_s: NDArray[np.float64], ranked: list[tuple[int, int]]
+) -> list[tuple[int, int]]:
     """The layouts of the ranking (by time) that need less memory than all faster ones, by memory."""
     front: list[tuple[int, int]] = []
     least = np.inf

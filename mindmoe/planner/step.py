@@ -156,9 +156,16 @@ class CostModel:
     def work(self, layout: Layout) -> Work:
         """The part of a layout on which a layer's time depends."""
         return Work(
-            seq_length=self.workload.seq_length, tp=layout.tp, cp=layout.cp, ep=layout.ep, etp=layout.etp,
-            tokens=layout.micro_batch_size * self.workload.seq_length // layout.cp, dispatcher=layout.dispatcher,
-            imbalance=self.workload.imbalance(layout.ep, self.workload.routing_time), precision=self.workload.precision)
+            seq_length=self.workload.seq_length,
+            tp=layout.tp,
+            cp=layout.cp,
+            ep=layout.ep,
+            etp=layout.etp,
+            tokens=layout.micro_batch_size * self.workload.seq_length // layout.cp,
+            dispatcher=layout.dispatcher,
+            imbalance=self.workload.imbalance(layout.ep, self.workload.routing_time),
+            precision=self.workload.precision,
+        )
 
     def terms(self, work: Work, layer: LayerShape) -> list[Term]:
         """The terms of a layer."""
@@ -170,8 +177,12 @@ class CostModel:
     def best_dispatcher(self, layout: Layout, kinds: Sequence[Dispatcher] = DISPATCHERS) -> Dispatcher:
         """The fastest way to reach the experts; the others differ in nothing but this time and a buffer."""
         architecture, work = self.workload.architecture, self.work(layout)
-        return min(kinds, key=lambda kind: dispatch_time(
-            self.hardware, architecture.hidden_size, architecture.layers[-1], replace(work, dispatcher=kind)))
+        return min(
+            kinds,
+            key=lambda kind: dispatch_time(
+                self.hardware, architecture.hidden_size, architecture.layers[-1], replace(work, dispatcher=kind)
+            ),
+        )
 
     def _layer_times(self, work: Work) -> _LayerTimes:
         if work not in self._times:
@@ -189,8 +200,9 @@ class CostModel:
         return self._split(layout, self._layer_times(self.work(layout)))
 
     def _split(self, layout: Layout, times: _LayerTimes) -> tuple[int, ...]:
-        return split_layers(len(self.workload.architecture.layers), layout.pp, layout.chunks, times.head_layers,
-                            layout.split)
+        return split_layers(
+            len(self.workload.architecture.layers), layout.pp, layout.chunks, times.head_layers, layout.split
+        )
 
     def _piece_times(self, layout: Layout, times: _LayerTimes) -> Array:
         """Time of each piece over (recomputation policy, pass, piece) [s], with exposed stage-to-stage sends."""
@@ -199,8 +211,9 @@ class CostModel:
         pieces[:, :, -1] += times.head
         if layout.pp > 1:
             rows = layout.micro_batch_size * self.workload.seq_length / (layout.cp * layout.tp)
-            crossing = network.send(self.hardware, layout.replicas * layout.tp,
-                                    2.0 * rows * self.workload.architecture.hidden_size)
+            crossing = network.send(
+                self.hardware, layout.replicas * layout.tp, 2.0 * rows * self.workload.architecture.hidden_size
+            )
             pieces[:, :_WEIGHT] += (1 - self.hardware.efficiency.overlap_pp) * crossing
         return pieces
 
@@ -228,8 +241,9 @@ class CostModel:
             late = 0.0 if merged else float(weight[piece])
             return {"F": float(forward[piece]), "B": float(backward[piece] + weight[piece]) - late, "W": late}
 
-        durations: Durations = [[times(chunk * stages + stage) for chunk in range(layout.chunks)]
-                                for stage in range(stages)]
+        durations: Durations = [
+            [times(chunk * stages + stage) for chunk in range(layout.chunks)] for stage in range(stages)
+        ]
 
         def run(count: int) -> float:
             return simulate(build_schedule(layout.schedule, stages, count, layout.chunks), durations).makespan
@@ -286,7 +300,7 @@ class CostModel:
             counts = np.zeros((len(architecture.kinds), pp))
             layer = 0
             for piece, size in enumerate(split):
-                for number in architecture.kind_numbers[layer:layer + size]:
+                for number in architecture.kind_numbers[layer : layer + size]:
                     counts[number, piece % pp] += 1
                 layer += size
             self._counts[pp, split] = counts
@@ -300,8 +314,15 @@ class CostModel:
         held = np.array([in_flight(layout.schedule, layout.pp, count, layout.chunks) for layout in layouts])
         held = held / np.array([[layout.chunks] for layout in layouts])
         tokens = first.micro_batch_size * self.workload.seq_length // first.cp
-        return memory_terms(self.hardware, self.workload.architecture, first, counts=counts, held=held,
-                            tokens=tokens, imbalance=self.workload.imbalance(first.ep, percentile))
+        return memory_terms(
+            self.hardware,
+            self.workload.architecture,
+            first,
+            counts=counts,
+            held=held,
+            tokens=tokens,
+            imbalance=self.workload.imbalance(first.ep, percentile),
+        )
 
     def memories(self, layout: Layout, percentile: Percentile | None = None) -> list[Memory]:
         """Memory of a rank of each pipeline stage; `percentile` replaces the workload's imbalance."""
@@ -321,8 +342,9 @@ class CostModel:
         """
         times = self._layer_times(self.work(layouts[0]))
         stages = np.stack([self._stage_times(layout, self._piece_times(layout, times)) for layout in layouts])
-        running = np.stack([self._pipeline_closed_form(layout, stage)
-                            for layout, stage in zip(layouts, stages, strict=True)])
+        running = np.stack(
+            [self._pipeline_closed_form(layout, stage) for layout, stage in zip(layouts, stages, strict=True)]
+        )
         exposed, update = self._end_of_step(layouts[0], stages.sum(axis=2).max(axis=-1)[:, None])
         total = sum(self._memory_terms(layouts, self.workload.routing_memory).values())
         shape = len(layouts), len(ZEROS), len(RECOMPUTES), layouts[0].pp
@@ -344,8 +366,15 @@ class CostModel:
         parts["pp comm"] = max(0.0, count * window - sum(parts.values()))
         parts |= {"bubble": max(0.0, running - count * window), "dp comm": exposed, "optimizer": update}
         memory, fullest = self.memory(layout)
-        return Estimate(layout=layout, workload=self.workload, hardware=self.hardware, parts=parts,
-                        step_s=running + exposed + update, memory=memory, memory_stage=fullest)
+        return Estimate(
+            layout=layout,
+            workload=self.workload,
+            hardware=self.hardware,
+            parts=parts,
+            step_s=running + exposed + update,
+            memory=memory,
+            memory_stage=fullest,
+        )
 
     def slowest_stage(self, layout: Layout) -> int:
         """The stage that takes longest for a micro-batch."""

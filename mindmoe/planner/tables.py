@@ -54,16 +54,41 @@ def schedule_text(layout: Layout) -> str:
 
 def best_table(estimates: Sequence[Estimate]) -> TableData:
     """Layouts side by side."""
-    columns = ("#", "layout", ">micro-batch", ">zero", "recompute", "schedule", "dispatcher", ">memory GiB", ">step s",
-               ">tokens/s", ">tokens/s/card", ">MFU", "limited by")
+    columns = (
+        "#",
+        "layout",
+        ">micro-batch",
+        ">zero",
+        "recompute",
+        "schedule",
+        "dispatcher",
+        ">memory GiB",
+        ">step s",
+        ">tokens/s",
+        ">tokens/s/card",
+        ">MFU",
+        "limited by",
+    )
     rows: list[tuple[str, ...]] = []
     for number, estimate in enumerate(estimates, start=1):
         layout = estimate.layout
-        rows.append((
-            str(number), layout.describe(), str(layout.micro_batch_size), str(layout.zero), layout.recompute,
-            schedule_text(layout), layout.dispatcher if layout.ep > 1 else "-", f"{estimate.memory.total / GIB:.1f}",
-            f"{estimate.step_s:.2f}", f"{estimate.tokens_per_s:,.0f}", f"{estimate.tokens_per_s / layout.cards:,.0f}",
-            f"{100 * estimate.mfu:.1f}%", estimate.limiter))
+        rows.append(
+            (
+                str(number),
+                layout.describe(),
+                str(layout.micro_batch_size),
+                str(layout.zero),
+                layout.recompute,
+                schedule_text(layout),
+                layout.dispatcher if layout.ep > 1 else "-",
+                f"{estimate.memory.total / GIB:.1f}",
+                f"{estimate.step_s:.2f}",
+                f"{estimate.tokens_per_s:,.0f}",
+                f"{estimate.tokens_per_s / layout.cards:,.0f}",
+                f"{100 * estimate.mfu:.1f}%",
+                estimate.limiter,
+            )
+        )
     return TableData("Fastest layouts, one for each choice of tp, pp, ep and etp", columns, rows)
 
 
@@ -80,13 +105,22 @@ def memory_table(model: CostModel, estimate: Estimate) -> TableData:
     memories: list[Memory] = [model.memories(layout, percentile)[estimate.memory_stage] for percentile in PERCENTILES]
     rows: list[tuple[str, ...]] = [
         (field.name, *(f"{getattr(memory, field.name) / GIB:.2f}" for memory in memories), _MEMORY_MEANING[field.name])
-        for field in fields(Memory)]
-    rows.append(("total", *(f"{memory.total / GIB:.2f}" for memory in memories),
-                 f"of {model.hardware.memory_gib:.1f} GiB; p99 must fit"))
+        for field in fields(Memory)
+    ]
+    rows.append(
+        (
+            "total",
+            *(f"{memory.total / GIB:.2f}" for memory in memories),
+            f"of {model.hardware.memory_gib:.1f} GiB; p99 must fit",
+        )
+    )
     factors = [f"{model.workload.imbalance(layout.ep, percentile):.2f}" for percentile in PERCENTILES]
     rows.insert(0, ("routing imbalance", *factors, "rows of the busiest expert rank over the mean"))
-    return TableData(f"Memory of a rank of stage {estimate.memory_stage} [GiB]",
-                     ("term", *(f">{percentile}" for percentile in PERCENTILES), "meaning"), rows)
+    return TableData(
+        f"Memory of a rank of stage {estimate.memory_stage} [GiB]",
+        ("term", *(f">{percentile}" for percentile in PERCENTILES), "meaning"),
+        rows,
+    )
 
 
 def time_table(model: CostModel, estimate: Estimate) -> TableData:
@@ -99,19 +133,53 @@ def time_table(model: CostModel, estimate: Estimate) -> TableData:
         redone = term.repeated(layout.recompute)
         seconds = layers * (term.forward + term.backward + term.weight + redone)
         times = (term.forward, term.backward, term.weight, redone)
-        rows.append((term.category, term.name, str(layers), *(f"{1e3 * part:.3f}" for part in times),
-                     f"{count * seconds:.3f}", term.detail))
-    meanings = {"pp comm": "exposed sends between stages", "bubble": "idle time of the simulated schedule",
-                "dp comm": "exposed gradient and weight collectives", "optimizer": "34 bytes a local parameter"}
+        rows.append(
+            (
+                term.category,
+                term.name,
+                str(layers),
+                *(f"{1e3 * part:.3f}" for part in times),
+                f"{count * seconds:.3f}",
+                term.detail,
+            )
+        )
+    meanings = {
+        "pp comm": "exposed sends between stages",
+        "bubble": "idle time of the simulated schedule",
+        "dp comm": "exposed gradient and weight collectives",
+        "optimizer": "34 bytes a local parameter",
+    }
     for name, meaning in meanings.items():
         rows.append((name, "", "", "", "", "", "", f"{estimate.parts[name]:.3f}", meaning))
-    rows.append(("step", "", "", "", "", "", "", f"{estimate.step_s:.3f}",
-                 f"{workload.tokens:,} tokens, {workload.flops:.3e} FLOP, MFU {100 * estimate.mfu:.1f}% of "
-                 f"{layout.cards} x {model.hardware.peak_tflops['bf16']:.1f} TFLOP/s"))
+    rows.append(
+        (
+            "step",
+            "",
+            "",
+            "",
+            "",
+            "",
+            "",
+            f"{estimate.step_s:.3f}",
+            f"{workload.tokens:,} tokens, {workload.flops:.3e} FLOP, MFU {100 * estimate.mfu:.1f}% of "
+            f"{layout.cards} x {model.hardware.peak_tflops['bf16']:.1f} TFLOP/s",
+        )
+    )
     return TableData(
         f"Time of stage {stage} (the slowest), {count} micro-batches a step",
-        ("category", "term", ">layers", ">forward ms", ">backward ms", ">weight ms", ">recompute ms", ">step s",
-         "detail"), rows)
+        (
+            "category",
+            "term",
+            ">layers",
+            ">forward ms",
+            ">backward ms",
+            ">weight ms",
+            ">recompute ms",
+            ">step s",
+            "detail",
+        ),
+        rows,
+    )
 
 
 def budget_table(cost: Budget) -> TableData:
@@ -126,8 +194,10 @@ def budget_table(cost: Budget) -> TableData:
         ("energy", f"{cost.energy_mwh:,.0f} MWh"),
         ("checkpoint", f"{cost.checkpoint_bytes / 1e12:.2f} TB, written in {cost.checkpoint_s:.0f} s"),
         ("mean time between faults", f"{cost.mtbf_s / 3600:.0f} h"),
-        ("effective training time, saving in the background",
-         f"{100 * cost.effective_async:.1f}% with a checkpoint every {cost.interval_s / 60:.0f} min"),
+        (
+            "effective training time, saving in the background",
+            f"{100 * cost.effective_async:.1f}% with a checkpoint every {cost.interval_s / 60:.0f} min",
+        ),
         ("effective training time, saving in the way", f"{100 * cost.effective_sync:.1f}%"),
     ]
     return TableData("Budget", ("quantity", ">value"), rows)
@@ -139,22 +209,47 @@ def anchor_table(comparisons: Sequence[Comparison]) -> TableData:
     for comparison in comparisons:
         anchor, estimate = comparison.anchor, comparison.estimate
         layout = estimate.layout
-        rows.append((
-            anchor.name, anchor.workload.architecture.name, f"{layout.cards} {anchor.hardware.name}",
-            layout.describe() + (f" x{layout.chunks}" if layout.chunks > 1 else ""), layout.recompute,
-            f"{anchor.measured_s:.2f}", f"{estimate.step_s:.2f}", f"{100 * comparison.error:+.1f}%",
-            f"{100 * estimate.mfu:.1f}%", f"{estimate.memory.total / GIB:.0f}", estimate.limiter))
+        rows.append(
+            (
+                anchor.name,
+                anchor.workload.architecture.name,
+                f"{layout.cards} {anchor.hardware.name}",
+                layout.describe() + (f" x{layout.chunks}" if layout.chunks > 1 else ""),
+                layout.recompute,
+                f"{anchor.measured_s:.2f}",
+                f"{estimate.step_s:.2f}",
+                f"{100 * comparison.error:+.1f}%",
+                f"{100 * estimate.mfu:.1f}%",
+                f"{estimate.memory.total / GIB:.0f}",
+                estimate.limiter,
+            )
+        )
     typical, worst = error_summary(comparisons)
     return TableData(
         f"Step time, predicted against published: median error {100 * typical:.1f}%, worst {100 * worst:.1f}%",
-        ("row", "model", "cards", "layout", "recompute", ">published s", ">predicted s", ">error", ">predicted MFU",
-         ">memory GiB", "limited by"), rows)
+        (
+            "row",
+            "model",
+            "cards",
+            "layout",
+            "recompute",
+            ">published s",
+            ">predicted s",
+            ">error",
+            ">predicted MFU",
+            ">memory GiB",
+            "limited by",
+        ),
+        rows,
+    )
 
 
 def workload_text(workload: Workload) -> str:
     """The workload on one line."""
     architecture = workload.architecture
-    return (f"{architecture.name}: {architecture.total_params / 1e9:.2f}B parameters, "
-            f"{architecture.active_params / 1e9:.2f}B active, "
-            f"{architecture.flops_per_token(workload.seq_length) / 1e9:.2f} GFLOP a token; "
-            f"{workload.global_batch_size} sequences of {workload.seq_length} tokens a step")
+    return (
+        f"{architecture.name}: {architecture.total_params / 1e9:.2f}B parameters, "
+        f"{architecture.active_params / 1e9:.2f}B active, "
+        f"{architecture.flops_per_token(workload.seq_length) / 1e9:.2f} GFLOP a token; "
+        f"{workload.global_batch_size} sequences of {workload.seq_length} tokens a step"
+    )

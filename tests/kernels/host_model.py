@@ -51,9 +51,18 @@ class Driver:
     def __init__(self, library: Path) -> None:
         self._run = ctypes.CDLL(str(library)).run_kernel
 
-    def __call__(self, kernel: str, inputs: Sequence[np.ndarray | None], outputs: Sequence[np.ndarray],
-                 ints: Sequence[int], reals: Sequence[float] = (), *, bf16: bool = False, cores: int = 4,
-                 seed: int = 0) -> None:
+    def __call__(
+        self,
+        kernel: str,
+        inputs: Sequence[np.ndarray | None],
+        outputs: Sequence[np.ndarray],
+        ints: Sequence[int],
+        reals: Sequence[float] = (),
+        *,
+        bf16: bool = False,
+        cores: int = 4,
+        seed: int = 0,
+    ) -> None:
         """Launches a kernel; `outputs` are written in place.
 
         Raises:
@@ -64,9 +73,20 @@ class Driver:
         pointers = (ctypes.c_void_p * len(arrays))(*[None if a is None else a.ctypes.data for a in arrays])
         sizes = (ctypes.c_uint64 * len(arrays))(*[0 if a is None else a.nbytes for a in arrays])
         message = ctypes.create_string_buffer(4096)
-        failed = self._run(kernel.encode(), int(bf16), (ctypes.c_int64 * max(1, len(ints)))(*ints),
-                           (ctypes.c_double * max(1, len(reals)))(*reals), pointers, sizes, len(inputs), len(outputs),
-                           cores, seed, message, len(message))
+        failed = self._run(
+            kernel.encode(),
+            int(bf16),
+            (ctypes.c_int64 * max(1, len(ints)))(*ints),
+            (ctypes.c_double * max(1, len(reals)))(*reals),
+            pointers,
+            sizes,
+            len(inputs),
+            len(outputs),
+            cores,
+            seed,
+            message,
+            len(message),
+        )
         if failed:
             raise KernelError(message.value.decode())
 

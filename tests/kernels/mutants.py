@@ -31,20 +31,39 @@ SECONDS = 120  # per mutant; an endless loop counts as noticed
 
 # file -> drivers whose tests execute it, with the expression that selects them
 TARGETS = {
-    "moe_gating.h": ("gating", "not backward"), "moe_gating_grad.h": ("gating", "backward"),
-    "moe_capacity.h": ("permute", "capacity"), "moe_permute.h": ("permute", "permute_is or order"),
-    "unowned_rows.h": ("permute", "permute_is or combine_grad"), "moe_combine.h": ("permute", "combine and not grad"),
+    "moe_gating.h": ("gating", "not backward"),
+    "moe_gating_grad.h": ("gating", "backward"),
+    "moe_capacity.h": ("permute", "capacity"),
+    "moe_permute.h": ("permute", "permute_is or order"),
+    "unowned_rows.h": ("permute", "permute_is or combine_grad"),
+    "moe_combine.h": ("permute", "combine and not grad"),
     "moe_combine_grad.h": ("permute", "combine_grad"),
-    "swiglu.h": ("swiglu", ""), "swiglu_grad.h": ("swiglu", "backward"),
-    "attention.h": ("attention", "forward or extreme"), "attention_visibility.h": ("attention", "oracle"),
-    "attention_delta.h": ("attention", "backward"), "attention_sink.h": ("attention", "epilogue"),
-    "attention_grad_tile.h": ("attention", "backward"), "attention_grad_query.h": ("attention", "backward"),
-    "attention_grad_key_value.h": ("attention", "backward"), "rows.h": ("attention", "oracle or epilogue"),
+    "swiglu.h": ("swiglu", ""),
+    "swiglu_grad.h": ("swiglu", "backward"),
+    "attention.h": ("attention", "forward or extreme"),
+    "attention_visibility.h": ("attention", "oracle"),
+    "attention_delta.h": ("attention", "backward"),
+    "attention_sink.h": ("attention", "epilogue"),
+    "attention_grad_tile.h": ("attention", "backward"),
+    "attention_grad_query.h": ("attention", "backward"),
+    "attention_grad_key_value.h": ("attention", "backward"),
+    "rows.h": ("attention", "oracle or epilogue"),
     "common.h": ("permute", ""),
 }
 SHIFTED = ("BinaryRepeatParams", "BrcbRepeatParams", "GatherMaskParams", "DataCopyExtParams")
-LAST_ARGUMENTS = {"WholeReduceSum": 5, "WholeReduceMax": 6, "BlockReduceSum": 4, "BlockReduceMax": 4, "CopyIn": 1,
-                  "CopyOut": 1, "Sort32": 1, "Gather": 2, "FirstOfBlocks": 1, "SetOrgShape": 5, "SetTail": 3}
+LAST_ARGUMENTS = {
+    "WholeReduceSum": 5,
+    "WholeReduceMax": 6,
+    "BlockReduceSum": 4,
+    "BlockReduceMax": 4,
+    "CopyIn": 1,
+    "CopyOut": 1,
+    "Sort32": 1,
+    "Gather": 2,
+    "FirstOfBlocks": 1,
+    "SetOrgShape": 5,
+    "SetTail": 3,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +105,7 @@ def edits(source: str) -> Iterator[tuple[str, int, int, str]]:
     for m in re.finditer(r"\b(\w+)\(", source):
         name = m[1]
         if name in SHIFTED or name in LAST_ARGUMENTS:
-            for a, b in arguments(source, m.end() - 1)[-LAST_ARGUMENTS.get(name, 9):]:
+            for a, b in arguments(source, m.end() - 1)[-LAST_ARGUMENTS.get(name, 9) :]:
                 if not re.search(r"ReduceOrder|\bmask\b|_t\b [a-z]|&", source[a:b]) or "static_cast" in source[a:b]:
                     yield f"{name} + 1", a, b, f" ({source[a:b].strip()}) + 1"
         if name == "Smaller":
@@ -105,14 +124,22 @@ def mutants(file: str) -> list[Mutant]:
     found, seen = [], {}
     for operator, start, end, replacement in edits(source):
         line_start = source.rfind("\n", 0, start) + 1
-        line = source[line_start:source.find("\n", start)]
+        line = source[line_start : source.find("\n", start)]
         if line.lstrip().startswith(("//", "__aicore__ inline")):
             continue
         detail = source[start:end].strip() if operator != "drop" else ""
         statement = " ".join((line.strip() + (f" @ {detail}" if detail and detail != line.strip() else "")).split())
         seen[operator, statement] = seen.get((operator, statement), 0) + 1
-        found.append(Mutant(file, operator, source.count("\n", 0, start) + 1, statement, seen[operator, statement],
-                            source[:start] + replacement + source[end:]))
+        found.append(
+            Mutant(
+                file,
+                operator,
+                source.count("\n", 0, start) + 1,
+                statement,
+                seen[operator, statement],
+                source[:start] + replacement + source[end:],
+            )
+        )
     return found
 
 
@@ -139,8 +166,20 @@ def run_tests(driver: str, library: Path, selection: str) -> int:
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         os.dup2(silence, 2)
-        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:faulthandler", "--no-header", "-k",
-                              selection, str(TESTS / f"test_{driver}.py")])
+        status = pytest.main(
+            [
+                "-x",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                "-p",
+                "no:faulthandler",
+                "--no-header",
+                "-k",
+                selection,
+                str(TESTS / f"test_{driver}.py"),
+            ]
+        )
         os._exit(int(status))
     return os.waitpid(child, 0)[1]
 
@@ -154,8 +193,17 @@ def survives(mutant: Mutant | None) -> bool:
         (WORK / "op_kernel" / file).write_text(mutant.text)
     for driver, selection in [TARGETS[file]] if mutant else dict.fromkeys((d, "") for d, _ in TARGETS.values()):
         library = WORK / f"{driver}.so"
-        command = ["g++", *FLAGS, "-shared", f"-I{WORK}", f"-I{WORK / 'host_model'}", f"-I{WORK / 'op_kernel'}",
-                   f"drive_{driver}.cpp", "-o", str(library)]
+        command = [
+            "g++",
+            *FLAGS,
+            "-shared",
+            f"-I{WORK}",
+            f"-I{WORK / 'host_model'}",
+            f"-I{WORK / 'op_kernel'}",
+            f"drive_{driver}.cpp",
+            "-o",
+            str(library),
+        ]
         if subprocess.run(command, cwd=WORK, capture_output=True).returncode or run_tests(driver, library, selection):
             return False
     return True
@@ -187,8 +235,10 @@ def main() -> int:
             print(f"{number}/{len(chosen)}, {killed} killed, {time.monotonic() - start:.0f} s", flush=True)
     known = {m.key for file in options.only for m in mutants(file)}
     stale += [key for key in explained if key.split(":")[0] in options.only and key not in known]
-    print(f"{len(chosen)} mutants, {killed} killed, {len(chosen) - killed - len(unexplained)} explained, "
-          f"{len(unexplained)} unexplained, {time.monotonic() - start:.0f} s")
+    print(
+        f"{len(chosen)} mutants, {killed} killed, {len(chosen) - killed - len(unexplained)} explained, "
+        f"{len(unexplained)} unexplained, {time.monotonic() - start:.0f} s"
+    )
     for key in stale:
         print(f"listed in {SURVIVORS.name} but no survivor: {key}")
     return int(bool(unexplained or stale))

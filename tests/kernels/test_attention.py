@@ -27,15 +27,15 @@ class Case:
 
     @property
     def scale(self):
-        return self.head_dim ** -0.5
+        return self.head_dim**-0.5
 
 
 CASES = [
-    Case(1, 1, 1, 1),                                                    # one token
-    Case(1, 1, 1, 64, sinks=True, cores=4),                              # more cores than work
-    Case(2, 4, 2, 130, sinks=True, cores=6),                             # tails, grouped heads
-    Case(1, 4, 1, 200, window=50, sinks=True, cores=3),                  # gpt-oss shape in small
-    Case(1, 2, 2, 150, window=1),                                        # each query sees itself only
+    Case(1, 1, 1, 1),  # one token
+    Case(1, 1, 1, 64, sinks=True, cores=4),  # more cores than work
+    Case(2, 4, 2, 130, sinks=True, cores=6),  # tails, grouped heads
+    Case(1, 4, 1, 200, window=50, sinks=True, cores=3),  # gpt-oss shape in small
+    Case(1, 2, 2, 150, window=1),  # each query sees itself only
     Case(1, 2, 1, 190, documents=(3, 70, 64, 53), sinks=True),
     Case(2, 1, 1, 140, window=90, documents=(100, 40), cores=4),
     Case(1, 2, 1, 70, head_dim=128, sinks=True),
@@ -81,8 +81,16 @@ def reference(case, q, k, v, sinks):
 
 def launch_forward(run, case, q, k, v, sinks, documents, bf16, seed=0):
     out, lse = garbage(q.shape, bf16), garbage(q.shape[:3])
-    run("attention", [store(q, bf16), store(k, bf16), store(v, bf16), sinks, documents], [out, lse], case.ints,
-        [case.scale], bf16=bf16, cores=case.cores, seed=seed)
+    run(
+        "attention",
+        [store(q, bf16), store(k, bf16), store(v, bf16), sinks, documents],
+        [out, lse],
+        case.ints,
+        [case.scale],
+        bf16=bf16,
+        cores=case.cores,
+        seed=seed,
+    )
     return value(out, bf16), lse
 
 
@@ -134,8 +142,14 @@ def test_backward_equals_the_float64_oracle(driver, case, bf16):
     lse = lse.astype(np.float32)
     delta, grad_sinks = garbage(lse.shape), garbage((case.heads,)) if case.sinks else None
     shape = {"bf16": bf16, "cores": case.cores, "seed": case.seq}
-    run("attention_delta", [store(grad, bf16), store(out, bf16), lse, sinks], [delta, grad_sinks], case.ints,
-        [case.scale], **shape)
+    run(
+        "attention_delta",
+        [store(grad, bf16), store(out, bf16), lse, sinks],
+        [delta, grad_sinks],
+        case.ints,
+        [case.scale],
+        **shape,
+    )
     inputs = [*(store(x, bf16) for x in (q, k, v, grad)), lse, delta, documents]
     dq, dk, dv = (garbage(x.shape, bf16) for x in (q, k, v))
     run("attention_grad_query", inputs, [dq], case.ints, [case.scale], **shape)
@@ -155,15 +169,26 @@ def test_the_sink_epilogue_completes_stock_attention(driver, case, bf16):
     """Outputs, statistics and all gradients equal those of attention with sinks."""
     q, k, v, sinks, _ = tensors(case, bf16)
     _, plain, _ = reference(case, q, k, v, None)
-    s = np.where(visible(case), q.astype(np.float64) @ np.repeat(k, case.heads // case.kv_heads, 1).swapaxes(2, 3)
-                 * case.scale, -np.inf)
+    s = np.where(
+        visible(case),
+        q.astype(np.float64) @ np.repeat(k, case.heads // case.kv_heads, 1).swapaxes(2, 3) * case.scale,
+        -np.inf,
+    )
     top = s.max(-1)
     total = np.exp(s - top[..., None]).sum(-1)
     eight = [np.ascontiguousarray(np.repeat(x[..., None], 8, -1), np.float32) for x in (top, total)]
     out, lse = garbage(q.shape, bf16), garbage(top.shape)
     new_max, new_sum = garbage(eight[0].shape), garbage(eight[0].shape)
-    driver("attention")("attention_sink", [store(plain, bf16), *eight, sinks], [out, new_max, new_sum, lse], case.ints,
-                        [case.scale], bf16=bf16, cores=case.cores, seed=case.seq)
+    driver("attention")(
+        "attention_sink",
+        [store(plain, bf16), *eight, sinks],
+        [out, new_max, new_sum, lse],
+        case.ints,
+        [case.scale],
+        bf16=bf16,
+        cores=case.cores,
+        seed=case.seq,
+    )
     _, want, want_lse = reference(case, q, k, v, sinks)
     np.testing.assert_allclose(value(out, bf16), want, rtol=0, atol=2e-2 if bf16 else 3e-6)
     np.testing.assert_allclose(lse, want_lse, rtol=0, atol=3e-6)
@@ -191,8 +216,15 @@ def test_the_order_of_cores_changes_no_bit(driver):
         np.testing.assert_array_equal(lse.view(np.int32), first[1].view(np.int32))
 
 
-@pytest.mark.parametrize("ints, rule", [([0, 1, 1, 8, 64, 0], "batch"), ([1, 3, 2, 8, 64, 0], "multiple of key-value"),
-                                        ([1, 1, 1, 8, 72, 0], "head_dim"), ([1, 1, 1, 8, 144, 0], "head_dim")])
+@pytest.mark.parametrize(
+    "ints, rule",
+    [
+        ([0, 1, 1, 8, 64, 0], "batch"),
+        ([1, 3, 2, 8, 64, 0], "multiple of key-value"),
+        ([1, 1, 1, 8, 72, 0], "head_dim"),
+        ([1, 1, 1, 8, 144, 0], "head_dim"),
+    ],
+)
 def test_the_tiling_refuses_with_the_rule(driver, ints, rule):
     with pytest.raises(KernelError, match=rule):
         driver("attention")("attention", [None] * 5, [], ints, [1.0])

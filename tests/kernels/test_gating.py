@@ -37,31 +37,43 @@ def reference(x, bias, topk, score, normalize, groups, topk_groups, scale):
 
 def logits(rng, kind, shape):
     """Multiples of 1/64, so that two logits are equal or clearly different in every score."""
-    x = {"normal": rng.standard_normal(shape) * 2, "ties": rng.integers(-2, 3, shape),
-         "wide": rng.standard_normal(shape) * 60, "const": np.full(shape, 0.5)}[kind]
+    x = {
+        "normal": rng.standard_normal(shape) * 2,
+        "ties": rng.integers(-2, 3, shape),
+        "wide": rng.standard_normal(shape) * 60,
+        "const": np.full(shape, 0.5),
+    }[kind]
     return (np.round(x * 64) / 64).astype(np.float32)
 
 
 def launch(run, x, bias, topk, score, normalize, groups, topk_groups, scale, bf16, cores, seed):
     w, ids = garbage((len(x), topk)), np.full((len(x), topk), -7, np.int32)
-    run("moe_gating", [store(x, bf16), bias], [w, ids], [*x.shape, topk, score, normalize, groups, topk_groups],
-        [scale], bf16=bf16, cores=cores, seed=seed)
+    run(
+        "moe_gating",
+        [store(x, bf16), bias],
+        [w, ids],
+        [*x.shape, topk, score, normalize, groups, topk_groups],
+        [scale],
+        bf16=bf16,
+        cores=cores,
+        seed=seed,
+    )
     return w, ids
 
 
 # rows, experts, topk, score, normalize, groups, topk_groups, bias, cores
 CASES = [
-    (1, 128, 4, SOFTMAX_AFTER_TOPK, 1, 1, 1, False, 1),   # gpt-oss-120b, one token
-    (67, 32, 4, SOFTMAX_AFTER_TOPK, 1, 1, 1, False, 3),   # gpt-oss-20b, tails
+    (1, 128, 4, SOFTMAX_AFTER_TOPK, 1, 1, 1, False, 1),  # gpt-oss-120b, one token
+    (67, 32, 4, SOFTMAX_AFTER_TOPK, 1, 1, 1, False, 3),  # gpt-oss-20b, tails
     (70, 128, 4, SOFTMAX_AFTER_TOPK, 1, 1, 1, True, 2),
-    (5, 8, 2, SOFTMAX, 1, 1, 1, False, 48),               # more cores than work
-    (90, 60, 6, SOFTMAX, 0, 1, 1, True, 1),               # experts that fill no block; two tiles
+    (5, 8, 2, SOFTMAX, 1, 1, 1, False, 48),  # more cores than work
+    (90, 60, 6, SOFTMAX, 0, 1, 1, True, 1),  # experts that fill no block; two tiles
     (17, 64, 8, SOFTMAX, 1, 1, 1, False, 2),
-    (41, 256, 8, SIGMOID, 1, 8, 4, True, 2),              # DeepSeek-V3
-    (26, 256, 1, SIGMOID, 0, 1, 1, False, 1),             # two levels of merging
-    (33, 40, 3, SIGMOID, 1, 4, 2, True, 3),               # groups of 10
-    (20, 160, 6, SOFTMAX, 0, 8, 3, False, 1),             # DeepSeek-V2
-    (9, 3, 3, SOFTMAX_AFTER_TOPK, 1, 1, 1, False, 2),     # every expert
+    (41, 256, 8, SIGMOID, 1, 8, 4, True, 2),  # DeepSeek-V3
+    (26, 256, 1, SIGMOID, 0, 1, 1, False, 1),  # two levels of merging
+    (33, 40, 3, SIGMOID, 1, 4, 2, True, 3),  # groups of 10
+    (20, 160, 6, SOFTMAX, 0, 8, 3, False, 1),  # DeepSeek-V2
+    (9, 3, 3, SOFTMAX_AFTER_TOPK, 1, 1, 1, False, 2),  # every expert
 ]
 
 
@@ -116,8 +128,13 @@ def numeric_gradient(x, ids, grad, score, normalize, scale):
 
 # rows, experts, topk, score, normalize, cores
 GRAD_CASES = [
-    (1, 128, 4, SOFTMAX_AFTER_TOPK, 1, 1), (67, 32, 4, SOFTMAX_AFTER_TOPK, 1, 3), (5, 8, 2, SOFTMAX, 1, 48),
-    (150, 60, 6, SOFTMAX, 0, 1), (41, 256, 8, SIGMOID, 1, 2), (26, 256, 1, SIGMOID, 0, 1), (19, 3, 3, SOFTMAX, 0, 2),
+    (1, 128, 4, SOFTMAX_AFTER_TOPK, 1, 1),
+    (67, 32, 4, SOFTMAX_AFTER_TOPK, 1, 3),
+    (5, 8, 2, SOFTMAX, 1, 48),
+    (150, 60, 6, SOFTMAX, 0, 1),
+    (41, 256, 8, SIGMOID, 1, 2),
+    (26, 256, 1, SIGMOID, 0, 1),
+    (19, 3, 3, SOFTMAX, 0, 2),
     (70, 128, 8, SOFTMAX, 0, 2),
 ]
 
@@ -132,8 +149,16 @@ def test_backward_equals_finite_differences(driver, case, bf16):
     grad = rng.standard_normal((rows, topk)).astype(np.float32)
     x = value(store(x, bf16), bf16)
     out = garbage(x.shape, bf16)
-    driver("gating")("moe_gating_grad", [store(x, bf16), ids, grad], [out],
-                     [rows, experts, topk, score, normalize, 1, 1], [1.25], bf16=bf16, cores=cores, seed=rows)
+    driver("gating")(
+        "moe_gating_grad",
+        [store(x, bf16), ids, grad],
+        [out],
+        [rows, experts, topk, score, normalize, 1, 1],
+        [1.25],
+        bf16=bf16,
+        cores=cores,
+        seed=rows,
+    )
     want = numeric_gradient(x.astype(np.float64), ids, grad.astype(np.float64), score, normalize, 1.25)
     np.testing.assert_allclose(value(out, bf16), want, rtol=4e-3 if bf16 else 0, atol=3e-6)
 
@@ -146,11 +171,19 @@ def test_the_order_of_cores_changes_no_bit(driver):
         np.testing.assert_array_equal(ids, results[0][1])
 
 
-@pytest.mark.parametrize("ints, rule", [
-    ([0, 8, 2, 0, 1, 1, 1], "tokens"), ([4, 257, 2, 0, 1, 1, 1], "number of experts"), ([4, 8, 9, 0, 1, 1, 1], "top-k"),
-    ([4, 8, 2, 3, 1, 1, 1], "score"), ([4, 9, 2, 0, 1, 3, 1], "groups"), ([4, 9, 2, 0, 1, 2, 1], "divide"),
-    ([4, 128, 2, 0, 1, 2, 1], "2 to 32"), ([4, 8, 5, 0, 1, 2, 1], "top-k experts"),
-])
+@pytest.mark.parametrize(
+    "ints, rule",
+    [
+        ([0, 8, 2, 0, 1, 1, 1], "tokens"),
+        ([4, 257, 2, 0, 1, 1, 1], "number of experts"),
+        ([4, 8, 9, 0, 1, 1, 1], "top-k"),
+        ([4, 8, 2, 3, 1, 1, 1], "score"),
+        ([4, 9, 2, 0, 1, 3, 1], "groups"),
+        ([4, 9, 2, 0, 1, 2, 1], "divide"),
+        ([4, 128, 2, 0, 1, 2, 1], "2 to 32"),
+        ([4, 8, 5, 0, 1, 2, 1], "top-k experts"),
+    ],
+)
 def test_the_tiling_refuses_with_the_rule(driver, ints, rule):
     with pytest.raises(KernelError, match=rule):
         driver("gating")("moe_gating", [None, None], [], ints, [1.0])

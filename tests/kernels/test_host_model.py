@@ -10,7 +10,8 @@ from host_model import ROOT, KernelError, from_bf16, to_bf16
 ORDER = {  # broken rule -> what the model must say
     "V reads what V wrote": "RAW hazard in UB.*missing PipeBarrier",
     "V overwrites what V wrote": "WAW hazard",
-    "V overwrites what V reads": "WAR hazard", "V updates in place what V reads": "WAR hazard",
+    "V overwrites what V reads": "WAR hazard",
+    "V updates in place what V reads": "WAR hazard",
     "V reads what MTE2 loads": "RAW hazard.*pipe V is not ordered after pipe MTE2",
     "MTE2 overwrites what V reads": "pipe MTE2 is not ordered after pipe V",
     "MTE3 stores what V writes": "RAW hazard.*pipe MTE3 is not ordered after pipe V",
@@ -20,45 +21,75 @@ ORDER = {  # broken rule -> what the model must say
     "a flag orders only what precedes it": "RAW hazard",
     "a repeat reads an earlier one": "a repeat reads what an earlier repeat",
     "uninitialised": "read of uninitialised UB",
-    "flag set twice": "set twice", "wait before set": "waited for before it is set",
+    "flag set twice": "set twice",
+    "wait before set": "waited for before it is set",
     "flag left set": "SetFlag without WaitFlag",
-    "event id 8": "outside \\[0, 8\\)", "nine event ids": "all 8 ids",
+    "event id 8": "outside \\[0, 8\\)",
+    "nine event ids": "all 8 ids",
 }
 QUEUES = {
-    "double free": "FreeTensor: the buffer is not held", "enqueue what is free": "EnQue: the buffer is not held",
-    "dequeue from an empty queue": "queue is empty", "allocate beyond the buffers": "no free buffer of 1",
-    "exceed the depth": "queue depth 1 exceeded", "never freed": "never freed",
-    "tensor of another queue": "does not belong", "queue without buffers": "InitBuffer was not called",
-    "InitBuffer twice": "InitBuffer\\(num", "UB overflow": "UB overflow", "65 buffers": "more than 64 buffers",
-    "buffer view too long": "TBuf::Get", "tensor offset too long": "is past its",
+    "double free": "FreeTensor: the buffer is not held",
+    "enqueue what is free": "EnQue: the buffer is not held",
+    "dequeue from an empty queue": "queue is empty",
+    "allocate beyond the buffers": "no free buffer of 1",
+    "exceed the depth": "queue depth 1 exceeded",
+    "never freed": "never freed",
+    "tensor of another queue": "does not belong",
+    "queue without buffers": "InitBuffer was not called",
+    "InitBuffer twice": "InitBuffer\\(num",
+    "UB overflow": "UB overflow",
+    "65 buffers": "more than 64 buffers",
+    "buffer view too long": "TBuf::Get",
+    "tensor offset too long": "is past its",
     "scalar index too long": "index 8 of 8",
 }
 OPERANDS = {
-    "misaligned dst": "dst must start on 32", "misaligned src": "src must start on 32",
+    "misaligned dst": "dst must start on 32",
+    "misaligned src": "src must start on 32",
     "operand overrun": "operand ends at byte",
-    "count overrun": "65 elements into a tensor", "count 0": "element count 0",
+    "count overrun": "65 elements into a tensor",
+    "count 0": "element count 0",
     "repeat 256 wraps to 0": "repeat count 0",
-    "reduce repeat 256": "repeat count 256", "mask of 65 lanes": "mask 65", "mask of 0 lanes": "mask 0",
-    "dst block stride 0": "dstBlkStride is 0", "reduction onto its source": "dst overlaps src",
-    "block reduction onto its source": "dst overlaps src", "value and index reduction": "ORDER_ONLY_VALUE",
-    "comparison of part of a repeat": "not whole repeats", "rounding of a widening cast": "round mode",
-    "no rounding of a narrowing cast": "round mode", "gather beyond the source": "offset 32 of 32",
-    "Sort32 of a short table": "operand shorter", "MrgSort of lists 1 and 3": "validBit 5",
-    "MrgSort onto its source": "overlaps dst", "MrgSort of a short list": "list 0 is shorter",
-    "GatherMask into a short tensor": "dst is shorter", "pattern 8": "pattern 8",
+    "reduce repeat 256": "repeat count 256",
+    "mask of 65 lanes": "mask 65",
+    "mask of 0 lanes": "mask 0",
+    "dst block stride 0": "dstBlkStride is 0",
+    "reduction onto its source": "dst overlaps src",
+    "block reduction onto its source": "dst overlaps src",
+    "value and index reduction": "ORDER_ONLY_VALUE",
+    "comparison of part of a repeat": "not whole repeats",
+    "rounding of a widening cast": "round mode",
+    "no rounding of a narrowing cast": "round mode",
+    "gather beyond the source": "offset 32 of 32",
+    "Sort32 of a short table": "operand shorter",
+    "MrgSort of lists 1 and 3": "validBit 5",
+    "MrgSort onto its source": "overlaps dst",
+    "MrgSort of a short list": "list 0 is shorter",
+    "GatherMask into a short tensor": "dst is shorter",
+    "pattern 8": "pattern 8",
 }
 MEMORY = {
-    "DataCopy of part of a block": "not whole blocks", "DataCopy overrun": "64 bytes into a tensor of 32",
-    "4096 blocks": "blockCount 4096", "empty block": "blockLen 0", "padding of 36 bytes": "more than 32 bytes",
-    "read past the GlobalTensor": "of a GlobalTensor of", "GlobalTensor offset": "GlobalTensor offset 100000",
-    "outside every buffer": "outside every buffer", "write to an input": "write to the input",
-    "scalar read of an output": "stale cache line", "two cores write": "cross-core race",
-    "one core writes, one reads": "cross-core race", "two cores add without atomics on one": "cross-core race",
-    "a core misses the barrier": "the device would hang", "atomic left on": "atomic add left on",
+    "DataCopy of part of a block": "not whole blocks",
+    "DataCopy overrun": "64 bytes into a tensor of 32",
+    "4096 blocks": "blockCount 4096",
+    "empty block": "blockLen 0",
+    "padding of 36 bytes": "more than 32 bytes",
+    "read past the GlobalTensor": "of a GlobalTensor of",
+    "GlobalTensor offset": "GlobalTensor offset 100000",
+    "outside every buffer": "outside every buffer",
+    "write to an input": "write to the input",
+    "scalar read of an output": "stale cache line",
+    "two cores write": "cross-core race",
+    "one core writes, one reads": "cross-core race",
+    "two cores add without atomics on one": "cross-core race",
+    "a core misses the barrier": "the device would hang",
+    "atomic left on": "atomic add left on",
 }
 CUBE = {
-    "transposed A not declared": "not declared transposable", "larger than the tiling": "exceeds the single-core shape",
-    "object not initialised": "not initialised", "operand past the tensor": "of a GlobalTensor of",
+    "transposed A not declared": "not declared transposable",
+    "larger than the tiling": "exceeds the single-core shape",
+    "object not initialised": "not initialised",
+    "operand past the tensor": "of a GlobalTensor of",
     "columns exceed the pitch": "exceed the row pitch",
     "cube overwrites what MTE2 reads": "pipe CUBE is not ordered after pipe MTE2",
 }
@@ -86,7 +117,7 @@ def test_every_broken_rule_is_in_the_table(driver):
 
 def pairs(out, n):
     """(score, index) pairs."""
-    return out[:2 * n:2], out[1:2 * n:2].view(np.int32)
+    return out[: 2 * n : 2], out[1 : 2 * n : 2].view(np.int32)
 
 
 def test_sort32_is_descending_and_keeps_the_order_of_ties(driver):
@@ -130,9 +161,9 @@ def test_select_takes_the_scalar_where_the_bit_is_clear(driver):
 
 def test_cast_rounds_to_nearest_even(driver):
     x = np.random.default_rng(0).standard_normal(256).astype(np.float32)
-    x[:2] = [1 + 2 ** -8, 1 + 3 * 2 ** -8]  # halfway: to even, down and up
+    x[:2] = [1 + 2**-8, 1 + 3 * 2**-8]  # halfway: to even, down and up
     out = run(driver, "Cast to bf16 and back", x)
-    assert (out[:64] == from_bf16(to_bf16(x[:64]))).all() and out[0] == 1.0 and out[1] == 1 + 2 ** -6
+    assert (out[:64] == from_bf16(to_bf16(x[:64]))).all() and out[0] == 1.0 and out[1] == 1 + 2**-6
 
 
 def test_datacopypad_strides_and_padding(driver):
@@ -151,15 +182,22 @@ def test_matmul_multiplies_by_the_transposed(driver):
     np.testing.assert_array_equal(run(driver, "Matmul", x)[:64].reshape(8, 8), x @ x.T)
 
 
-@pytest.mark.parametrize("statement, rule", [
-    ("LocalTensor<bfloat16_t> t; Add(t, t, t, 16);", "not supported on A2"),
-    ("LocalTensor<int32_t> t; Exp(t, t, 8);", "not supported on A2"),
-    ("LocalTensor<int32_t> t; WholeReduceSum(t, t, 8, 1, 1, 1, 8);", "reductions of float"),
-    ("PipeBarrier<PIPE_S>();", "does not take PIPE_S"),
-])
+@pytest.mark.parametrize(
+    "statement, rule",
+    [
+        ("LocalTensor<bfloat16_t> t; Add(t, t, t, 16);", "not supported on A2"),
+        ("LocalTensor<int32_t> t; Exp(t, t, 8);", "not supported on A2"),
+        ("LocalTensor<int32_t> t; WholeReduceSum(t, t, 8, 1, 1, 1, 8);", "reductions of float"),
+        ("PipeBarrier<PIPE_S>();", "does not take PIPE_S"),
+    ],
+)
 def test_types_that_the_hardware_lacks_do_not_compile(driver, statement, rule):
     driver("model")  # skips where there is no compiler
     source = f'#include "kernel_operator.h"\nusing namespace AscendC;\nvoid f() {{ {statement} }}\n'
-    done = subprocess.run(["g++", "-std=c++17", "-fsyntax-only", f"-I{ROOT / 'kernels' / 'host_model'}", "-xc++", "-"],
-                          input=source, capture_output=True, text=True)
+    done = subprocess.run(
+        ["g++", "-std=c++17", "-fsyntax-only", f"-I{ROOT / 'kernels' / 'host_model'}", "-xc++", "-"],
+        input=source,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode != 0 and rule in done.stderr

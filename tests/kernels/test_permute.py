@@ -34,22 +34,29 @@ def permute(run, x, ids, experts, capacity, bf16=False, cores=3, seed=0):
     rows = experts * capacity if capacity else ids.size
     y, slot = garbage((rows, x.shape[1]), bf16), np.full(ids.shape, -9, np.int32)
     counts = np.full(experts, -9, np.int32)
-    run("moe_permute", [store(x, bf16), ids], [y, slot, counts], [*ids.shape, experts, x.shape[1], capacity],
-        bf16=bf16, cores=cores, seed=seed)
+    run(
+        "moe_permute",
+        [store(x, bf16), ids],
+        [y, slot, counts],
+        [*ids.shape, experts, x.shape[1], capacity],
+        bf16=bf16,
+        cores=cores,
+        seed=seed,
+    )
     return value(y, bf16), slot, counts
 
 
 # tokens, topk, experts, hidden, capacity, kind, bf16, cores
 CASES = [
     (1, 1, 1, 1, 0, "even", False, 1),
-    (5, 2, 8, 16, 0, "even", True, 48),       # more cores than pairs
+    (5, 2, 8, 16, 0, "even", True, 48),  # more cores than pairs
     (200, 4, 128, 40, 0, "skewed", True, 4),  # empty experts
-    (900, 4, 32, 7, 0, "even", False, 1),     # two chunks, rows that fill no block
-    (60, 4, 12, 33, 6, "skewed", True, 5),    # capacity drops
+    (900, 4, 32, 7, 0, "even", False, 1),  # two chunks, rows that fill no block
+    (60, 4, 12, 33, 6, "skewed", True, 5),  # capacity drops
     (33, 1, 8, 16, 2, "even", False, 7),
     (50, 8, 64, 16, 0, "dropped", False, 3),
-    (20, 2, 4, 24, 9, "nowhere", True, 2),    # everything dropped
-    (3, 4, 128, 2880, 0, "even", True, 2),    # gpt-oss row
+    (20, 2, 4, 24, 9, "nowhere", True, 2),  # everything dropped
+    (3, 4, 128, 2880, 0, "even", True, 2),  # gpt-oss row
 ]
 
 
@@ -69,9 +76,15 @@ def test_permute_is_a_stable_counting_sort(driver, case):
 
 
 # tokens, topk, experts, capacity, kind of weight, cores
-DROPS = [(1, 1, 1, 1, "distinct", 1), (40, 4, 8, 7, "distinct", 3), (40, 4, 8, 7, "ties", 3),
-         (50, 2, 4, 1, "const", 48), (30, 2, 64, 100, "distinct", 2), (1200, 4, 3, 700, "ties", 2),
-         (25, 2, 6, 3, "zero", 4)]
+DROPS = [
+    (1, 1, 1, 1, "distinct", 1),
+    (40, 4, 8, 7, "distinct", 3),
+    (40, 4, 8, 7, "ties", 3),
+    (50, 2, 4, 1, "const", 48),
+    (30, 2, 64, 100, "distinct", 2),
+    (1200, 4, 3, 700, "ties", 2),
+    (25, 2, 6, 3, "zero", 4),
+]
 
 
 @pytest.mark.parametrize("case", DROPS, ids=str)
@@ -79,11 +92,16 @@ def test_capacity_drops_the_lowest_weights_first(driver, case):
     tokens, topk, experts, capacity, kind, cores = case
     rng = np.random.default_rng(tokens)
     ids = np.ascontiguousarray(rng.integers(-1, experts, (tokens, topk)), np.int32)
-    weights = {"distinct": rng.random(ids.shape), "ties": rng.integers(1, 4, ids.shape) / 4,
-               "const": np.ones(ids.shape), "zero": np.zeros(ids.shape)}[kind].astype(np.float32)
+    weights = {
+        "distinct": rng.random(ids.shape),
+        "ties": rng.integers(1, 4, ids.shape) / 4,
+        "const": np.ones(ids.shape),
+        "zero": np.zeros(ids.shape),
+    }[kind].astype(np.float32)
     kept = np.full(ids.shape, -9, np.int32)
-    driver("permute")("moe_capacity", [ids, weights], [kept], [tokens, topk, experts, 1, capacity], cores=cores,
-                      seed=tokens)
+    driver("permute")(
+        "moe_capacity", [ids, weights], [kept], [tokens, topk, experts, 1, capacity], cores=cores, seed=tokens
+    )
     want = np.full(ids.size, -1)
     for e in range(experts):
         mine = np.nonzero(ids.ravel() == e)[0]
@@ -101,8 +119,15 @@ def test_combine_sums_the_chosen_rows(driver, case, weighted):
     y = value(store(rng.standard_normal((experts * capacity or tokens * topk, hidden)), bf16), bf16)
     w = rng.random((tokens, topk)).astype(np.float32) if weighted else None
     out = garbage((tokens, hidden), bf16)
-    driver("permute")("moe_combine", [store(y, bf16), slot.astype(np.int32), w], [out],
-                      [tokens, topk, experts, hidden, capacity], bf16=bf16, cores=cores, seed=tokens)
+    driver("permute")(
+        "moe_combine",
+        [store(y, bf16), slot.astype(np.int32), w],
+        [out],
+        [tokens, topk, experts, hidden, capacity],
+        bf16=bf16,
+        cores=cores,
+        seed=tokens,
+    )
     gates = np.where(slot >= 0, 1.0 if w is None else w.astype(np.float64), 0.0)
     want = np.einsum("tk,tkd->td", gates, y.astype(np.float64)[slot])
     np.testing.assert_allclose(value(out, bf16), want, rtol=4e-3 if bf16 else 0, atol=2e-2 if bf16 else 3e-6)
@@ -119,9 +144,15 @@ def test_combine_grad_equals_the_float64_oracle(driver, case):
     grad = value(store(rng.standard_normal((tokens, hidden)), bf16), bf16)
     w = rng.random((tokens, topk)).astype(np.float32)
     grad_y, grad_w = garbage((rows, hidden), bf16), garbage((tokens, topk))
-    driver("permute")("moe_combine_grad", [store(grad, bf16), store(y, bf16), slot.astype(np.int32), w,
-                                           counts.astype(np.int32)], [grad_y, grad_w],
-                      [tokens, topk, experts, hidden, capacity], bf16=bf16, cores=cores, seed=tokens)
+    driver("permute")(
+        "moe_combine_grad",
+        [store(grad, bf16), store(y, bf16), slot.astype(np.int32), w, counts.astype(np.int32)],
+        [grad_y, grad_w],
+        [tokens, topk, experts, hidden, capacity],
+        bf16=bf16,
+        cores=cores,
+        seed=tokens,
+    )
     want_y = np.zeros((rows, hidden))
     t, k = np.nonzero(slot >= 0)
     want_y[slot[t, k]] = w[t, k, None].astype(np.float64) * grad[t]
@@ -150,8 +181,15 @@ def test_the_order_of_cores_changes_no_bit(driver):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("ints, rule", [([0, 1, 1, 1, 0], "positive"), ([1, 1, 1025, 1, 0], "experts"),
-                                        ([1, 1, 1, 8193, 0], "hidden"), ([1, 1, 1024, 1, 1 << 22], "capacity")])
+@pytest.mark.parametrize(
+    "ints, rule",
+    [
+        ([0, 1, 1, 1, 0], "positive"),
+        ([1, 1, 1025, 1, 0], "experts"),
+        ([1, 1, 1, 8193, 0], "hidden"),
+        ([1, 1, 1024, 1, 1 << 22], "capacity"),
+    ],
+)
 @pytest.mark.parametrize("kernel", ["moe_permute", "moe_combine", "moe_combine_grad"])
 def test_the_tiling_refuses_with_the_rule(driver, kernel, ints, rule):
     with pytest.raises(KernelError, match=rule):

@@ -13,14 +13,21 @@ DEVICE = sorted([*(KERNELS / "op_kernel").glob("*.h"), *(KERNELS / "op_kernel").
 OPS = sorted(path.stem for path in (KERNELS / "op_kernel").glob("*.cpp"))
 TOOLKIT_HEADERS = {"kernel_operator.h", "lib/matmul_intf.h", "lib/matmul/matmul_intf.h"}
 DATA_HEADERS = {"cstdint", "kernel_tiling/kernel_tiling.h"}
-FORBIDDEN = (r"std::|\bnew\b|\bdelete\b|\bvirtual\b|\bdouble\b|\bthrow\b|\btry\b|\bstatic_assert\b"
-             r"|__linux__|HOST_MODEL|host_model")
+FORBIDDEN = (
+    r"std::|\bnew\b|\bdelete\b|\bvirtual\b|\bdouble\b|\bthrow\b|\btry\b|\bstatic_assert\b"
+    r"|__linux__|HOST_MODEL|host_model"
+)
 # Names of AscendC that exist in CANN 8.1 and 9.x with the same signature (reference documentation of both).
-VECTOR_API = set(re.findall(r"\w+", """
+VECTOR_API = set(
+    re.findall(
+        r"\w+",
+        """
     Add Adds Axpy BlockReduceMax BlockReduceSum Brcb Cast CompareScalar CreateVecIndex DataCopy DataCopyPad Div
     Duplicate Exp Gather GatherMask Ln Max Maxs Mins MrgSort Mul Muls Select ShiftRight Sort32 Sub
     WholeReduceMax WholeReduceSum PipeBarrier SetFlag WaitFlag SyncAll GetBlockIdx GetTPipePtr GetUserWorkspace
-    GetSysWorkSpacePtr"""))
+    GetSysWorkSpacePtr""",
+    )
+)
 
 
 def code(path):

@@ -51,8 +51,16 @@ def test_forward(driver, rows, columns, cores, bf16):
 def test_backward(driver, rows, columns, cores, bf16):
     x, grad = inputs(rows, columns, bf16)
     out = garbage(x.shape, bf16)
-    driver("swiglu")("swiglu_grad", [store(grad, bf16), store(x, bf16)], [out], [grad.size], [ALPHA, LIMIT],
-                     bf16=bf16, cores=cores, seed=rows)
+    driver("swiglu")(
+        "swiglu_grad",
+        [store(grad, bf16), store(x, bf16)],
+        [out],
+        [grad.size],
+        [ALPHA, LIMIT],
+        bf16=bf16,
+        cores=cores,
+        seed=rows,
+    )
     want = backward(x.astype(np.float64), grad.astype(np.float64))
     np.testing.assert_allclose(value(out, bf16), want, rtol=4e-3 if bf16 else 3e-6, atol=5e-6)
 

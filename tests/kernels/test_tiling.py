@@ -42,8 +42,9 @@ def test_attention_plans_fit(driver, name, seq):
     m = MODELS[name]
     for kernel in ("attention", "attention_delta", "attention_grad_query", "attention_grad_key_value"):
         for bf16 in (False, True):
-            used, ub, workspace = plan(driver, "attention", kernel,
-                                       [1, m["heads"], m["kv_heads"], seq, m["head_dim"], 128], bf16=bf16)
+            used, ub, workspace = plan(
+                driver, "attention", kernel, [1, m["heads"], m["kv_heads"], seq, m["head_dim"], 128], bf16=bf16
+            )
             assert 1 <= used <= 48 and 0 < ub <= UB and workspace < GIB, kernel
 
 

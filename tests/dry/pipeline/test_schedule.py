@@ -84,9 +84,14 @@ def test_a_wrong_list_is_reported_as_a_deadlock():
         simulate(broken, uniform_durations(2, 1, 1.0, 1.0))
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("1f1b", 4, 8, 2), "one chunk"), (("interleaved", 4, 6, 2), "multiple of stages"), (("gpipe", 0, 1), "at least 1"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("1f1b", 4, 8, 2), "one chunk"),
+        (("interleaved", 4, 6, 2), "multiple of stages"),
+        (("gpipe", 0, 1), "at least 1"),
+    ],
+)
 def test_illegal_sizes_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         build_schedule(*arguments)

@@ -36,14 +36,17 @@ def test_rows_are_read_as_they_stand(tmp_path):
     assert (second.recompute, second.workload.routing_time, second.measured_s) == ("full", "p50", 8.18)
 
 
-@pytest.mark.parametrize(("row", "message"), [
-    ("X,,H100,64,4096,512,1,1,4,1,8,1,1,yes,6000,,\n", "line 2 lacks model"),
-    ("X,gpt-oss-120b,H100,64,4096,512,1,3,4,1,8,1,1,yes,6000,,\n", "not a multiple"),
-    ("X,gpt-oss-120b,H100,64,4096,many,1,1,4,1,8,1,1,yes,6000,,\n", "gbs='many'"),
-    ("X,gpt-oss-120b,H100,64,4096,512,1,1,4,1,8,1,1,yes,,,\n", "neither step_s nor tokens_per_s_per_card"),
-    ("X,gpt-9,H100,64,4096,512,1,1,4,1,8,1,1,yes,6000,,\n", "'gpt-9' is not on file"),
-    ("", "holds no rows"),
-])
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("X,,H100,64,4096,512,1,1,4,1,8,1,1,yes,6000,,\n", "line 2 lacks model"),
+        ("X,gpt-oss-120b,H100,64,4096,512,1,3,4,1,8,1,1,yes,6000,,\n", "not a multiple"),
+        ("X,gpt-oss-120b,H100,64,4096,many,1,1,4,1,8,1,1,yes,6000,,\n", "gbs='many'"),
+        ("X,gpt-oss-120b,H100,64,4096,512,1,1,4,1,8,1,1,yes,,,\n", "neither step_s nor tokens_per_s_per_card"),
+        ("X,gpt-9,H100,64,4096,512,1,1,4,1,8,1,1,yes,6000,,\n", "'gpt-9' is not on file"),
+        ("", "holds no rows"),
+    ],
+)
 def test_mistakes_in_a_file_are_named(tmp_path, row, message):
     path = tmp_path / "rows.csv"
     path.write_text(HEADER + row)

@@ -8,28 +8,58 @@ from mindmoe.model.shapes import count_params, flops_per_token
 from mindmoe.moe.config import MoeConfig
 from mindmoe.planner.architecture import from_config, reference
 
-GPT_OSS = ModelConfig(vocab_size=201088, hidden_size=2880, num_hidden_layers=36, num_attention_heads=64,
-                      num_key_value_heads=8, head_dim=64, intermediate_size=2880)
-SMALL = ModelConfig(vocab_size=512, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-                    head_dim=16, intermediate_size=96)
+GPT_OSS = ModelConfig(
+    vocab_size=201088,
+    hidden_size=2880,
+    num_hidden_layers=36,
+    num_attention_heads=64,
+    num_key_value_heads=8,
+    head_dim=64,
+    intermediate_size=2880,
+)
+SMALL = ModelConfig(
+    vocab_size=512,
+    hidden_size=64,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    intermediate_size=96,
+)
 
 
-@pytest.mark.parametrize(("name", "seq_length", "gflops"), [
-    ("gpt-oss-120b", 4096, 32.72), ("gpt-oss-120b", 8192, 34.53), ("deepseek-v3", 4096, 250.4),
-    ("qwen3-30b-a3b", 4096, 23.08), ("qwen3-235b-a22b", 4096, 148.3), ("mixtral-8x22b", 4096, 242.2),
-    ("bytedance-352b", 8192, 219.1), ("pangu-ultra-moe", 4096, 266.0),
-])
+@pytest.mark.parametrize(
+    ("name", "seq_length", "gflops"),
+    [
+        ("gpt-oss-120b", 4096, 32.72),
+        ("gpt-oss-120b", 8192, 34.53),
+        ("deepseek-v3", 4096, 250.4),
+        ("qwen3-30b-a3b", 4096, 23.08),
+        ("qwen3-235b-a22b", 4096, 148.3),
+        ("mixtral-8x22b", 4096, 242.2),
+        ("bytedance-352b", 8192, 219.1),
+        ("pangu-ultra-moe", 4096, 266.0),
+    ],
+)
 def test_flops_are_the_published_ones(name, seq_length, gflops):
     """Hand counts that agree with the TFLOP/s that the runs printed; 0.1% for their rounding."""
     assert reference(name).flops_per_token(seq_length) / 1e9 == pytest.approx(gflops, rel=1e-3)
 
 
-@pytest.mark.parametrize(("name", "total", "active"), [
-    ("gpt-oss-120b", 116_829_156_672, 5_132_849_472), ("gpt-oss-20b", 20_914_757_184, 3_608e6),
-    ("deepseek-v3", 671e9, 36.6e9), ("qwen3-30b-a3b", 30.5e9, 3.04e9), ("qwen3-235b-a22b", 235e9, 21.6e9),
-    ("mixtral-8x7b", 46.7e9, 12.75e9), ("qwen2-57b-a14b", 57.4e9, 13.7e9), ("deepseek-v2", 235.7e9, 20.85e9),
-    ("kimi-k2", 1026e9, 31.7e9),
-])
+@pytest.mark.parametrize(
+    ("name", "total", "active"),
+    [
+        ("gpt-oss-120b", 116_829_156_672, 5_132_849_472),
+        ("gpt-oss-20b", 20_914_757_184, 3_608e6),
+        ("deepseek-v3", 671e9, 36.6e9),
+        ("qwen3-30b-a3b", 30.5e9, 3.04e9),
+        ("qwen3-235b-a22b", 235e9, 21.6e9),
+        ("mixtral-8x7b", 46.7e9, 12.75e9),
+        ("qwen2-57b-a14b", 57.4e9, 13.7e9),
+        ("deepseek-v2", 235.7e9, 20.85e9),
+        ("kimi-k2", 1026e9, 31.7e9),
+    ],
+)
 def test_parameters_are_the_published_ones(name, total, active):
     architecture = reference(name)
     exact = name == "gpt-oss-120b"
@@ -37,11 +67,14 @@ def test_parameters_are_the_published_ones(name, total, active):
     assert architecture.active_params == pytest.approx(active, rel=0 if exact else 2e-3, abs=0)
 
 
-@pytest.mark.parametrize(("model", "moe"), [
-    (GPT_OSS, MoeConfig(num_experts=128, num_experts_per_tok=4)),
-    (SMALL, MoeConfig(num_experts=8, num_experts_per_tok=2, num_shared_experts=1)),
-    (SMALL.model_copy(update={"tie_word_embeddings": True}), None),
-])
+@pytest.mark.parametrize(
+    ("model", "moe"),
+    [
+        (GPT_OSS, MoeConfig(num_experts=128, num_experts_per_tok=4)),
+        (SMALL, MoeConfig(num_experts=8, num_experts_per_tok=2, num_shared_experts=1)),
+        (SMALL.model_copy(update={"tie_word_embeddings": True}), None),
+    ],
+)
 def test_a_run_is_counted_as_its_table_of_parameters(model, moe):
     architecture, count = from_config("run", model, moe), count_params(model, moe)
     assert (architecture.total_params, architecture.active_params) == (count.total, count.active)

@@ -7,9 +7,17 @@ from mindmoe.planner.budget import budget, effective_share, optimal_interval
 from mindmoe.planner.hardware import load_hardware
 
 
-@pytest.mark.parametrize(("hours", "restart_min", "percent"), [
-    (12, 10, 97.9), (12, 2, 99.0), (24, 10, 98.8), (24, 2, 99.4), (99, 10, 99.6), (99, 2, 99.7),
-])
+@pytest.mark.parametrize(
+    ("hours", "restart_min", "percent"),
+    [
+        (12, 10, 97.9),
+        (12, 2, 99.0),
+        (24, 10, 98.8),
+        (24, 2, 99.4),
+        (99, 10, 99.6),
+        (99, 2, 99.7),
+    ],
+)
 def test_effective_training_time_is_the_tabled_one(hours, restart_min, percent):
     assert 100 * effective_share(1.0, 60.0 * restart_min, 3600.0 * hours) == pytest.approx(percent, abs=0.06)
 
@@ -26,8 +34,14 @@ def test_the_interval_is_optimal():
 
 
 def test_budget_of_the_project_plan():
-    cost = budget(reference("gpt-oss-120b"), load_hardware("ascend-910b2"), cards=512, seq_length=4096, tokens=2.5e12,
-                  tokens_per_s=1e6)
+    cost = budget(
+        reference("gpt-oss-120b"),
+        load_hardware("ascend-910b2"),
+        cards=512,
+        seq_length=4096,
+        tokens=2.5e12,
+        tokens_per_s=1e6,
+    )
     assert cost.flops_total == pytest.approx(1.8e24, rel=0.03)  # the plan's own figure: all parameters
     assert cost.flops_active == pytest.approx(7.7e22, rel=0.01)
     assert cost.flops == pytest.approx(2.5e12 * 32.72e9, rel=1e-3)

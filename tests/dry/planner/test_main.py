@@ -20,21 +20,44 @@ ROOT = Path(__file__).parents[3]
 
 
 def run_config(**train: object) -> RunConfig:
-    return RunConfig.model_validate({
-        "name": "small", "data": {"sources": ["unused"]},
-        "model": {"vocab_size": 32768, "hidden_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 16,
-                  "num_key_value_heads": 8, "head_dim": 64, "intermediate_size": 1024},
-        "moe": {"num_experts": 32, "num_experts_per_tok": 4},
-        "train": {"steps": 1000, "seq_length": 2048, "global_batch_size": 64, "micro_batch_size": 1,
-                  "precision": "bf16"} | train})
+    return RunConfig.model_validate(
+        {
+            "name": "small",
+            "data": {"sources": ["unused"]},
+            "model": {
+                "vocab_size": 32768,
+                "hidden_size": 1024,
+                "num_hidden_layers": 8,
+                "num_attention_heads": 16,
+                "num_key_value_heads": 8,
+                "head_dim": 64,
+                "intermediate_size": 1024,
+            },
+            "moe": {"num_experts": 32, "num_experts_per_tok": 4},
+            "train": {
+                "steps": 1000,
+                "seq_length": 2048,
+                "global_batch_size": 64,
+                "micro_batch_size": 1,
+                "precision": "bf16",
+            }
+            | train,
+        }
+    )
 
 
 def test_a_plan_prints_tables_and_writes_config_and_report(tmp_path, capsys):
     out = tmp_path / "plans" / "best.yaml"
     assert plan(run_config(), 16, "ascend-910b2", explain=True, out=out, check=None) == 0
     printed = capsys.readouterr().out
-    for expected in ("Fastest layouts", "legal and fits", "Memory of a rank", "expert gate and up", "Budget",
-                     "Nothing was run on Ascend"):
+    for expected in (
+        "Fastest layouts",
+        "legal and fits",
+        "Memory of a rank",
+        "expert gate and up",
+        "Budget",
+        "Nothing was run on Ascend",
+    ):
         assert expected in printed
 
     chosen = yaml.safe_load(out.read_text())
@@ -75,8 +98,21 @@ def test_a_capacity_factor_reaches_the_workload():
 
 def test_the_fragment_names_every_choice_once():
     text = config_fragment(Layout(dp=4, ep=2, zero=2), "a test")
-    for key in ("dp", "tp", "pp", "ep", "cp", "etp", "zero", "recompute", "schedule", "chunks", "dispatcher",
-                "micro_batch_size", "split"):
+    for key in (
+        "dp",
+        "tp",
+        "pp",
+        "ep",
+        "cp",
+        "etp",
+        "zero",
+        "recompute",
+        "schedule",
+        "chunks",
+        "dispatcher",
+        "micro_batch_size",
+        "split",
+    ):
         assert len(re.findall(rf"\b{key}: ", text)) == 1
 
 

@@ -12,8 +12,10 @@ from mindmoe.planner.memory import in_flight, state_bytes
 from mindmoe.planner.routing import imbalance
 from mindmoe.planner.step import CostModel, Workload
 
-GPT_OSS = CostModel(load_hardware("ascend-910b2"),
-                    Workload(architecture=reference("gpt-oss-120b"), seq_length=4096, global_batch_size=1024))
+GPT_OSS = CostModel(
+    load_hardware("ascend-910b2"),
+    Workload(architecture=reference("gpt-oss-120b"), seq_length=4096, global_batch_size=1024),
+)
 PP4_EP8 = Layout(dp=128, pp=4, ep=8)
 
 
@@ -50,11 +52,14 @@ def test_more_sharding_and_more_recomputation_need_less():
     for fewer, more in zip(RECOMPUTES, RECOMPUTES[1:], strict=False):
         for zero in ZEROS:
             layout = replace(PP4_EP8, zero=zero)
-            assert (GPT_OSS.memory(replace(layout, recompute=more))[0].total
-                    < GPT_OSS.memory(replace(layout, recompute=fewer))[0].total)
+            assert (
+                GPT_OSS.memory(replace(layout, recompute=more))[0].total
+                < GPT_OSS.memory(replace(layout, recompute=fewer))[0].total
+            )
     states = [GPT_OSS.memory(replace(PP4_EP8, zero=zero))[0] for zero in ZEROS]
     assert [s.weights + s.gradients + s.optimizer for s in states] == sorted(
-        (s.weights + s.gradients + s.optimizer for s in states), reverse=True)
+        (s.weights + s.gradients + s.optimizer for s in states), reverse=True
+    )
 
 
 def test_imbalance_grows_with_the_percentile_and_ends_at_its_bound():
@@ -89,7 +94,11 @@ def test_activations_in_flight_come_from_the_schedule():
 
 def test_published_peak_memory_of_qwen3_30b():
     """62.17 GiB on 16 H100, ep 16, micro-batch 1 (Megatron-Bridge); selective recomputation assumed; 10%."""
-    model = CostModel(load_hardware("h100"), Workload(architecture=reference("qwen3-30b-a3b"), seq_length=4096,
-                                                      global_batch_size=1024, routing_memory="balanced"))
+    model = CostModel(
+        load_hardware("h100"),
+        Workload(
+            architecture=reference("qwen3-30b-a3b"), seq_length=4096, global_batch_size=1024, routing_memory="balanced"
+        ),
+    )
     memory, _ = model.memory(Layout(dp=16, ep=16, recompute="selective"))
     assert memory.total / 2**30 == pytest.approx(62.17, rel=0.1)

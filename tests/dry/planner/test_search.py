@@ -48,11 +48,16 @@ def test_the_pareto_front_is_not_dominated(gpt_oss_512):
 
 def test_search_finds_the_best_of_brute_force():
     """8 cards, few enough to estimate many layouts without any of the search's short cuts."""
-    model = CostModel(load_hardware("h100"), Workload(architecture=reference("gpt-oss-20b"), seq_length=4096,
-                                                      global_batch_size=64))
+    model = CostModel(
+        load_hardware("h100"), Workload(architecture=reference("gpt-oss-20b"), seq_length=4096, global_batch_size=64)
+    )
     degrees = product((1, 2), (1, 2, 8), (1,), (1, 2, 4, 8))
-    meshes = [Layout(dp=8 // (tp * pp * cp), tp=tp, pp=pp, cp=cp, ep=ep, etp=etp)
-              for tp, pp, cp, ep in degrees if 8 % (tp * pp * cp) == 0 for etp in {1, tp}]
+    meshes = [
+        Layout(dp=8 // (tp * pp * cp), tp=tp, pp=pp, cp=cp, ep=ep, etp=etp)
+        for tp, pp, cp, ep in degrees
+        if 8 % (tp * pp * cp) == 0
+        for etp in {1, tp}
+    ]
     legal = [mesh for mesh in meshes if not mesh_problem(model.workload.architecture, mesh, 4096)]
     steps = [estimate.step_s for mesh in legal for estimate in _plain_pipelines(model, mesh)]
     assert len(steps) > 10
@@ -79,18 +84,30 @@ def test_what_cannot_be_is_explained():
         search(CostModel(load_hardware("ascend-910b2"), replace(workload, global_batch_size=1)), 7)
 
 
-@pytest.mark.parametrize(("layout", "reason"), [
-    (Layout(tp=16, dp=32), "key-value heads"), (Layout(dp=512, ep=3), "number of experts"),
-    (Layout(dp=64, pp=64, ep=1), "number of layers"), (Layout(dp=8, tp=2, ep=8, etp=4), "etp must be 1 or tp"),
-    (Layout(dp=2, ep=8), "dp x cp x tp"),
-])
+@pytest.mark.parametrize(
+    ("layout", "reason"),
+    [
+        (Layout(tp=16, dp=32), "key-value heads"),
+        (Layout(dp=512, ep=3), "number of experts"),
+        (Layout(dp=64, pp=64, ep=1), "number of layers"),
+        (Layout(dp=8, tp=2, ep=8, etp=4), "etp must be 1 or tp"),
+        (Layout(dp=2, ep=8), "dp x cp x tp"),
+    ],
+)
 def test_each_rule_has_its_reason(layout, reason):
     assert reason in (mesh_problem(reference("gpt-oss-120b"), layout, 4096) or "")
 
 
 def test_a_dense_model_has_no_expert_degrees():
-    model = ModelConfig(vocab_size=32768, hidden_size=1024, num_hidden_layers=8, num_attention_heads=16,
-                        num_key_value_heads=8, head_dim=64, intermediate_size=4096)
+    model = ModelConfig(
+        vocab_size=32768,
+        hidden_size=1024,
+        num_hidden_layers=8,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=64,
+        intermediate_size=4096,
+    )
     workload = Workload(architecture=from_config("dense", model, None), seq_length=2048, global_batch_size=64)
     result = search(CostModel(load_hardware("ascend-910b2"), workload), 8)
     assert {(layout.ep, layout.etp) for _, _, layout in result.pareto} == {(1, 1)}

@@ -14,10 +14,15 @@ from mindmoe.planner.step import CostModel, Workload, split_layers
 HARDWARE = load_hardware("ascend-910b2")
 MODEL = CostModel(HARDWARE, Workload(architecture=reference("gpt-oss-120b"), seq_length=4096, global_batch_size=1024))
 LAYOUTS = [
-    Layout(dp=128, pp=4, ep=8), Layout(dp=64, pp=8, ep=8, recompute="full"), Layout(dp=512, ep=16, zero=3),
-    Layout(dp=64, tp=2, pp=4, ep=16, recompute="selective", zero=2), Layout(dp=128, pp=4, ep=8, schedule="zb_h1"),
-    Layout(dp=128, pp=4, ep=8, schedule="interleaved", chunks=3), Layout(dp=32, tp=2, pp=4, cp=2, ep=8, etp=2),
-    Layout(dp=128, pp=4, ep=8, schedule="gpipe"), Layout(dp=128, pp=4, ep=8, split="even"),
+    Layout(dp=128, pp=4, ep=8),
+    Layout(dp=64, pp=8, ep=8, recompute="full"),
+    Layout(dp=512, ep=16, zero=3),
+    Layout(dp=64, tp=2, pp=4, ep=16, recompute="selective", zero=2),
+    Layout(dp=128, pp=4, ep=8, schedule="zb_h1"),
+    Layout(dp=128, pp=4, ep=8, schedule="interleaved", chunks=3),
+    Layout(dp=32, tp=2, pp=4, cp=2, ep=8, etp=2),
+    Layout(dp=128, pp=4, ep=8, schedule="gpipe"),
+    Layout(dp=128, pp=4, ep=8, split="even"),
 ]
 
 
@@ -42,8 +47,10 @@ def test_long_steps_continue_the_steady_state():
     model = CostModel(HARDWARE, replace(MODEL.workload, global_batch_size=1024))
     pieces = model._piece_times(layout, model._layer_times(model.work(layout)))[0]
     forward, backward, weight = pieces
-    durations = [[{"F": forward[piece], "B": backward[piece] + weight[piece], "W": 0.0} for piece in (stage, stage + 4)]
-                 for stage in range(4)]
+    durations = [
+        [{"F": forward[piece], "B": backward[piece] + weight[piece], "W": 0.0} for piece in (stage, stage + 4)]
+        for stage in range(4)
+    ]
     full = simulate(build_schedule("interleaved", 4, 64, 2), durations).makespan
     assert model._pipeline_simulated(layout, pieces) == pytest.approx(full, rel=1e-6)
 
