@@ -61,5 +61,6 @@ def cpu_ops(shape: OpShape, threads: int) -> OpSet:
         name=f"cpu pack ({pack.isa}, {pack.gemm} GEMM, {threads} threads), {precision} operands",
         embedding=Embedding(pack), linear=Linear(precision, precision, pack),
         linear_out=Linear(precision, "fp32", pack), rms_norm=RmsNorm(model.rms_norm_eps, precision, pack),
-        attention=attention, swiglu=swiglu, expert_ffn=expert_ffn if moe is not None else None, cross_entropy=cross_entropy,
+        attention=attention, swiglu=swiglu, expert_ffn=expert_ffn if moe is not None else None,
+        cross_entropy=cross_entropy,
         adamw=adamw, square_sum=SquareSum(pack))
