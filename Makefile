@@ -3,6 +3,9 @@
 # make test-fast    the layers that never start MindSpore: seconds
 # make check        lint, format, types and house rules
 # make format       rewrite the sources in the one format
+# make bench        train steps side by side with Hugging Face in PyTorch
+# make docs         rewrite the tables that are computed, and check every link and command
+# make mutants      change the Ascend C kernels line by line and see which test notices (about an hour)
 # make setup        only the environment in .venv
 # make lock         resolve the tested set of packages anew
 # make clean        remove .venv and the caches; runs/ and data/ stay
@@ -13,7 +16,7 @@ LAYERS := $(wildcard $(addprefix tests/,house dry kernels wet dist))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart test test-fast check format lock clean
+.PHONY: help setup quickstart test test-fast check format bench docs mutants lock clean
 
 help:
 	@sed -n 's/^# make /  make /p' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +56,16 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
+
+bench: $(VENV)/.dev
+	$(VENV)/bin/python scripts/bench/run.py
+
+docs: $(VENV)/.dev
+	$(RUN) mindmoe.planner.document docs/planner.md
+	$(RUN) pytest -q tests/house/test_readme.py
+
+mutants: $(VENV)/.dev
+	$(MAKE) -C kernels mutants PYTHON=$(abspath $(VENV))/bin/python
 
 lock:
 	scripts/lock.sh

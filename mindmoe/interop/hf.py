@@ -69,7 +69,11 @@ def read_config(folder: Path) -> tuple[ModelConfig, MoeConfig]:
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """Every tensor of the folder's safetensors files as fp32, by name."""
+    """Every tensor of the folder's safetensors files as fp32, by name.
+
+    Raises:
+        UserError: there is none, or one has a dtype that NumPy lacks.
+    """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(f"{folder} holds no .safetensors file", "save the model with safe_serialization")
@@ -77,6 +81,9 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     for file in files:
         with safe_open(file, framework="np") as handle:
             for name in handle.keys():  # noqa: SIM118 (not a dict)
+                dtype = handle.get_slice(name).get_dtype()
+                if dtype not in ("F16", "F32", "F64"):
+                    raise UserError(f"{file}: {name} is stored as {dtype}", "save the model in float32 or float16")
                 tensors[name] = handle.get_tensor(name).astype(np.float32)
     return tensors
 
@@ -104,17 +111,17 @@ def assign(net: CausalLM, tensors: dict[str, np.ndarray]) -> None:
         param.set_data(Tensor(tensors[name], ms.float32))
 
 
-def load(path: str | Path, *, seq_length: int, documents: bool = False) -> CausalLM:
+def load(path: str | Path, *, max_length: int = 1024, documents: bool = False) -> CausalLM:
     """The model of a Hugging Face GptOss folder, in fp32 on the reference ops.
 
     Args:
         path: folder with config.json and safetensors files.
-        seq_length: sequence length the model will be called with [tokens].
+        max_length: longest sequence the model will be called with [tokens].
         documents: whether attention stays inside segments.
     """
     folder = Path(path)
     model, moe = read_config(folder)
-    kernels = reference_ops(OpShape(model=model, moe=moe, seq_length=seq_length, documents=documents))
+    kernels = reference_ops(OpShape(model=model, moe=moe, seq_length=max_length, documents=documents))
     net = CausalLM(model, moe, kernels)
     tensors = read_tensors(folder)
     assign(net, tensors)

@@ -29,31 +29,33 @@ def build_attention(
     Its arguments: q (B, S, H*hd), k and v (B, S, KV*hd) before rotation, sinks (H) or None, segment_ids (B, S) int32.
 
     Args:
-        cos: (S, head_dim / 2) rotation table; S fixes the sequence length.
+        cos: (L, head_dim / 2) rotation table; sequences may have up to L tokens.
         sin: the same for the sine.
         window: visible tokens of a query, itself included; 0 for all.
         documents: whether attention stays inside segments of equal id.
         precision: operand precision of the two products.
     """
-    seq_length, half = cos.shape
+    longest, half = cos.shape
     cos_t, sin_t = Tensor(cos[None, None]), Tensor(sin[None, None])
-    band = Tensor(_band(seq_length, window)[None, None])
+    band = Tensor(_band(longest, window)[None, None])
     score, mix = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()
     cast, scale = ROUND[precision], head_dim**-0.5
 
     def heads(x: Tensor) -> Tensor:  # (B, S, N*hd) -> (B, N, S, hd)
-        return x.reshape((x.shape[0], seq_length, -1, head_dim)).transpose((0, 2, 1, 3))
+        return x.reshape((x.shape[0], x.shape[1], -1, head_dim)).transpose((0, 2, 1, 3))
 
     def rotate(x: Tensor) -> Tensor:
         a, b = x[..., :half], x[..., half:]
-        return ops.concat((a * cos_t - b * sin_t, b * cos_t + a * sin_t), -1)
+        c, s = cos_t[:, :, : x.shape[2]], sin_t[:, :, : x.shape[2]]
+        return ops.concat((a * c - b * s, b * c + a * s), -1)
 
     def attention(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, segment_ids: Tensor) -> Tensor:
-        batch = q.shape[0]
+        batch, seq_length = q.shape[0], q.shape[1]
         num_q, num_kv = q.shape[2] // head_dim, k.shape[2] // head_dim
         grouped = (batch, num_kv, num_q // num_kv * seq_length, head_dim)
         q, k, v = rotate(heads(q)) * scale, rotate(heads(k)), heads(v)
-        logits = score(cast(q.reshape(grouped)), cast(k)).reshape((batch, num_q, seq_length, seq_length)) + band
+        logits = score(cast(q.reshape(grouped)), cast(k)).reshape((batch, num_q, seq_length, seq_length))
+        logits = logits + band[:, :, :seq_length, :seq_length]
         if documents:
             other = segment_ids.expand_dims(1).expand_dims(3) != segment_ids.expand_dims(1).expand_dims(2)
             logits = ops.masked_fill(logits, other, _HIDDEN)

@@ -87,7 +87,7 @@ def test_logits_loss_and_gradients(case, tmp_path):
     loss = (nll * torch.tensor(mask).reshape(-1)).sum() / mask.sum()
     loss.backward()
 
-    ours = hf.load(tmp_path, seq_length=length)
+    ours = hf.load(tmp_path)
     segments = Tensor(np.zeros((batch, length), np.int32))
     logits = ours.logits(Tensor(ids), segments).asnumpy()
     assert np.abs(logits - theirs.detach().numpy()).max() < 1e-4
@@ -109,11 +109,11 @@ def test_logits_loss_and_gradients(case, tmp_path):
 
 def test_wrong_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"config.json not found"):
-        hf.load(tmp_path, seq_length=8)
+        hf.load(tmp_path)
     peer(tmp_path, {})
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match="no .safetensors"):
-        hf.load(tmp_path, seq_length=8)
+        hf.load(tmp_path)
 
 
 def test_weights_of_another_shape_are_all_named(tmp_path):
@@ -123,4 +123,10 @@ def test_weights_of_another_shape_are_all_named(tmp_path):
     with pytest.raises(
         UserError, match=r"2 tensors do not fit.*embed_tokens.*lm_head|2 tensors.*lm_head.*embed_tokens"
     ):
-        hf.load(tmp_path, seq_length=8)
+        hf.load(tmp_path)
+
+
+def test_a_dtype_that_numpy_lacks_is_refused_by_name(tmp_path):
+    peer(tmp_path, {}).to(torch.bfloat16).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="stored as BF16"):
+        hf.load(tmp_path)
