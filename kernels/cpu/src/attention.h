@@ -51,7 +51,8 @@ void rotate(const Attention &a, const From *from, int64_t position, float direct
   });
 }
 
-// Packs x (batch, length, heads, head_dim) as (batch, kv head, length, heads / kv_heads, head_dim) of T, rotated or not.
+// Packs x (batch, length, heads, head_dim) as (batch, kv head, length, heads / kv_heads, head_dim) of T, with or
+// without its rotation.
 template <class T, class From>
 T *pack_heads(const Attention &a, const From *x, int64_t heads, bool rotated, Scratch &scratch) {
   int64_t group = heads / a.kv_heads, width = a.head_dim;

@@ -1,6 +1,7 @@
-// Vocabulary projection and cross-entropy in one, without the full logits: rows go through in blocks, and inside a block
-// tiles of logits become exp(logit - maximum of the tile) while they are in cache. What a block keeps is those weights
-// and, per tile and row, the maximum and the sum; they give the loss, and after one rescaling the gradient.
+// Vocabulary projection and cross-entropy in one, without the full logits: rows go through in blocks, and inside a
+// block tiles of logits become exp(logit - maximum of the tile) while they are in cache. What a block keeps is those
+// weights and, per tile and row, the maximum and the sum; they give the loss, and after one rescaling the gradient.
+#include <algorithm>
 #include <cmath>
 
 #include "operand.h"
@@ -27,7 +28,7 @@ class CrossEntropy {
         rows_(rows),
         width_(width),
         words_(words),
-        block_(std::min<int64_t>(1024, std::max<int64_t>(64, kBlockBytes / static_cast<int64_t>(sizeof(T)) / words / 64 * 64))),
+        block_(std::clamp<int64_t>(kBlockBytes / static_cast<int64_t>(sizeof(T)) / words / 64 * 64, 64, 1024)),
         tiles_((words + kTileColumns - 1) / kTileColumns) {}
 
   // nll (rows): zero for a label outside the vocabulary.

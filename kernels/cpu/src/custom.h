@@ -6,6 +6,8 @@
 #include <cstring>
 #include <exception>
 #include <stdexcept>
+#include <string>
+#include <type_traits>
 
 #include "simd.h"
 
@@ -36,7 +38,8 @@ struct Tensor {
  private:
   template <class T>
   T *typed(const char *expected) const {
-    if (std::strcmp(dtype, expected) != 0) throw std::invalid_argument(std::string("got ") + dtype + ", not " + expected);
+    if (std::strcmp(dtype, expected) != 0)
+      throw std::invalid_argument(std::string("got ") + dtype + ", not " + expected);
     return static_cast<T *>(data);
   }
 };

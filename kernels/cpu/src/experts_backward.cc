@@ -64,8 +64,8 @@ class Backward {
     }
     float *dactivated = scratch.take<float>(count * inner);
     float *dinput = product_memory(rows.dinput + piece.begin * width, count * width, scratch);
-    gemm(kPlain, kTransposed, count, inner, width, 1.0f, dout_rows, width, w_.template down_as<T>(piece.expert, scratch),
-         width, 0.0f, dactivated, inner);
+    const T *down = w_.template down_as<T>(piece.expert, scratch);
+    gemm(kPlain, kTransposed, count, inner, width, 1.0f, dout_rows, width, down, width, 0.0f, dactivated, inner);
     const float *down_bias = w_.down_bias + piece.expert * width;
     for (int64_t row = 0; row < count; ++row) {
       float dgate = through_swiglu(piece.begin + row, dactivated + row * inner);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "arena.h"
 #include "pool.h"
@@ -71,7 +72,9 @@ const T *converted(const From *from, int64_t count, Scratch &scratch) {
     return from;
   } else {
     T *to = scratch.take<T>(count);
-    parallel_blocks(count, 1 << 15, [&](int64_t begin, int64_t end) { copy_row(to + begin, from + begin, end - begin); });
+    parallel_blocks(count, 1 << 15, [&](int64_t begin, int64_t end) {
+      copy_row(to + begin, from + begin, end - begin);
+    });
     return to;
   }
 }

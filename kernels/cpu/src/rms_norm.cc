@@ -26,7 +26,7 @@ void forward(const float *x, const float *weight, float eps, int64_t rows, int64
   });
 }
 
-// With r = 1 / rms(x) and n = x * r: dx = r * (dy * weight - n * mean(dy * weight * n)); dweight = sum over rows of dy * n.
+// With r = 1 / rms(x), n = x * r and g = dy * weight: dx = r * (g - n * mean(g * n)), dweight = sum of rows of dy * n.
 template <class Y>
 void backward(const Y *dy, const float *x, const float *weight, float eps, int64_t rows, int64_t width, float *dx,
               float *dweight) {

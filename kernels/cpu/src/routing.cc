@@ -104,7 +104,8 @@ void forward_token(const Router &router, const float *logits, const float *bias,
 }
 
 // The chosen experts are constants; only their gates have a gradient.
-void backward_token(const Router &router, const float *dgates, const float *logits, const int32_t *ids, float *dlogits) {
+void backward_token(const Router &router, const float *dgates, const float *logits, const int32_t *ids,
+                    float *dlogits) {
   Scratch scratch;
   float *scores = scratch.take<float>(router.experts), *gates = scratch.take<float>(router.top_k);
   router.scores(logits, scores);

@@ -32,8 +32,10 @@ void sum_slots(const Row *rows, const float *gates, const int32_t *rank, int64_t
     for (int64_t token = begin; token < end; ++token)
       for_lanes(width, [&](int64_t i, auto lanes) {
         Vec total{};
-        for (int64_t slot = token * top_k; slot < (token + 1) * top_k; ++slot)
-          if (rank[slot] >= 0) total += load(rows + rank[slot] * width + i, lanes) * (gates != nullptr ? gates[slot] : 1.0f);
+        for (int64_t slot = token * top_k; slot < (token + 1) * top_k; ++slot) {
+          float gate = gates != nullptr ? gates[slot] : 1.0f;
+          if (rank[slot] >= 0) total += load(rows + rank[slot] * width + i, lanes) * gate;
+        }
         store(to + token * width + i, total, lanes);
       });
   });

@@ -20,7 +20,10 @@ std::mt19937 generator(1);
 class Array {
  public:
   Array(Shape shape, const char *dtype, size_t bytes)
-      : shape_(std::move(shape)), dtype_(dtype), bytes_(size() * bytes), data_(static_cast<char *>(std::malloc(bytes_))) {
+      : shape_(std::move(shape)),
+        dtype_(dtype),
+        bytes_(size() * bytes),
+        data_(static_cast<char *>(std::malloc(bytes_))) {
     std::memset(data_.get(), 0x7f, bytes_);  // a value never written shows as a huge number
   }
   int64_t size() const {
@@ -96,7 +99,7 @@ void run(Op op, const Arrays &tensors) {
   if (op(count, data.data(), ranks.data(), shapes.data(), dtypes.data(), nullptr, nullptr) != 0) std::exit(1);
 }
 
-// Inputs, then outputs; `fresh` (for ops that update inputs in place) runs one time only.
+// Inputs, then outputs. An op that updates inputs in place runs once only.
 void check(const char *name, Op op, const Arrays &inputs, const Arrays &outputs, bool in_place = false) {
   Arrays all = inputs;
   all.insert(all.end(), outputs.begin(), outputs.end());
@@ -177,7 +180,8 @@ static void mixture(bool half, int64_t tokens, int64_t experts, int64_t width, i
                     random({experts, width})};
   Arrays slopes;
   for (const auto &weight : weights) slopes.push_back(empty(weight->shape_));
-  auto set = settings({double(half), 1.702, 7}), y = empty({tokens, width}), hidden = empty({tokens * k, 2 * inner}, half);
+  auto set = settings({double(half), 1.702, 7});
+  auto y = empty({tokens, width}), hidden = empty({tokens * k, 2 * inner}, half);
   std::memset(hidden->as<void>(), 0, hidden->copy().size());  // rows of dropped slots are left as they are
   CHECK(experts_forward, {x, ids, gates, weights[0], weights[1], weights[2], weights[3], set}, {y, hidden});
   CHECK(experts_backward, {y, x, ids, gates, weights[0], weights[1], weights[2], weights[3], hidden, set},

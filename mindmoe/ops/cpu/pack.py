@@ -1,9 +1,28 @@
 """Loads the compiled pack and makes ops of its entry points.
 
-Example:
-    pack = load()                     # the best instruction set of this machine, compiled at first use
+An op is built once, with its constants, and called with tensors; it runs and differentiates in a graph (`ms.jit`, graph
+mode) and in PyNative alike. A decoder layer and its loss from the pack:
+
+    pack = load()                                   # the best instruction set here, compiled at first use
     pack.set_threads(2)
-    double = pack.op("entry_point", lambda x: x, lambda x: x)
+    norm, linear, add = RmsNorm(1e-5), Linear("bf16"), Linear("bf16")
+    attention = Attention(scale=64**-0.5, window=128, precision="bf16")
+    router, route, experts = Linear("fp32"), Route(k=4), Experts("bf16")
+    loss = CrossEntropy("bf16")
+
+    def layer(x):                                   # (B, S, D), the residual stream
+        y = norm(x, w.norm1)
+        q, k, v = linear(y, w.q, w.q_bias), linear(y, w.k, w.k_bias), linear(y, w.v, w.v_bias)
+        o = attention(q, k, v, cos, sin, w.sinks, segment_ids)
+        x = add(o, w.o, w.o_bias, x)                # + residual
+        y = norm(x, w.norm2).reshape(-1, D)
+        gates, ids = route(router(y, w.router, w.router_bias), selection_bias)
+        return x + experts(y, ids, gates, w.gate_up, w.gate_up_bias, w.down, w.down_bias).reshape(x.shape)
+
+    total, nll = loss(norm(x, w.norm), w.head, labels, mask / mask.sum())
+    adamw = AdamW(decay=[p.ndim > 1 for p in params])
+    norm = GlobalNorm()(gradients)
+    adamw(params, first, second, gradients, lr, ops.minimum(1.0 / norm, 1.0), step)
 """
 
 import ctypes
