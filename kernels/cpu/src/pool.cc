@@ -1,5 +1,6 @@
 #include "pool.h"
 
+#include <pthread.h>
 #include <sched.h>
 
 #include <atomic>
@@ -50,6 +51,9 @@ class Pool {
     stopping_ = false;
     start(count);
   }
+
+  // In the child of a fork: its workers stayed with the parent, so it is a pool of one until it is resized.
+  void forget_workers() { new std::vector<std::thread>(std::move(workers_)); }
 
   void run(int64_t count, void (*task)(void *, int64_t), void *context) {
     std::unique_lock<std::mutex> busy(busy_, std::defer_lock);
@@ -128,8 +132,15 @@ class Pool {
 };
 
 // Never destroyed: its threads may outlive static destruction, and the process's end stops them.
+Pool &pool();
+
+Pool *make_pool() {
+  pthread_atfork(nullptr, nullptr, [] { pool().forget_workers(); });
+  return new Pool;
+}
+
 Pool &pool() {
-  static Pool *instance = new Pool;
+  static Pool *instance = make_pool();
   return *instance;
 }
 

@@ -1,5 +1,8 @@
 // Calls every op at odd sizes, for the sanitizers: each buffer has exactly its size, so a lane too many is an error.
 // Results must be finite and bitwise equal for one and for three threads. Values are checked by tests/wet/ops_cpu.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -209,6 +212,23 @@ static void vocabulary(bool half, int64_t tokens, int64_t width, int64_t words) 
   CHECK(embedding_backward, {labels, x, w}, {empty(w->shape_)});
 }
 
+// A child of a fork has none of the pool's threads: its ops run on its own.
+static void in_a_child_process() {
+  mindmoe_set_threads(3);
+  pid_t child = fork();
+  if (child == 0) {
+    alarm(60);
+    auto x = random({700, 30}), total = empty({1});
+    run(square_sum, {x, random({200000}), total});
+    _exit(total->finite() ? 0 : 1);
+  }
+  int status = 0;
+  if (waitpid(child, &status, 0) != child || status != 0) {
+    std::printf("an op hangs or fails after a fork\n");
+    std::exit(1);
+  }
+}
+
 int main() {
   for (bool half : {false, true}) {
     dense(half, 1, 1, 1);
@@ -234,5 +254,6 @@ int main() {
   step->as<float>()[0] = 3.0f;
   CHECK(adamw, {p, m, v, g, lr, factor, step, settings({0.9, 0.95, 1e-8, 0.1, 1})}, {empty({1})}, true);
   if (!p->finite() || !m->finite() || !v->finite()) return 1;
+  in_a_child_process();
   std::printf("all ops ok\n");
 }

@@ -98,7 +98,7 @@ def differences(oracle: Callable, inputs: Sequence, wrt: Sequence[int], douts: S
 
 @pytest.fixture(params=["graph", "pynative", "avx512", "avx2", "portable"])
 def case(request: pytest.FixtureRequest) -> Case:
-    """Both modes with the best instruction set and MindSpore's oneDNN; the others with the product of our own."""
+    """Both modes with the best instruction set and oneDNN; the other sets, in PyNative, with the product of our own."""
     if request.param in ("graph", "pynative"):
         return Case(load(), request.param == "graph")
     try:
@@ -106,9 +106,21 @@ def case(request: pytest.FixtureRequest) -> Case:
     except UserError as error:
         pytest.skip(str(error))
     pack.set_gemm("own")
-    return Case(pack, True)
+    return Case(pack, False)
 
 
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def two() -> Callable:
+    """Checks that the second of two functions gives the outputs and gradients of the first."""
+
+    def check(pair: Sequence[Callable], inputs: Sequence, dout: np.ndarray, wrt: Sequence, jit: bool, tolerance: float):
+        (want, want_gradients), (got, gradients) = (Case(load(), jit).run(op, inputs, [dout], wrt) for op in pair)
+        for i, (a, b) in enumerate(zip([*got, *gradients], [*want, *want_gradients], strict=True)):
+            close(a, b, tolerance, f"value {i}")
+
+    return check
