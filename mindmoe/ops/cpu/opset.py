@@ -6,7 +6,7 @@ stream, router scores, softmax, norms and loss stay in fp32.
 
 from collections.abc import Callable
 
-from mindspore import Tensor, float32
+from mindspore import Tensor, float32, ops
 
 from mindmoe.ops.cpu.attention import Attention
 from mindmoe.ops.cpu.cross_entropy import CrossEntropy
@@ -36,7 +36,9 @@ def cpu_ops(shape: OpShape, threads: int) -> OpSet:
         op = Attention(model.head_dim**-0.5, window, precision, precision, pack)
 
         def attend(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, segment_ids: Tensor) -> Tensor:
-            return op(q, k, v, cos, sin, sinks, segment_ids)
+            # The op always respects documents; one document a row is how it is told not to.
+            segments = segment_ids if shape.documents else ops.zeros_like(segment_ids)
+            return op(q, k, v, cos, sin, sinks, segments)
 
         return attend
 
@@ -53,14 +55,21 @@ def cpu_ops(shape: OpShape, threads: int) -> OpSet:
     def cross_entropy(x: Tensor, w: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         return projected(x, w, labels, mask)[0]
 
-    def adamw(decays: list[bool], *, beta1: float, beta2: float, eps: float,
-              weight_decay: float) -> Callable[..., Tensor]:
+    def adamw(
+        decays: list[bool], *, beta1: float, beta2: float, eps: float, weight_decay: float
+    ) -> Callable[..., Tensor]:
         return AdamW(decays, beta1, beta2, eps, weight_decay, pack)
 
     return OpSet(
         name=f"cpu pack ({pack.isa}, {pack.gemm} GEMM, {threads} threads), {precision} operands",
-        embedding=Embedding(pack), linear=Linear(precision, precision, pack),
-        linear_out=Linear(precision, "fp32", pack), rms_norm=RmsNorm(model.rms_norm_eps, precision, pack),
-        attention=attention, swiglu=swiglu, expert_ffn=expert_ffn if moe is not None else None,
+        embedding=Embedding(pack),
+        linear=Linear(precision, precision, pack),
+        linear_out=Linear(precision, "fp32", pack),
+        rms_norm=RmsNorm(model.rms_norm_eps, precision, pack),
+        attention=attention,
+        swiglu=swiglu,
+        expert_ffn=expert_ffn if moe is not None else None,
         cross_entropy=cross_entropy,
-        adamw=adamw, square_sum=SquareSum(pack))
+        adamw=adamw,
+        square_sum=SquareSum(pack),
+    )

@@ -1,5 +1,7 @@
 """The optimizer step: accumulation, execution modes, kernels, and steps that are not finite."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,18 @@ def test_cpu_pack_equals_reference(tiny_run, batch, precision, tolerance):
         for kernels in ("reference", "cpu")
     ]
     assert traces[0] == pytest.approx(traces[1], rel=tolerance)
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_kernels_agree_on_documents(tiny_run, batch, documents):
+    whole = batch(4)
+    cut = replace(whole, segment_ids=np.repeat(np.arange(4, dtype=np.int32), 4)[None].repeat(4, 0))
+    losses = {}
+    for kernels in ("reference", "cpu"):
+        config = tiny_run(train={"kernels": kernels}, data={"document_attention": documents})
+        losses[kernels] = [run(build_trainer(config, ALONE), [[rows]])[0] for rows in (whole, cut)]
+    assert losses["reference"] == pytest.approx(losses["cpu"], rel=2e-5)
+    assert (losses["cpu"][0] == losses["cpu"][1]) is not documents
 
 
 def test_dense_twin_trains(tiny_run, batch):
