@@ -1,4 +1,4 @@
-"""The only place that reads or sets environment variables of the process."""
+"""The environment variables that decide how a run is placed: read here, and set here for the workers of a launch."""
 
 import os
 from dataclasses import dataclass
