@@ -28,6 +28,7 @@ class ParamSpec:
         init: distribution of the initial value.
         decay: whether weight decay applies (matrices do; norms, biases, sinks and embeddings do not).
         trainable: False for state that rules other than the optimizer update.
+        heads: number of heads in a dimension of axis `heads` or `kv_heads`; cuts never go through one.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ParamSpec:
     init: Init = "normal"
     decay: bool = False
     trainable: bool = True
+    heads: int = 0
 
     @property
     def size(self) -> int:
@@ -43,11 +45,13 @@ class ParamSpec:
         return prod(self.shape)
 
 
-def _linear(name: str, out_dim: int, in_dim: int, axes: tuple[Axis, Axis], bias: bool) -> Iterator[ParamSpec]:
+def _linear(
+    name: str, out_dim: int, in_dim: int, axes: tuple[Axis, Axis], bias: bool, heads: int = 0
+) -> Iterator[ParamSpec]:
     """A weight (out, in) and, if wanted, its bias (out)."""
-    yield ParamSpec(name=f"{name}.weight", shape=(out_dim, in_dim), axes=axes, decay=True)
+    yield ParamSpec(name=f"{name}.weight", shape=(out_dim, in_dim), axes=axes, decay=True, heads=heads)
     if bias:
-        yield ParamSpec(name=f"{name}.bias", shape=(out_dim,), axes=axes[:1], init="zeros")
+        yield ParamSpec(name=f"{name}.bias", shape=(out_dim,), axes=axes[:1], init="zeros", heads=heads)
 
 
 def _norm(name: str, dim: int) -> ParamSpec:
@@ -58,12 +62,13 @@ def _attention(prefix: str, model: ModelConfig) -> Iterator[ParamSpec]:
     hidden, bias = model.hidden_size, model.attention_bias
     q_dim = model.num_attention_heads * model.head_dim
     kv_dim = model.num_key_value_heads * model.head_dim
-    yield from _linear(f"{prefix}.q_proj", q_dim, hidden, ("heads", None), bias)
-    yield from _linear(f"{prefix}.k_proj", kv_dim, hidden, ("kv_heads", None), bias)
-    yield from _linear(f"{prefix}.v_proj", kv_dim, hidden, ("kv_heads", None), bias)
-    yield from _linear(f"{prefix}.o_proj", hidden, q_dim, (None, "heads"), bias)
+    heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
+    yield from _linear(f"{prefix}.q_proj", q_dim, hidden, ("heads", None), bias, heads)
+    yield from _linear(f"{prefix}.k_proj", kv_dim, hidden, ("kv_heads", None), bias, kv_heads)
+    yield from _linear(f"{prefix}.v_proj", kv_dim, hidden, ("kv_heads", None), bias, kv_heads)
+    yield from _linear(f"{prefix}.o_proj", hidden, q_dim, (None, "heads"), bias, heads)
     if model.attention_sinks:
-        yield ParamSpec(name=f"{prefix}.sinks", shape=(model.num_attention_heads,), axes=("heads",))
+        yield ParamSpec(name=f"{prefix}.sinks", shape=(heads,), axes=("heads",), heads=heads)
 
 
 def _dense_ffn(prefix: str, hidden: int, ffn: int) -> Iterator[ParamSpec]:

@@ -1,17 +1,68 @@
-"""The degrees of the mesh axes."""
+"""How a run is laid over its ranks: degrees of the mesh axes, pipeline schedule, ZeRO stage, exchange and recomputation."""
 
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
+from mindmoe.pipeline.schedule import ScheduleName
 from mindmoe.schema import Section
+
+Dispatcher = Literal["auto", "all_gather", "all_to_all", "two_hop"]
+Recompute = Literal["none", "selective", "full"]
 
 
 class ParallelConfig(Section):
-    """Degrees: data, tensor, pipeline, expert and context. `dp: auto` takes the cards the others leave."""
+    """Degrees: data, tensor (with sequence), pipeline, expert and context; `dp: auto` takes the cards the others leave.
+
+    `ep` folds over dp x cp (and over tp where experts are not split: `etp` is the tensor degree of an expert, by
+    default tp). `cp_method`: `ring` passes keys and values round, `ulysses` trades heads for sequence.
+    `zero`: what is sharded over replicas: 1 optimizer state, 2 gradients too, 3 weights too (gathered for each block).
+    `recompute`: what a block computes again in its backward pass instead of keeping it: `selective` its FFN half,
+    `full` everything; `recompute_layers` limits it to the first layers of each stage.
+    `schedule`, `chunks`: pipeline schedule, and pieces of the network on each stage. `split`: layers of each piece in
+    the order of the forward pass, or `even`.
+    `dispatcher`: how tokens reach experts on other ranks; `auto` takes `all_gather` in graphs without capacity, else
+    `all_to_all`. `two_hop` sends a token once to each node of `node_size` ranks.
+    """
 
     dp: PositiveInt | Literal["auto"] = "auto"
     tp: PositiveInt = 1
     pp: PositiveInt = 1
     ep: PositiveInt = 1
     cp: PositiveInt = 1
+    etp: PositiveInt | Literal["tp"] = "tp"
+    cp_method: Literal["ring", "ulysses"] = "ring"
+    zero: Literal[0, 1, 2, 3] = 0
+    recompute: Recompute = "none"
+    recompute_layers: PositiveInt | Literal["all"] = "all"
+    schedule: ScheduleName = "1f1b"
+    chunks: PositiveInt = 1
+    split: Literal["even"] | list[PositiveInt] = "even"
+    dispatcher: Dispatcher = "auto"
+    node_size: PositiveInt = Field(8)
+
+    @model_validator(mode="after")
+    def _check(self) -> "ParallelConfig":
+        problems = []
+        if self.chunks > 1 and self.schedule != "interleaved":
+            problems.append(
+                f"chunks={self.chunks} must be 1 with schedule={self.schedule}: set schedule=interleaved or chunks=1"
+            )
+        if isinstance(self.split, list) and len(self.split) != self.pp * self.chunks:
+            problems.append(
+                f"split=[{len(self.split)} entries] must have one for each of pp*chunks={self.pp * self.chunks} "
+                "pieces: list that many, or write even"
+            )
+        if self.schedule == "zb_h1" and self.recompute != "none" and self.pp > 1:
+            problems.append(
+                f"recompute={self.recompute} cannot go with schedule=zb_h1, whose backward pass runs in two parts: "
+                "set recompute=none or schedule=1f1b"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def expert_tp(self) -> int:
+        """The tensor degree of an expert."""
+        return self.tp if self.etp == "tp" else self.etp

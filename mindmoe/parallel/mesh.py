@@ -1,52 +1,73 @@
 """The rank grid: which ranks form which group. Pure arithmetic, no process is started.
 
 Ranks are numbered with the tensor axis innermost, then context, then data, and the pipeline outermost, so that the
-axes that talk most share a node. The expert axis folds data x context: expert-parallel ranks are neighbours there,
-and what remains of data x context is the expert-data axis, over which expert weights are replicated.
+axes that talk most share a node. Expert weights see the ranks of a stage through a second grid: the same ranks
+numbered with the expert-tensor axis innermost, then the expert axis, and what remains is the expert-data axis, over
+which expert weights are replicated. With etp = tp, ep therefore folds data x context, as is usual.
 """
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Literal
 
 from mindmoe.errors import UserError
 from mindmoe.parallel.config import ParallelConfig
 
-MeshAxis = Literal["dp", "tp", "pp", "ep", "cp", "edp", "dp_cp", "world"]
+MeshAxis = Literal["dp", "tp", "pp", "ep", "cp", "etp", "edp", "ep_etp", "dp_cp", "stage", "world"]
+Place = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Coordinates:
-    """The place of a rank on each axis; `ep` and `edp` factor the place on data x context."""
+    """The place of a rank on each axis; (edp, ep, etp) and (dp, cp, tp) both number the ranks of a stage."""
 
     dp: int
     tp: int
     pp: int
     ep: int
     cp: int
+    etp: int
     edp: int
+    ep_etp: int
     dp_cp: int
+    stage: int
     world: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+_FIXED: dict[MeshAxis, tuple[MeshAxis, ...]] = {
+    "dp": ("tp", "pp", "cp"),
+    "tp": ("dp", "pp", "cp"),
+    "pp": ("stage",),
+    "cp": ("dp", "tp", "pp"),
+    "ep": ("etp", "pp", "edp"),
+    "etp": ("ep", "pp", "edp"),
+    "edp": ("etp", "pp", "ep"),
+    "ep_etp": ("edp", "pp"),
+    "dp_cp": ("tp", "pp"),
+    "stage": ("pp",),
+    "world": (),
+}
+"""Which coordinates the ranks of one group share. `stage` holds all ranks of a pipeline stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """The degrees of all axes. Any sizes are legal as long as ep divides dp * cp."""
+    """The degrees of all axes. Any sizes are legal as long as ep * etp divides dp * cp * tp."""
 
     dp: int = 1
     tp: int = 1
     pp: int = 1
     ep: int = 1
     cp: int = 1
+    etp: int = 1
 
     def __post_init__(self) -> None:
-        for axis in ("dp", "tp", "pp", "ep", "cp"):
+        for axis in ("dp", "tp", "pp", "ep", "cp", "etp"):
             if getattr(self, axis) < 1:
                 raise UserError(f"parallel.{axis}={getattr(self, axis)} must be at least 1", f"raise parallel.{axis}")
-        if self.dp_cp % self.ep:
-            raise UserError(
-                f"parallel.ep={self.ep} must divide dp*cp={self.dp_cp} ({self.dp}*{self.cp})",
-                "lower parallel.ep or raise parallel.dp",
-            )
+        if problem := expert_problem(dp=self.dp, tp=self.tp, cp=self.cp, ep=self.ep, etp=self.etp):
+            raise UserError(*problem)
 
     @classmethod
     def build(cls, config: ParallelConfig, world: int) -> "Mesh":
@@ -57,34 +78,43 @@ class Mesh:
         """
         rest = config.tp * config.pp * config.cp
         product = f"tp*pp*cp={rest} ({config.tp}*{config.pp}*{config.cp})"
-        if config.dp == "auto":
-            if world % rest:
-                raise UserError(
-                    f"{world} cards must be a multiple of {product}",
-                    f"use a multiple of {rest} cards or lower a degree",
-                )
-            return cls(dp=world // rest, tp=config.tp, pp=config.pp, ep=config.ep, cp=config.cp)
-        if config.dp * rest != world:
+        if config.dp == "auto" and world % rest:
             raise UserError(
-                f"parallel.dp={config.dp} times {product} is {config.dp * rest} but there are {world} cards",
+                f"{world} cards must be a multiple of {product}",
+                f"use a multiple of {rest} cards or lower a degree",
+            )
+        dp = world // rest if config.dp == "auto" else config.dp
+        if dp * rest != world:
+            raise UserError(
+                f"parallel.dp={dp} times {product} is {dp * rest} but there are {world} cards",
                 "set parallel.dp=auto or the matching number of cards",
             )
-        return cls(dp=config.dp, tp=config.tp, pp=config.pp, ep=config.ep, cp=config.cp)
+        return cls(dp=dp, tp=config.tp, pp=config.pp, ep=config.ep, cp=config.cp, etp=config.expert_tp)
 
     @property
     def dp_cp(self) -> int:
-        """Number of ranks that hold the same dense weights of a stage and tensor shard."""
+        """Number of ranks that hold the same tensor shard of dense weights."""
         return self.dp * self.cp
+
+    @property
+    def stage(self) -> int:
+        """Number of ranks of a pipeline stage."""
+        return self.dp * self.cp * self.tp
+
+    @property
+    def ep_etp(self) -> int:
+        """Number of ranks that together hold all experts of a layer once."""
+        return self.ep * self.etp
 
     @property
     def edp(self) -> int:
         """Number of replicas of an expert's weights."""
-        return self.dp_cp // self.ep
+        return self.stage // self.ep_etp
 
     @property
     def world(self) -> int:
         """Number of ranks."""
-        return self.dp * self.tp * self.pp * self.cp
+        return self.stage * self.pp
 
     def degree(self, axis: MeshAxis) -> int:
         """Number of ranks along an axis."""
@@ -94,36 +124,52 @@ class Mesh:
         """The place of a rank on every axis."""
         if not 0 <= rank < self.world:
             raise UserError(f"rank {rank} is outside the mesh of {self.world} ranks", "check RANK_ID")
-        rest, tp = divmod(rank, self.tp)
-        rest, cp = divmod(rest, self.cp)
-        pp, dp = divmod(rest, self.dp)
-        dp_cp = dp * self.cp + cp
-        edp, ep = divmod(dp_cp, self.ep)
-        return Coordinates(dp=dp, tp=tp, pp=pp, ep=ep, cp=cp, edp=edp, dp_cp=dp_cp, world=rank)
+        pp, stage = divmod(rank, self.stage)
+        dp_cp, tp = divmod(stage, self.tp)
+        dp, cp = divmod(dp_cp, self.cp)
+        edp, ep_etp = divmod(stage, self.ep_etp)
+        ep, etp = divmod(ep_etp, self.etp)
+        return Coordinates(
+            dp=dp, tp=tp, pp=pp, ep=ep, cp=cp, etp=etp, edp=edp, ep_etp=ep_etp, dp_cp=dp_cp, stage=stage, world=rank
+        )
 
     def rank(self, *, dp: int = 0, tp: int = 0, pp: int = 0, cp: int = 0) -> int:
         """The rank at a place of the grid."""
         return ((pp * self.dp + dp) * self.cp + cp) * self.tp + tp
 
+    @cached_property
+    def places(self) -> list[Coordinates]:
+        """The coordinates of every rank."""
+        return [self.coordinates(rank) for rank in range(self.world)]
+
     def groups(self, axis: MeshAxis) -> list[tuple[int, ...]]:
         """All groups of an axis, each a tuple of ranks in the order of their place on it."""
-        fixed = {
-            "dp": ("tp", "pp", "cp"),
-            "tp": ("dp", "pp", "cp"),
-            "pp": ("dp", "tp", "cp"),
-            "cp": ("dp", "tp", "pp"),
-            "ep": ("tp", "pp", "edp"),
-            "edp": ("tp", "pp", "ep"),
-            "dp_cp": ("tp", "pp"),
-            "world": (),
-        }[axis]
-        members: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-        for rank in range(self.world):
-            place = self.coordinates(rank)
-            key = tuple(getattr(place, name) for name in fixed)
-            members.setdefault(key, []).append((getattr(place, axis), rank))
-        return [tuple(rank for _, rank in sorted(group)) for group in members.values()]
+        return self.partition(lambda place: tuple(getattr(place, name) for name in _FIXED[axis]))
+
+    def partition(self, key: Callable[[Coordinates], Hashable]) -> list[tuple[int, ...]]:
+        """The ranks grouped by equal keys, ascending in each group."""
+        members: dict[Hashable, list[int]] = {}
+        for place in self.places:
+            members.setdefault(key(place), []).append(place.world)
+        return [tuple(group) for group in members.values()]
 
     def group(self, axis: MeshAxis, rank: int) -> tuple[int, ...]:
         """The ranks of the group of `axis` that `rank` belongs to."""
-        return next(group for group in self.groups(axis) if rank in group)
+        return _membership(self, axis)[rank]
+
+
+@lru_cache(maxsize=256)
+def _membership(mesh: Mesh, axis: MeshAxis) -> dict[int, tuple[int, ...]]:
+    return {rank: group for group in mesh.groups(axis) for rank in group}
+
+
+def expert_problem(*, dp: int, tp: int, cp: int, ep: int, etp: int) -> tuple[str, str] | None:
+    """Why the expert grid does not fit the ranks of a stage, and the remedy; None if it does."""
+    if etp == tp and dp * cp % ep:
+        return f"parallel.ep={ep} must divide dp*cp={dp * cp} ({dp}*{cp})", "lower parallel.ep or raise parallel.dp"
+    if dp * cp * tp % (ep * etp):
+        return (
+            f"parallel.ep*etp={ep * etp} ({ep}*{etp}) must divide dp*cp*tp={dp * cp * tp} ({dp}*{cp}*{tp})",
+            "lower parallel.ep or parallel.etp, or raise parallel.dp",
+        )
+    return None

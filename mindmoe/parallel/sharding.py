@@ -1,10 +1,17 @@
-"""Which part of a parameter a rank holds: the one table from logical axes to mesh axes."""
+"""Which part of a parameter a rank holds, and who else holds the same part: one table from logical to mesh axes.
 
+Everything that depends on the layout of a parameter is derived here: initialisation, over which ranks its gradient is
+summed, how ZeRO cuts it further, and what a checkpoint writes.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
 
 from mindmoe.errors import UserError
-from mindmoe.model.shapes import ParamSpec
-from mindmoe.parallel.mesh import Mesh, MeshAxis
+from mindmoe.model.shapes import Axis, ParamSpec
+from mindmoe.parallel.mesh import Coordinates, Mesh, MeshAxis
 
 MESH_AXIS: dict[str, MeshAxis] = {
     "vocab": "tp",
@@ -12,17 +19,17 @@ MESH_AXIS: dict[str, MeshAxis] = {
     "kv_heads": "tp",
     "ffn": "tp",
     "expert": "ep",
-    "expert_ffn": "tp",
+    "expert_ffn": "etp",
 }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
-    """The box of a parameter that one rank holds.
+    """A box of a parameter.
 
     Attributes:
         offset: first global index of each dimension.
-        shape: local shape.
+        shape: size of the box.
     """
 
     offset: tuple[int, ...]
@@ -33,28 +40,89 @@ class Shard:
         """The box as an index into the whole array."""
         return tuple(slice(start, start + size) for start, size in zip(self.offset, self.shape, strict=True))
 
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    def within(self, dim: int, start: int, size: int) -> "Shard":
+        """The part of the box that begins `start` after its own offset along `dim`."""
+        offset = [at + start * (d == dim) for d, at in enumerate(self.offset)]
+        shape = [size if d == dim else length for d, length in enumerate(self.shape)]
+        return Shard(offset=tuple(offset), shape=tuple(shape))
+
 
 def local_shard(spec: ParamSpec, mesh: Mesh, rank: int) -> Shard:
-    """The box of `spec` on `rank`.
+    """The box of `spec` on a rank that holds it, before ZeRO.
+
+    With fewer key-value heads than tensor ranks, neighbouring ranks share a head.
 
     Raises:
-        UserError: a dimension is not a multiple of the degree that splits it.
+        UserError: a dimension cannot be split by its degree.
     """
-    place = mesh.coordinates(rank)
+    return _box(spec, mesh, mesh.places[rank])
+
+
+def _box(spec: ParamSpec, mesh: Mesh, place: Coordinates) -> Shard:
     offset, shape = [], []
     for size, axis in zip(spec.shape, spec.axes, strict=True):
         mesh_axis = MESH_AXIS[axis] if axis else None
         degree = mesh.degree(mesh_axis) if mesh_axis else 1
+        at = getattr(place, mesh_axis) if mesh_axis else 0
+        if axis == "kv_heads" and spec.heads and degree > spec.heads and degree % spec.heads == 0:
+            at, degree = at * spec.heads // degree, spec.heads
         if size % degree:
             raise UserError(
                 f"{spec.name}: dimension {axis}={size} must be a multiple of {mesh_axis}={degree}",
                 f"lower parallel.{mesh_axis}",
             )
         shape.append(size // degree)
-        offset.append(getattr(place, mesh_axis) * (size // degree) if mesh_axis else 0)
+        offset.append(at * (size // degree))
     return Shard(offset=tuple(offset), shape=tuple(shape))
 
 
-def replica_axes(spec: ParamSpec) -> MeshAxis:
-    """The axis over which a parameter's gradient is summed: expert weights over edp, all others over dp x cp."""
-    return "edp" if "expert" in spec.axes else "dp_cp"
+def replicas(spec: ParamSpec, mesh: Mesh, rank: int, stages: tuple[int, ...]) -> tuple[int, ...]:
+    """The ranks that hold the same box as `rank`, itself included, ascending: its gradient is summed over them.
+
+    Args:
+        spec: the parameter.
+        mesh: the rank grid.
+        rank: one that holds it.
+        stages: pipeline stages that hold it; two for tied embeddings.
+    """
+    return _replicas(spec.shape, spec.axes, spec.heads, mesh, stages)[rank]
+
+
+@lru_cache(maxsize=1024)
+def _replicas(
+    shape: tuple[int, ...], axes: tuple[Axis, ...], heads: int, mesh: Mesh, stages: tuple[int, ...]
+) -> dict[int, tuple[int, ...]]:
+    spec = ParamSpec(name="", shape=shape, axes=axes, heads=heads)
+    members: dict[tuple[int, ...], list[int]] = {}
+    for place in mesh.places:
+        if place.pp in stages:
+            members.setdefault(_box(spec, mesh, place).offset, []).append(place.world)
+    return {rank: tuple(group) for group in members.values() for rank in group}
+
+
+def zero_shard(shard: Shard, count: int, index: int) -> Shard:
+    """Part `index` of `count` parts of a box, as ZeRO spreads it over replicas.
+
+    The cut runs along the first dimension that `count` divides, else along the longest, in parts of nearly equal
+    size; a part may be empty.
+    """
+    dim = zero_dim(shard.shape, count)
+    size = shard.shape[dim]
+    start, end = size * index // count, size * (index + 1) // count
+    return shard.within(dim, start, end - start)
+
+
+def zero_dim(shape: tuple[int, ...], count: int) -> int:
+    """The dimension that ZeRO cuts into `count` parts."""
+    even = [dim for dim, size in enumerate(shape) if size % count == 0]
+    return even[0] if even else max(range(len(shape)), key=lambda dim: shape[dim])
+
+
+def ordered_groups(groups: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Distinct groups of more than one rank, in the order in which every rank must create them."""
+    return sorted({group for group in groups if len(group) > 1}, key=lambda group: (len(group), group))
