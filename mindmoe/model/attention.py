@@ -5,28 +5,33 @@ from mindspore import Tensor, nn
 from mindmoe.model.config import ModelConfig
 from mindmoe.ops.fork import Fork
 from mindmoe.ops.select import OpSet
-from mindmoe.parallel.weights import Weights
+from mindmoe.parallel.context import build_context_attention
+from mindmoe.parallel.groups import Groups
+from mindmoe.parallel.tensor import build_gather_sequence, build_row_linear
+from mindmoe.parallel.weights import Slots, take
 
 
 class SelfAttention(nn.Cell):
-    """Grouped-query attention with sinks; even layers slide a window in gpt-oss."""
+    """Grouped-query attention with sinks; even layers slide a window in gpt-oss. Each tensor rank has some heads."""
 
-    def __init__(self, model: ModelConfig, layer: int, kernels: OpSet, weights: Weights):
+    def __init__(self, model: ModelConfig, layer: int, kernels: OpSet, groups: Groups, slots: Slots, cp_method: str):
         super().__init__(auto_prefix=False)
-        self.linear, self.linear_out = kernels.linear, kernels.linear_out
+        self.linear = kernels.linear
+        self.gather = build_gather_sequence(groups["tp"])
+        self.project = build_row_linear(kernels.linear_out, groups["tp"])
         self.fork = Fork(3)
-        self.attend = kernels.attention(model.window(layer))
-        self.q, self.q_bias = weights["q_proj.weight"], weights.get("q_proj.bias")
-        self.k, self.k_bias = weights["k_proj.weight"], weights.get("k_proj.bias")
-        self.v, self.v_bias = weights["v_proj.weight"], weights.get("v_proj.bias")
-        self.o, self.o_bias = weights["o_proj.weight"], weights.get("o_proj.bias")
-        self.sinks = weights.get("sinks")
+        self.attend = build_context_attention(kernels, model.window(layer), groups["cp"], cp_method)
+        self.q, self.q_bias = slots["q_proj.weight"], slots.get("q_proj.bias")
+        self.k, self.k_bias = slots["k_proj.weight"], slots.get("k_proj.bias")
+        self.v, self.v_bias = slots["v_proj.weight"], slots.get("v_proj.bias")
+        self.o, self.o_bias = slots["o_proj.weight"], slots.get("o_proj.bias")
+        self.sinks = slots.get("sinks")
 
-    def construct(self, x: Tensor, segment_ids: Tensor, residual: Tensor) -> Tensor:
-        """x (B, S, D), segment_ids (B, S), residual (B, S, D) -> residual + attention (B, S, D)."""
-        to_q, to_k, to_v = self.fork(x)
-        q = self.linear(to_q, self.q, self.q_bias)
-        k = self.linear(to_k, self.k, self.k_bias)
-        v = self.linear(to_v, self.v, self.v_bias)
-        out = self.attend(q, k, v, self.sinks, segment_ids)
-        return self.linear_out(out, self.o, self.o_bias, residual)
+    def construct(self, x: Tensor, segment_ids: Tensor, residual: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+        """x and residual (B, S/tp, D), segment_ids (B, S) -> residual + attention (B, S/tp, D); S is this rank's."""
+        to_q, to_k, to_v = self.fork(self.gather(x))
+        q = self.linear(to_q, weights[self.q], take(weights, self.q_bias))
+        k = self.linear(to_k, weights[self.k], take(weights, self.k_bias))
+        v = self.linear(to_v, weights[self.v], take(weights, self.v_bias))
+        out = self.attend(q, k, v, take(weights, self.sinks), segment_ids)
+        return self.project(out, weights[self.o], take(weights, self.o_bias), residual)

@@ -1,4 +1,8 @@
-"""One decoder layer: pre-norm attention and pre-norm FFN on the residual stream."""
+"""One decoder layer: pre-norm attention and pre-norm FFN on the residual stream.
+
+A block is a pure function of activations and weights: it owns no parameters. So one compiled block serves every layer
+of its kind, ZeRO hands it weights that were gathered for this call, and recomputation calls it again.
+"""
 
 from typing import Any
 
@@ -11,33 +15,61 @@ from mindmoe.moe.config import MoeConfig
 from mindmoe.moe.layer import MoeLayer, RouterStats
 from mindmoe.ops.fork import Fork
 from mindmoe.ops.select import OpSet
-from mindmoe.parallel.weights import Weights
+from mindmoe.parallel.config import ParallelConfig
+from mindmoe.parallel.groups import Groups
+from mindmoe.parallel.weights import Slots
+
+
+class FeedForward(nn.Cell):
+    """The FFN half: x + ffn(norm(x)); shared experts see every token."""
+
+    def __init__(
+        self, moe: MoeConfig | None, kernels: OpSet, groups: Groups, slots: Slots, parallel: ParallelConfig, graph: bool
+    ):
+        super().__init__(auto_prefix=False)
+        self.rms_norm, self.norm = kernels.rms_norm, slots["post_attention_layernorm.weight"]
+        ffn = slots.at("mlp")
+        self.moe: Any = None if moe is None else MoeLayer(moe, kernels, groups, ffn, parallel, graph)
+        self.dense = DenseFFN(kernels, groups, ffn) if moe is None else None
+        shared = moe is not None and moe.num_shared_experts > 0
+        self.fork = Fork(2)
+        self.shared = DenseFFN(kernels, groups, ffn.at("shared_experts")) if shared else None
+
+    def construct(self, x: Tensor, *weights: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
+        """x (B, S, D) -> (B, S, D) and the router's statistics, empty in a dense layer."""
+        h = self.rms_norm(x, weights[self.norm])
+        if self.dense is not None:
+            return self.dense(h, x, weights), ()
+        if self.shared is not None:
+            h, to_shared = self.fork(h)
+            x = self.shared(to_shared, x, weights)
+        y, stats = self.moe(h, weights)
+        return x + y, stats
 
 
 class Block(nn.Cell):
-    """x + attention(norm(x)), then x + ffn(norm(x)); shared experts see every token."""
+    """x + attention(norm(x)), then the FFN half."""
 
-    def __init__(self, model: ModelConfig, moe: MoeConfig | None, layer: int, kernels: OpSet, weights: Weights):
+    def __init__(
+        self,
+        model: ModelConfig,
+        moe: MoeConfig | None,
+        layer: int,
+        kernels: OpSet,
+        groups: Groups,
+        slots: Slots,
+        parallel: ParallelConfig,
+        graph: bool,
+    ):
         super().__init__(auto_prefix=False)
-        self.rms_norm = kernels.rms_norm
-        self.attention_norm = weights["input_layernorm.weight"]
-        self.attention = SelfAttention(model, layer, kernels, weights.at("self_attn"))
-        self.ffn_norm = weights["post_attention_layernorm.weight"]
-        ffn = weights.at("mlp")
-        self.moe: Any = None if moe is None else MoeLayer(moe, kernels, ffn)
-        self.dense = DenseFFN(kernels, ffn) if moe is None else None
-        shared = moe is not None and moe.num_shared_experts > 0
-        self.fork = Fork(2)
-        self.shared = DenseFFN(kernels, ffn.at("shared_experts")) if shared else None
+        self.rms_norm, self.norm = kernels.rms_norm, slots["input_layernorm.weight"]
+        self.attention = SelfAttention(model, layer, kernels, groups, slots.at("self_attn"), parallel.cp_method)
+        self.ffn: Any = FeedForward(moe, kernels, groups, slots, parallel, graph)
 
-    def construct(self, x: Tensor, segment_ids: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
-        """x (B, S, D) -> (B, S, D) and the router's statistics, empty in a dense layer."""
-        x = self.attention(self.rms_norm(x, self.attention_norm), segment_ids, x)
-        h = self.rms_norm(x, self.ffn_norm)
-        if self.dense is not None:
-            return self.dense(h, x), ()
-        if self.shared is not None:
-            h, to_shared = self.fork(h)
-            x = self.shared(to_shared, x)
-        y, stats = self.moe(h)
-        return x + y, stats
+    def construct(self, x: Tensor, segment_ids: Tensor, *weights: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
+        """x (B, S/tp, D), segment_ids (B, S) -> (B, S/tp, D) and the router's statistics."""
+        return self.ffn(self.attend(x, segment_ids, *weights), *weights)
+
+    def attend(self, x: Tensor, segment_ids: Tensor, *weights: Tensor) -> Tensor:
+        """The attention half."""
+        return self.attention(self.rms_norm(x, weights[self.norm]), segment_ids, x, weights)

@@ -1,33 +1,57 @@
-"""The whole model: embedding, layers, final norm and vocabulary projection."""
+"""The model, or a piece of it: embedding, layers, final norm and vocabulary projection."""
 
 from typing import Any
 
+import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from mindmoe.model.block import Block
 from mindmoe.model.config import ModelConfig
-from mindmoe.model.shapes import param_specs
+from mindmoe.model.shapes import ParamSpec, param_specs
 from mindmoe.moe.config import MoeConfig
 from mindmoe.moe.layer import RouterStats
 from mindmoe.ops.select import OpSet
+from mindmoe.parallel.config import ParallelConfig
+from mindmoe.parallel.groups import Groups
 from mindmoe.parallel.mesh import Mesh
-from mindmoe.parallel.weights import Weights
+from mindmoe.parallel.sharding import local_shard, replicas
+from mindmoe.parallel.tensor import build_vocab_cross_entropy, build_vocab_embedding
+from mindmoe.parallel.unit import Entry, Placement, Unit
+from mindmoe.parallel.weights import Slots
+from mindmoe.pipeline.split import Piece, build_pieces, holding_stages, whole
 
 
 def stack_layers(collected: tuple[Any, ...]) -> RouterStats:
     """Statistics of each layer -> each statistic stacked over layers."""
     none: tuple[Tensor, ...] = ()
-    counts, prob_sum, z_sum, entropy, dropped = none, none, none, none, none
+    counts, prob_sum, z_sum, entropy, dropped, ids = none, none, none, none, none, none
     for stats in collected:
         counts, prob_sum, z_sum = (*counts, stats[0]), (*prob_sum, stats[1]), (*z_sum, stats[2])
-        entropy, dropped = (*entropy, stats[3]), (*dropped, stats[4])
-    return ops.stack(counts), ops.stack(prob_sum), ops.stack(z_sum), ops.stack(entropy), ops.stack(dropped)
+        entropy, dropped, ids = (*entropy, stats[3]), (*dropped, stats[4]), (*ids, stats[5])
+    return (
+        ops.stack(counts),
+        ops.stack(prob_sum),
+        ops.stack(z_sum),
+        ops.stack(entropy),
+        ops.stack(dropped),
+        ops.stack(ids),
+    )
 
 
 class CausalLM(nn.Cell):
-    """A gpt-oss decoder, or its dense twin where `moe` is None.
+    """A gpt-oss decoder, or its dense twin where `moe` is None; on a pipeline stage, one piece of it.
 
-    Calling it gives the training objective's parts; `logits` gives next-token logits.
+    Calling it gives the training objective's parts; `logits` gives next-token logits of a model in one piece.
+
+    Args:
+        model: sizes.
+        moe: routing, None for a dense model.
+        kernels: the ops.
+        groups: this rank's groups, by default those of a process alone.
+        parallel: layout of the run.
+        piece: which layers, by default all.
+        seed: seed of the initial weights.
+        graph: whether the caller compiles it.
     """
 
     def __init__(
@@ -36,46 +60,133 @@ class CausalLM(nn.Cell):
         moe: MoeConfig | None,
         kernels: OpSet,
         *,
-        mesh: Mesh | None = None,
-        rank: int = 0,
+        groups: Groups | None = None,
+        parallel: ParallelConfig | None = None,
+        piece: Piece | None = None,
         seed: int = 0,
+        graph: bool = False,
     ):
         super().__init__(auto_prefix=False)
-        weights = Weights(
-            param_specs(model, moe), mesh=mesh or Mesh(), rank=rank, seed=seed, std=model.initializer_range
-        )
-        self.embedding, self.rms_norm = kernels.embedding, kernels.rms_norm
-        self.linear_out, self.cross_entropy = kernels.linear_out, kernels.cross_entropy
-        self.embed = weights["model.embed_tokens.weight"]
-        self.layers = nn.CellList(auto_prefix=False)
-        for layer in range(model.num_hidden_layers):
-            self.layers.append(Block(model, moe, layer, kernels, weights.at(f"model.layers.{layer}")))
-        self.norm = weights["model.norm.weight"]
-        self.lm_head = self.embed if model.tie_word_embeddings else weights["lm_head.weight"]
-        self.is_moe = moe is not None
+        groups = groups or Groups(Mesh(), 0, "cpu")
+        parallel = parallel or ParallelConfig()
+        piece = piece or whole(model)
+        self.first, self.last, self.is_moe = piece.first, piece.last, moe is not None
+        self.rms_norm, self.linear_out = kernels.rms_norm, kernels.linear_out
+        self.embedding = build_vocab_embedding(kernels.embedding, groups["tp"])
+        self.cross_entropy = build_vocab_cross_entropy(kernels.cross_entropy, groups["tp"], kernels.shape.precision)
+        specs = param_specs(model, moe)
+        place = _Placer(specs, model, parallel, groups)
 
-    def hidden(self, input_ids: Tensor, segment_ids: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
-        """input_ids (B, S) -> final hidden states (B, S, D) and statistics stacked over layers, (L, E) and (L)."""
-        x = self.embedding(input_ids, self.embed)
+        def unit(prefixes: tuple[str, ...]) -> Unit:
+            names = [name for name in specs if name.startswith(prefixes)]
+            return Unit([place(name) for name in names], parallel.zero == 3, seed, model.initializer_range)
+
+        tied = model.tie_word_embeddings
+        self.embed = unit(("model.embed_tokens.",)) if piece.first or (tied and piece.last) else None
+        self.layers, self.units = nn.CellList(auto_prefix=False), nn.CellList(auto_prefix=False)
+        for layer in piece.layers:
+            prefix = f"model.layers.{layer}."
+            slots = Slots([name.removeprefix(prefix) for name in specs if name.startswith(prefix)])
+            self.layers.append(Block(model, moe, layer, kernels, groups, slots, parallel, graph))
+            self.units.append(unit((prefix,)))
+        self.head = unit(("model.norm.", "lm_head.")) if piece.last else None
+        self.tied = tied
+        self.again = _redone(parallel, len(piece.layers))
+        self.redo, self.graph = parallel.recompute, graph
+        if graph:
+            for index in range(self.again):
+                (self.layers[index] if self.redo == "full" else self.layers[index].ffn).recompute()
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The parameters of this piece on this rank, in the order of the forward pass."""
+        units = (self.embed, *self.units, self.head)
+        return [entry for unit in units if unit is not None for entry in unit.entries]
+
+    def through(self, x: Tensor, segment_ids: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
+        """x (B, S/tp, D) -> the same after this piece's layers, and statistics stacked over them."""
         collected: tuple[RouterStats | tuple[()], ...] = ()
-        for layer in self.layers:
-            x, stats = layer(x, segment_ids)
+        for index in range(len(self.layers)):
+            if not self.graph and index < self.again:
+                x, stats = self.redone(index, x, segment_ids)
+            else:
+                unit = self.units[index]
+                x, stats = self.layers[index](x, segment_ids, *unit.whole(unit.params))
             collected = (*collected, stats)
-        x = self.rms_norm(x, self.norm)
         return x, stack_layers(collected) if self.is_moe else ()
 
+    def redone(self, index: int, x: Tensor, segment_ids: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
+        """A layer that keeps its input (or that of its FFN half) and is computed again in the backward pass."""
+        layer, unit = self.layers[index], self.units[index]
+        if self.redo == "full":
+
+            def block(x: Tensor, segment_ids: Tensor, *params: Tensor) -> Any:
+                return layer(x, segment_ids, *unit.whole(params))
+
+            return ms.recompute(block, x, segment_ids, *unit.params, use_reentrant=False)
+        weights = unit.whole(unit.params)
+        return ms.recompute(layer.ffn, layer.attend(x, segment_ids, *weights), *weights, use_reentrant=False)
+
+    def hidden(self, input_ids: Tensor, segment_ids: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
+        """input_ids (B, S) -> hidden states (B, S/tp, D) before the final norm, and stacked statistics."""
+        return self.through(self.embedding(input_ids, *self.embed.whole(self.embed.params)), segment_ids)
+
     def construct(
-        self, input_ids: Tensor, labels: Tensor, loss_mask: Tensor, segment_ids: Tensor
+        self, x: Tensor, labels: Tensor, loss_mask: Tensor, segment_ids: Tensor
     ) -> tuple[Tensor, RouterStats | tuple[()]]:
-        """All (B, S) -> summed cross-entropy over unmasked tokens [nats] and the stacked statistics."""
-        x, stats = self.hidden(input_ids, segment_ids)
-        return self.cross_entropy(x, self.lm_head, labels, loss_mask), stats
+        """What this piece makes of what the one before made.
+
+        Args:
+            x: input_ids (B, S) int32 for the first piece, else hidden states (B, S/tp, D).
+            labels: (B, S) int32; it, loss_mask and segment_ids matter where they are used.
+            loss_mask: (B, S).
+            segment_ids: (B, S) int32.
+
+        Returns:
+            Summed cross-entropy over unmasked tokens [nats] from the last piece, else hidden states; and statistics.
+        """
+        x, stats = self.hidden(x, segment_ids) if self.first else self.through(x, segment_ids)
+        if not self.last:
+            return x, stats
+        norm, head = self.ends()
+        return self.cross_entropy(self.rms_norm(x, norm), head, labels, loss_mask), stats
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The final norm (D) and the vocabulary projection (V/tp, D)."""
+        weights = self.head.whole(self.head.params)
+        if self.tied:
+            return weights[0], self.embed.whole(self.embed.params)[0]
+        return weights[0], weights[1]
 
     def logits(self, input_ids: Tensor, segment_ids: Tensor) -> Tensor:
         """input_ids (B, S) -> (B, S, V)."""
         x, _ = self.hidden(input_ids, segment_ids)
-        return self.linear_out(x, self.lm_head)
+        norm, head = self.ends()
+        return self.linear_out(self.rms_norm(x, norm), head)
 
     def next_logits(self, input_ids: Tensor, segment_ids: Tensor, last: Tensor) -> Tensor:
         """input_ids (B, S), last (1) int32 the position of the last token -> (B, V) logits of the token after it."""
         return ops.gather(self.logits(input_ids, segment_ids), last, 1)[:, 0]
+
+
+class _Placer:
+    """Where the parameters of the model lie on this rank."""
+
+    def __init__(self, specs: dict[str, ParamSpec], model: ModelConfig, parallel: ParallelConfig, groups: Groups):
+        self.specs, self.groups, self.stages = specs, groups, parallel.pp
+        self.pieces, self.tied = build_pieces(model, parallel), model.tie_word_embeddings
+
+    def __call__(self, name: str) -> Placement:
+        spec, groups = self.specs[name], self.groups
+        stages = holding_stages(self.pieces, self.stages, name, self.tied)
+        ranks = replicas(spec, groups.mesh, groups.rank, stages)
+        return Placement(
+            spec=spec, box=local_shard(spec, groups.mesh, groups.rank), replicas=groups.of(ranks, "replicas")
+        )
+
+
+def _redone(parallel: ParallelConfig, layers: int) -> int:
+    """How many of a piece's layers are computed again, from the first on."""
+    if parallel.recompute == "none":
+        return 0
+    return layers if parallel.recompute_layers == "all" else min(parallel.recompute_layers, layers)

@@ -38,10 +38,14 @@ class BalanceConfig(Section):
 
 
 class DispatchConfig(Section):
-    """How tokens reach experts: `dropless`, or `capacity` with capacity_factor * T * K / E slots an expert."""
+    """Which assignments are computed: all (`dropless`), or at most capacity_factor * T * K / E an expert (`capacity`).
+
+    The capacity holds in each chunk of `capacity_chunk` consecutive tokens of a sequence; 0 means the whole sequence.
+    """
 
     kind: Literal["dropless", "capacity"] = "dropless"
     capacity_factor: PositiveFloat = 1.25
+    capacity_chunk: NonNegativeInt = 0
 
 
 class MoeConfig(Section):

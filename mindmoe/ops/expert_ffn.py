@@ -47,11 +47,11 @@ def block_rows(num_assignments: int, num_experts: int) -> int:
     return rows
 
 
-def build_block_layout(num_experts: int) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """Returns layout(ids (A) int32, num_experts where dropped) -> slot (A), source (N*R), expert (N)."""
+def build_block_layout() -> Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor]]:
+    """Returns layout(ids (A) int32, num_experts) -> slot (A), source (N*R), expert (N); num_experts where dropped."""
     on, off = Tensor(1.0), Tensor(0.0)
 
-    def layout(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def layout(ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
         num = ids.shape[0]
         rows = block_rows(num, num_experts)
         num_blocks = num // rows + num_experts
@@ -71,20 +71,20 @@ def build_block_layout(num_experts: int) -> Callable[[Tensor], tuple[Tensor, Ten
     return layout
 
 
-def build_expert_ffn(*, num_experts: int, alpha: float, limit: float, precision: str) -> Callable[..., Tensor]:
+def build_expert_ffn(*, alpha: float, limit: float, precision: str) -> Callable[..., Tensor]:
     """Returns expert_ffn(x, gates, ids, gate_up, gate_up_bias, down, down_bias) -> like x.
 
-    Its arguments: x (.., D) with T rows; gates (T, K); ids (T, K) int32, num_experts where an assignment was dropped;
+    Its arguments: x (.., D) with T rows; gates (T, K); ids (T, K) int32, E where an assignment was dropped;
     weights as stored: gate_up (E, D, 2F) with interleaved columns, gate_up_bias (E, 2F), down (E, F, D) and
     down_bias (E, D).
     """
-    layout, to_slots, from_slots = build_block_layout(num_experts), ToSlots(), FromSlots()
+    layout, to_slots, from_slots = build_block_layout(), ToSlots(), FromSlots()
     matmul = BlockMatmul(precision)
 
     def expert_ffn(
         x: Tensor, gates: Tensor, ids: Tensor, gate_up: Tensor, gate_up_bias: Tensor, down: Tensor, down_bias: Tensor
     ) -> Tensor:
-        slot, source, expert = layout(ids.reshape(-1))
+        slot, source, expert = layout(ids.reshape(-1), gate_up.shape[0])
         tokens = x.reshape((-1, x.shape[-1]))
         rows = to_slots(tokens, slot, source).reshape((expert.shape[0], -1, x.shape[-1]))
         h = matmul(rows, gate_up, expert) + ops.gather(gate_up_bias, expert, 0).expand_dims(1)

@@ -29,6 +29,7 @@ class OpSet:
 
     Attributes:
         name: which siblings these are.
+        shape: what they are bound to.
         linear: x, w, b -> activations, in the precision of the policy.
         linear_out: x, w, b, residual -> fp32, for what joins the residual stream and for logits.
         attention: maps a window to an attention function, as windows differ between layers.
@@ -37,6 +38,7 @@ class OpSet:
     """
 
     name: str
+    shape: "OpShape"
     embedding: Callable[..., Tensor]
     linear: Callable[..., Tensor]
     linear_out: Callable[..., Tensor]
@@ -115,12 +117,11 @@ def reference_ops(shape: OpShape) -> OpSet:
 
     expert_ffn: Any = None
     if moe is not None:
-        expert_ffn = build_expert_ffn(
-            num_experts=moe.num_experts, alpha=model.swiglu_alpha, limit=model.swiglu_limit, precision=precision
-        )
+        expert_ffn = build_expert_ffn(alpha=model.swiglu_alpha, limit=model.swiglu_limit, precision=precision)
     linear = build_linear(precision)
     return OpSet(
         name=f"reference, {precision} operands",
+        shape=shape,
         embedding=embedding,
         linear=linear,
         linear_out=linear,

@@ -8,12 +8,15 @@ from mindmoe.schema import Section
 
 
 class OptimConfig(Section):
-    """AdamW with decoupled decay (arXiv 1711.05101); norms, biases, sinks and embeddings are never decayed.
+    """AdamW with decoupled decay (arXiv 1711.05101), or plain `sgd`, which is for comparisons: it has no state.
+
+    Norms, biases, sinks and embeddings are never decayed.
 
     `schedule` after a linear warm-up: `cosine` or `linear` to `min_lr_ratio * lr` at the last step, `wsd`
     (constant, then linear over the last `decay_fraction` of the steps), or `constant`.
     """
 
+    type: Literal["adamw", "sgd"] = "adamw"
     lr: PositiveFloat = 3e-4
     min_lr_ratio: float = Field(0.1, ge=0.0, le=1.0)
     warmup_steps: NonNegativeInt = 100

@@ -1,34 +1,311 @@
-"""Collectives as named verbs over a group, usable in graphs and op by op; the identity in a group of one."""
+"""Collectives as named verbs over a group, each with its own backward; the identity in a group of one.
 
+A verb works in a compiled graph and op by op, except those with `v` in their name and the point-to-point ones, whose
+sizes are known on the host only. What a verb is made of depends on the device: `composed` on the CPU, `native` on
+Ascend. Ranks that hold parts of one sum get parts of its gradient, so the backward of a gather is a reduce-scatter.
+"""
+
+import logging
 from collections.abc import Callable
+from functools import lru_cache
 from math import prod
+from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
+from mindspore.graph.api import _run_in_jit
 
+from mindmoe.errors import UserError
+from mindmoe.parallel import ledger
+from mindmoe.parallel.composed import Composed
 from mindmoe.parallel.groups import Group
+from mindmoe.parallel.native import Native
+from mindmoe.position import during
 
+log = logging.getLogger(__name__)
 _BUCKET = 1 << 22  # elements per all-reduce: 16 MB of fp32, enough to hide the latency of a call
+Verb = Callable[[Tensor], Tensor]
 
 
-def build_all_reduce(group: Group) -> Callable[[Tensor], Tensor]:
-    """Returns all_reduce(x) -> sum of x over the group, same shape."""
-    if group.size == 1:
-        return _identity
-    return ops.AllReduce(group=group.name)
+def _on_cpu() -> bool:
+    return ms.get_context("device_target") == "CPU"
+
+
+@lru_cache(maxsize=None)
+def primitives(group: Group) -> Any:
+    """The collectives of a group on this device, without gradients."""
+    return Composed(group) if _on_cpu() else Native(group)
+
+
+def table() -> dict[str, str]:
+    """What each collective is made of on this device."""
+    return (Composed if _on_cpu() else Native).table
+
+
+class _Verb(nn.Cell):
+    """Base of the verbs: runs a primitive, and op by op also records the position and counts what is sent."""
+
+    def __init__(self, group: Group):
+        super().__init__(auto_prefix=False)
+        self.group, self.size = group, group.size
+        self.on = primitives(group)
+
+    def reduce(self, x: Tensor) -> Tensor:
+        if _run_in_jit():  # @jit.cond: True
+            return self.on.all_reduce(x)
+        return self.recorded("all_reduce", ledger.all_reduce_bytes(_bytes(x), self.size), self.on.all_reduce, x)
+
+    def gather(self, x: Tensor) -> Tensor:
+        if _run_in_jit():  # @jit.cond: True
+            return self.on.all_gather(x)
+        return self.recorded("all_gather", ledger.gather_bytes(_bytes(x), self.size), self.on.all_gather, x)
+
+    def scatter(self, x: Tensor) -> Tensor:
+        if _run_in_jit():  # @jit.cond: True
+            return self.on.reduce_scatter(x)
+        return self.recorded("reduce_scatter", ledger.exchange_bytes(_bytes(x), self.size), self.on.reduce_scatter, x)
+
+    def exchange(self, x: Tensor) -> Tensor:
+        if _run_in_jit():  # @jit.cond: True
+            return self.on.all_to_all(x)
+        return self.recorded("all_to_all", ledger.exchange_bytes(_bytes(x), self.size), self.on.all_to_all, x)
+
+    def recorded(self, kind: str, sent: float, primitive: Callable[..., Tensor], *args: Any) -> Tensor:
+        """Runs a primitive op by op."""
+        return recorded(self.group, kind, sent, primitive, *args)
+
+
+def recorded(group: Group, kind: str, sent: float, primitive: Callable[..., Any], *args: Any) -> Any:
+    """Runs a primitive op by op, leaving word of where this rank is and of what it sends."""
+    ledger.count(group.axis, kind, sent)
+    with during(f"{kind} over {group.axis}", group.ranks):
+        return primitive(*args)
+
+
+def _bytes(x: Tensor) -> int:
+    return prod(x.shape) * x.itemsize
+
+
+class AllReduce(_Verb):
+    """x -> its sum over the group. The sum is one value on all ranks, so its gradient passes through."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        """x of any shape -> the same shape."""
+        return self.reduce(x)
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
+        """The gradient as it is (`g` of arXiv 1909.08053)."""
+        return (dout,)
+
+
+class Copy(_Verb):
+    """x -> x on every rank; the parts of its gradient are summed (`f` of arXiv 1909.08053)."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        """x as it is."""
+        return x
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
+        """The sum of the gradients."""
+        return (self.reduce(dout),)
+
+
+class AllGather(_Verb):
+    """x -> (P, ...) x of every rank."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        """x (...) -> (P, ...)."""
+        return self.gather(x)
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
+        """Own row of the summed gradients."""
+        return (self.scatter(dout),)
+
+
+class ReduceScatter(_Verb):
+    """x (P, ...) -> the sum over the group of own row."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        """x (P, ...) -> (...)."""
+        return self.scatter(x)
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
+        """Everybody's gradient."""
+        return (self.gather(dout),)
+
+
+class AllToAll(_Verb):
+    """x (P, ...) -> (P, ...): row p goes to rank p."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Row q of the result comes from rank q."""
+        return self.exchange(x)
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
+        """Every row goes back where it came from."""
+        return (self.exchange(dout),)
+
+
+class Broadcast(_Verb):
+    """x of the rank in place `root` on every rank; the gradients are summed there."""
+
+    def __init__(self, group: Group, root: int):
+        super().__init__(group)
+        self.root = root
+        self.at_root = Tensor((np.arange(group.size) == root).astype(np.float32))
+
+    def construct(self, x: Tensor) -> Tensor:
+        """x, which only matters on the root -> x of the root."""
+        if _run_in_jit():  # @jit.cond: True
+            return self.on.broadcast(x, self.root)
+        sent = ledger.gather_bytes(_bytes(x), self.size) if self.group.index == self.root else 0.0
+        return self.recorded("broadcast", sent, self.on.broadcast, x, self.root)
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
+        """The sum of the gradients on the root, zero elsewhere."""
+        total = self.reduce(dout)
+        rows = total.expand_dims(0) * self.at_root.reshape((self.size,) + (1,) * total.ndim)
+        return (rows[self.group.index],)
+
+
+class AllToAllV(_Verb):
+    """Rows to each rank in any numbers, known on the host; not in graphs.
+
+    Args:
+        group: where.
+        sent: rows for each rank; x holds them in this order.
+        received: rows from each rank.
+    """
+
+    def __init__(self, group: Group, sent: list[int], received: list[int]):
+        super().__init__(group)
+        self.sent, self.received = sent, received
+
+    def construct(self, x: Tensor) -> Tensor:
+        """x (sum of sent, ...) -> (sum of received, ...) in order of the source."""
+        return self.move(x, self.sent, self.received)
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
+        """Every row goes back where it came from."""
+        return (self.move(dout, self.received, self.sent),)
+
+    def move(self, x: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """Rows there."""
+        rows = sum(sent) - sent[self.group.index]
+        num_bytes = rows * prod(x.shape[1:]) * x.itemsize
+        return self.recorded("all_to_all_v", num_bytes, self.on.all_to_all_v, x, sent, received)
+
+
+def shift(group: Group, on: Any, x: Tensor) -> Tensor:
+    """x of the rank one place before, round the ring; without gradient.
+
+    Args:
+        group: the ring.
+        on: its primitives.
+        x: of equal shape on all ranks.
+    """
+    if _run_in_jit():  # @jit.cond: True
+        return on.all_gather(x)[(group.index - 1) % group.size]
+    return recorded(group, "shift", float(_bytes(x)), on.shift, x)
 
 
 def _identity(x: Tensor) -> Tensor:
     return x
 
 
+def build_all_reduce(group: Group) -> Verb:
+    """Returns all_reduce(x) -> sum of x over the group; its gradient passes through."""
+    return _identity if group.size == 1 else AllReduce(group)
+
+
+def build_copy(group: Group) -> Verb:
+    """Returns copy(x) -> x; its gradient is summed over the group."""
+    return _identity if group.size == 1 else Copy(group)
+
+
+def build_all_gather(group: Group, dim: int) -> Verb:
+    """Returns all_gather(x) -> x of every rank laid one after the other along `dim`; backward: reduce-scatter."""
+    if group.size == 1:
+        return _identity
+    gather = AllGather(group)
+
+    def all_gather(x: Tensor) -> Tensor:
+        return unstacked(gather(x), dim)
+
+    return all_gather
+
+
+def build_reduce_scatter(group: Group, dim: int) -> Verb:
+    """Returns reduce_scatter(x) -> own part along `dim` of the sum over the group; backward: all-gather."""
+    if group.size == 1:
+        return _identity
+    scatter, size = ReduceScatter(group), group.size
+
+    def reduce_scatter(x: Tensor) -> Tensor:
+        return scatter(stacked(x, dim, size))
+
+    return reduce_scatter
+
+
+def stacked(x: Tensor, dim: int, parts: int) -> Tensor:
+    """x cut into `parts` along `dim`, the parts on a new first dimension."""
+    shape = x.shape
+    x = x.reshape((*shape[:dim], parts, shape[dim] // parts, *shape[dim + 1 :]))
+    if dim == 0:
+        return x
+    return x.transpose((dim, *range(dim), *range(dim + 1, len(shape) + 1)))
+
+
+def unstacked(x: Tensor, dim: int) -> Tensor:
+    """x (P, ...) with its first dimension laid out along `dim` of the rest."""
+    shape = x.shape[1:]
+    if dim > 0:
+        x = x.transpose((*range(1, dim + 1), 0, *range(dim + 1, len(shape) + 1)))
+    return x.reshape((*shape[:dim], x.shape[dim] * shape[dim], *shape[dim + 1 :]))
+
+
+def exchanged_counts(counts: np.ndarray, group: Group) -> np.ndarray:
+    """Row p of counts (P, ...) int goes to rank p; row q of the result comes from rank q. On the host."""
+    if group.size == 1:
+        return counts
+    on, sent = primitives(group), ledger.exchange_bytes(counts.size * 4.0, group.size)
+    wire = Tensor(np.ascontiguousarray(counts, np.float32))
+    return recorded(group, "all_to_all", sent, on.all_to_all, wire).asnumpy().astype(np.int64)
+
+
 def host_sum(values: np.ndarray, group: Group) -> np.ndarray:
     """Sum over the group of a small host array; fp32 on the wire, so integers are exact below 2^24."""
     if group.size == 1:
         return values
-    total = ops.AllReduce(group=group.name)(Tensor(np.ascontiguousarray(values, np.float32)))
-    return total.asnumpy().astype(values.dtype)
+    wire = Tensor(np.ascontiguousarray(values, np.float32))
+    sent = ledger.all_reduce_bytes(values.size * 4.0, group.size)
+    return recorded(group, "all_reduce", sent, primitives(group).all_reduce, wire).asnumpy().astype(values.dtype)
+
+
+def barrier(group: Group) -> None:
+    """Returns once every rank of the group has called it."""
+    host_sum(np.zeros(1, np.float32), group)
+
+
+def probe(groups: list[Group]) -> None:
+    """A tiny exchange in each group at start-up.
+
+    Raises:
+        UserError: a rank's contribution did not arrive; names the group and the ranks.
+    """
+    for group in groups:
+        if group.size == 1:
+            continue
+        word = Tensor(np.array([group.ranks[group.index] + 1.0], np.float32))
+        with during(f"probe of {group.axis}", group.ranks):
+            heard = primitives(group).all_gather(word).asnumpy().reshape(-1)
+        wrong = [rank for rank, value in zip(group.ranks, heard, strict=True) if value != rank + 1.0]
+        if wrong:
+            raise UserError(
+                f"in the {group.axis} group of ranks {list(group.ranks)} what ranks {wrong} sent did not arrive",
+                "look at the links and the logs of these ranks",
+            )
 
 
 def buckets(sizes: list[int], limit: int = _BUCKET) -> list[list[int]]:
@@ -42,47 +319,3 @@ def buckets(sizes: list[int], limit: int = _BUCKET) -> list[list[int]]:
         result[-1].append(index)
         held += size
     return result
-
-
-def build_all_reduce_many(shapes: list[tuple[int, ...]], group: Group) -> Callable[..., tuple[Tensor, ...]]:
-    """Returns all_reduce_many(*tensors) -> their sums over the group.
-
-    Tensors are packed into buckets, and the buckets are chained: independent collectives in one compiled graph may be
-    issued in a different order on different ranks, which deadlocks.
-
-    Args:
-        shapes: shapes of the fp32 tensors, fixed.
-        group: where to sum.
-    """
-    if group.size == 1:
-        return _identity_many
-    reduce = ops.AllReduce(group=group.name)
-    sizes = [prod(shape) for shape in shapes]
-    plan = tuple(tuple(bucket) for bucket in buckets(sizes))
-
-    def all_reduce_many(*tensors: Tensor) -> tuple[Tensor, ...]:
-        summed: tuple[Tensor, ...] = ()
-        previous = None
-        for bucket in plan:
-            flat = ops.concat([tensors[i].reshape(-1) for i in bucket])
-            if previous is not None:
-                flat = ops.depend(flat, previous)
-            flat = reduce(flat)
-            previous = flat
-            start = 0
-            for i in bucket:
-                summed = (*summed, flat[start : start + sizes[i]].reshape(shapes[i]))
-                start = start + sizes[i]
-        return summed
-
-    return all_reduce_many
-
-
-def _identity_many(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tensors
-
-
-def barrier(group: Group) -> None:
-    """Returns once every rank of the group has called it."""
-    if group.size > 1:
-        ops.AllReduce(group=group.name)(Tensor(np.zeros(1, np.float32), ms.float32)).asnumpy()

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import PositiveInt, model_validator
 
 from mindmoe.pipeline.schedule import ScheduleName
 from mindmoe.schema import Section
@@ -39,7 +39,7 @@ class ParallelConfig(Section):
     chunks: PositiveInt = 1
     split: Literal["even"] | list[PositiveInt] = "even"
     dispatcher: Dispatcher = "auto"
-    node_size: PositiveInt = Field(8)
+    node_size: PositiveInt = 8
 
     @model_validator(mode="after")
     def _check(self) -> "ParallelConfig":
@@ -66,3 +66,14 @@ class ParallelConfig(Section):
     def expert_tp(self) -> int:
         """The tensor degree of an expert."""
         return self.tp if self.etp == "tp" else self.etp
+
+    def chosen_dispatcher(self, dispatch: str, graph: bool) -> Literal["all_gather", "all_to_all", "two_hop"]:
+        """The dispatcher of a run: `auto` resolved.
+
+        Args:
+            dispatch: `dropless` or `capacity`.
+            graph: whether the layer is compiled.
+        """
+        if self.dispatcher != "auto":
+            return self.dispatcher
+        return "all_gather" if graph and dispatch == "dropless" else "all_to_all"

@@ -1,12 +1,16 @@
-"""Process groups: the mesh's lists of ranks turned into communicators, created in the same order on every rank."""
+"""Process groups: lists of ranks turned into communicators, created in the same order on every rank."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import get_args
 
 import mindspore as ms
+from mindspore.mint.distributed import distributed
 
 from mindmoe.parallel.mesh import Mesh, MeshAxis
+from mindmoe.parallel.sharding import ordered_groups
 
-_WORLD = {"cpu": "mccl_world_group", "ascend": "hccl_world_group"}
+WORLD = {"cpu": "mccl_world_group", "ascend": "hccl_world_group"}
 _BACKEND = {"cpu": "mccl", "ascend": "hccl"}
 
 
@@ -15,13 +19,13 @@ class Group:
     """A communicator and this rank's place in it. In a group of one every collective is the identity.
 
     Attributes:
-        axis: mesh axis the group runs along.
+        axis: what the group runs along: a mesh axis, or what else its ranks share.
         name: MindSpore's name of the communicator, empty for a group of one.
         ranks: global ranks in order of their place.
         index: this rank's place.
     """
 
-    axis: MeshAxis
+    axis: str
     name: str
     ranks: tuple[int, ...]
     index: int
@@ -32,7 +36,7 @@ class Group:
         return len(self.ranks)
 
 
-def alone(axis: MeshAxis = "world", rank: int = 0) -> Group:
+def alone(axis: str = "world", rank: int = 0) -> Group:
     """The group of one rank."""
     return Group(axis=axis, name="", ranks=(rank,), index=0)
 
@@ -40,20 +44,35 @@ def alone(axis: MeshAxis = "world", rank: int = 0) -> Group:
 def connect(device: str) -> None:
     """Joins the cluster that msrun started."""
     ms.communication.init(_BACKEND[device])
+    # mint's send asks for this process's rank in hccl_world_group, whatever the backend: its cache answers.
+    distributed._GROUP_RANK_CACHE[WORLD["ascend"]] = ms.communication.get_rank()
 
 
-def create_groups(mesh: Mesh, rank: int, device: str) -> dict[MeshAxis, Group]:
-    """The groups of `rank` on every axis; communicators are shared between axes with equal ranks."""
-    names: dict[tuple[int, ...], str] = {tuple(range(mesh.world)): _WORLD[device]}
-    groups: dict[MeshAxis, Group] = {}
-    axes: tuple[MeshAxis, ...] = ("world", "tp", "cp", "dp", "pp", "ep", "edp", "dp_cp")
-    for axis in axes:
-        ranks = mesh.group(axis, rank)
+class Groups:
+    """The groups of one rank, by mesh axis or by their ranks.
+
+    Args:
+        mesh: the rank grid.
+        rank: this rank.
+        device: `cpu` or `ascend`.
+        more: further groups of any ranks, the same on every rank.
+    """
+
+    def __init__(self, mesh: Mesh, rank: int, device: str, more: Iterable[tuple[int, ...]] = ()):
+        self.mesh, self.rank = mesh, rank
+        self._names: dict[tuple[int, ...], str] = {tuple(range(mesh.world)): WORLD[device]}
+        wanted = {group for axis in get_args(MeshAxis) for group in mesh.groups(axis)} | set(more)
+        for ranks in ordered_groups(wanted):
+            if rank in ranks and ranks not in self._names:
+                self._names[ranks] = "mindmoe_" + "_".join(map(str, ranks))
+                ms.communication.create_group(self._names[ranks], list(ranks))
+
+    def __getitem__(self, axis: MeshAxis) -> Group:
+        """This rank's group of a mesh axis."""
+        return self.of(self.mesh.group(axis, self.rank), axis)
+
+    def of(self, ranks: tuple[int, ...], axis: str) -> Group:
+        """The group of these ranks, which must have been asked for at construction."""
         if len(ranks) == 1:
-            groups[axis] = alone(axis, rank)
-            continue
-        if ranks not in names:
-            names[ranks] = "mindmoe_" + "_".join(map(str, ranks))
-            ms.communication.create_group(names[ranks], list(ranks))
-        groups[axis] = Group(axis=axis, name=names[ranks], ranks=ranks, index=ranks.index(rank))
-    return groups
+            return alone(axis, self.rank)
+        return Group(axis=axis, name=self._names[ranks], ranks=ranks, index=ranks.index(self.rank))

@@ -93,6 +93,11 @@ def replicas(spec: ParamSpec, mesh: Mesh, rank: int, stages: tuple[int, ...]) ->
     return _replicas(spec.shape, spec.axes, spec.heads, mesh, stages)[rank]
 
 
+def replica_groups(spec: ParamSpec, mesh: Mesh, stages: tuple[int, ...]) -> set[tuple[int, ...]]:
+    """The groups of ranks that hold the same box, all of them."""
+    return set(_replicas(spec.shape, spec.axes, spec.heads, mesh, stages).values())
+
+
 @lru_cache(maxsize=1024)
 def _replicas(
     shape: tuple[int, ...], axes: tuple[Axis, ...], heads: int, mesh: Mesh, stages: tuple[int, ...]
@@ -108,13 +113,13 @@ def _replicas(
 def zero_shard(shard: Shard, count: int, index: int) -> Shard:
     """Part `index` of `count` parts of a box, as ZeRO spreads it over replicas.
 
-    The cut runs along the first dimension that `count` divides, else along the longest, in parts of nearly equal
-    size; a part may be empty.
+    The cut runs along `zero_dim`, in parts of equal size except for the last ones, which may be short or empty.
     """
     dim = zero_dim(shard.shape, count)
     size = shard.shape[dim]
-    start, end = size * index // count, size * (index + 1) // count
-    return shard.within(dim, start, end - start)
+    depth = -(-size // count)
+    start = min(size, depth * index)
+    return shard.within(dim, start, min(size, start + depth) - start)
 
 
 def zero_dim(shape: tuple[int, ...], count: int) -> int:

@@ -1,43 +1,54 @@
-"""Birth of parameters: a cell asks for its weights by name and gets this rank's shard, initialised."""
+"""Birth of parameters, and where a block finds its own among those it is called with."""
+
+from collections.abc import Sequence
 
 from mindspore import Parameter, Tensor
 
 from mindmoe.model.shapes import ParamSpec
 from mindmoe.parallel.init import initial_value
-from mindmoe.parallel.mesh import Mesh
-from mindmoe.parallel.sharding import local_shard
+from mindmoe.parallel.sharding import Shard
 
 
-class Weights:
-    """The parameters of one rank, created on demand from the table.
+def new_parameter(spec: ParamSpec, shard: Shard, seed: int, std: float) -> Parameter:
+    """A parameter holding a box of `spec`, initialised.
 
     Args:
-        specs: the table of the whole model.
-        mesh: the rank grid.
-        rank: this rank.
+        spec: the parameter in the table.
+        shard: the box.
         seed: seed of the run.
         std: standard deviation of `normal` parameters.
     """
+    return Parameter(Tensor(initial_value(spec, shard, seed, std)), name=spec.name, requires_grad=spec.trainable)
 
-    def __init__(self, specs: dict[str, ParamSpec], *, mesh: Mesh, rank: int, seed: int, std: float, prefix: str = ""):
-        self.specs, self.mesh, self.rank, self.seed, self.std, self.prefix = specs, mesh, rank, seed, std, prefix
 
-    def at(self, name: str) -> "Weights":
+class Slots:
+    """Places of names in the tuple of weights that a block is called with, seen from below a prefix.
+
+    Args:
+        names: of the weights, in their order.
+        prefix: what all names that are asked for begin with.
+    """
+
+    def __init__(self, names: Sequence[str], prefix: str = ""):
+        self.names, self.prefix = tuple(names), prefix
+
+    def at(self, name: str) -> "Slots":
         """The same, seen from below `name`."""
-        return Weights(
-            self.specs, mesh=self.mesh, rank=self.rank, seed=self.seed, std=self.std, prefix=f"{self.prefix}{name}."
-        )
+        return Slots(self.names, f"{self.prefix}{name}.")
 
-    def __getitem__(self, name: str) -> Parameter:
-        """A new parameter holding this rank's shard.
+    def __getitem__(self, name: str) -> int:
+        """The place of a name.
 
         Raises:
-            KeyError: the table has no such parameter.
+            ValueError: there is no such weight.
         """
-        spec = self.specs[self.prefix + name]
-        value = initial_value(spec, local_shard(spec, self.mesh, self.rank), self.seed, self.std)
-        return Parameter(Tensor(value), name=spec.name, requires_grad=spec.trainable)
+        return self.names.index(self.prefix + name)
 
-    def get(self, name: str) -> Parameter | None:
-        """The parameter if the table has it, else None: optional biases and sinks."""
-        return self[name] if self.prefix + name in self.specs else None
+    def get(self, name: str) -> int | None:
+        """The place of an optional weight, None where the model has none."""
+        return self[name] if self.prefix + name in self.names else None
+
+
+def take(weights: tuple[Tensor, ...], place: int | None) -> Tensor | None:
+    """An optional weight."""
+    return None if place is None else weights[place]

@@ -2,15 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mindmoe.checkpoint import store
 from mindmoe.config import RunConfig, resolve
 from mindmoe.env import Place, quiet_mindspore, usable_cores
 from mindmoe.errors import UserError
-from mindmoe.model.decoder import CausalLM
 from mindmoe.parallel.config import ParallelConfig
-from mindmoe.parallel.groups import Group, alone
 from mindmoe.train.folder import RunFolder
+
+if TYPE_CHECKING:
+    from mindmoe.model.decoder import CausalLM
+    from mindmoe.train.setup import Trainer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,9 +21,13 @@ class OpenedRun:
     """The model of the newest valid checkpoint, on one process."""
 
     config: RunConfig
-    net: CausalLM
+    trainer: "Trainer"
     step: int
-    group: Group
+
+    @property
+    def net(self) -> "CausalLM":
+        """The model."""
+        return self.trainer.nets[0]
 
 
 def open_run(run: Path) -> OpenedRun:
@@ -30,17 +37,17 @@ def open_run(run: Path) -> OpenedRun:
         UserError: no run or no checkpoint is there.
     """
     config = resolve(RunFolder(run).load_config().model_copy(update={"parallel": ParallelConfig()}), 1)
+    config = config.model_copy(update={"optim": config.optim.model_copy(update={"type": "sgd"})})  # needs no moments
     found = store.newest_valid(RunFolder(run).checkpoints)
     if found is None:
         raise UserError(f"{run} has no checkpoint yet", "train it first, or wait for its first checkpoint")
     quiet_mindspore(usable_cores())
-    from mindmoe.parallel.mesh import Mesh
     from mindmoe.train.persist import check_identity, restore
-    from mindmoe.train.setup import build_kernels, build_model, start_device
+    from mindmoe.train.setup import build_trainer, start_device
 
     check_identity(found, config)
     alone_here = Place(rank=0, world=1, local_world=1)
     start_device(config, alone_here)
-    net = build_model(config, build_kernels(config, alone_here), Mesh(), 0)
-    restore(found, list(net.get_parameters()), partial=True)
-    return OpenedRun(config=config, net=net, step=found.manifest.step, group=alone())
+    trainer = build_trainer(config, alone_here)
+    restore(found, trainer.state, partial=True)
+    return OpenedRun(config=config, trainer=trainer, step=found.manifest.step)

@@ -15,7 +15,7 @@ from mindmoe.optim.schedule import learning_rate
 from mindmoe.parallel.collectives import barrier, host_sum
 from mindmoe.train.evaluate import Evaluator
 from mindmoe.train.guard import StopRequest
-from mindmoe.train.persist import Saver, training_state
+from mindmoe.train.persist import Saver
 from mindmoe.train.setup import Trainer, gemm_peak
 from mindmoe.train.step import StepResult
 
@@ -152,7 +152,7 @@ class Loop:
         failure = None
         if self.saver is not None and self.saved_step != step:
             try:
-                self.saver.save(step, training_state(self.trainer.net, self.trainer.optimizer))
+                self.saver.save(step, self.trainer.state)
                 self.event(step, "checkpoint", f"saved step {step}")
             except CheckpointError as error:
                 failure = error

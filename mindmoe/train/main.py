@@ -45,16 +45,16 @@ def train(config: RunConfig) -> int:
         from mindmoe.parallel.collectives import barrier
         from mindmoe.train.evaluate import Evaluator
         from mindmoe.train.loop import Loop
-        from mindmoe.train.persist import Saver, training_state
+        from mindmoe.train.persist import Saver
         from mindmoe.train.setup import build_trainer, start_device
 
         start_device(config, at)
         trainer = build_trainer(config, at)
         saver = Saver(config, at.world) if at.rank == 0 else None
-        start, quarantined = resume(config, trainer, training_state(trainer.net, trainer.optimizer))
+        start, quarantined = resume(config, trainer, trainer.state)
         with ExitStack() as stack:
             sink = open_sinks(config, at, start, stack)
-            evaluator = Evaluator(trainer.net, config, held_out, trainer.groups["dp"])
+            evaluator = Evaluator(trainer.step, config, held_out, trainer.mesh, trainer.at)
             loop = Loop(trainer, batches, evaluator, saver, sink)
             loop.event(
                 start,

@@ -6,52 +6,81 @@ from mindmoe.model.decoder import CausalLM
 from mindmoe.moe.balance import balance_loss
 from mindmoe.moe.config import MoeConfig
 from mindmoe.parallel.collectives import build_all_reduce
-from mindmoe.parallel.groups import Group
+from mindmoe.parallel.groups import Groups
 
 Report = tuple[Tensor, ...]
 """Sums over this rank's tokens: cross-entropy (1); with experts also aux (1), z (1), counts (L, E), entropy (L),
-dropped (L)."""
+dropped (L); and, where routing is recorded, ids (L, T, K)."""
 
 
 class Objective(nn.Cell):
-    """This rank's share of the loss: the shares of all ranks and micro-batches add up to the loss of the batch."""
+    """This rank's share of the loss: the shares of all ranks and micro-batches add up to the loss of the batch.
 
-    def __init__(self, net: CausalLM, moe: MoeConfig | None, group: Group):
-        """`group` spans the ranks that see different tokens of a micro-batch."""
+    Where the network is cut into pieces, the objective of a piece: its layers' balancing losses, and what it passes on.
+
+    Args:
+        net: the model, or a piece of it.
+        moe: routing, None for a dense model.
+        groups: this rank's groups.
+        record_routing: whether the report ends in the chosen experts.
+    """
+
+    def __init__(self, net: CausalLM, moe: MoeConfig | None, groups: Groups, record_routing: bool = False):
         super().__init__(auto_prefix=False)
-        self.net, self.moe = net, moe
-        self.all_reduce = build_all_reduce(group)
-        self.ranks = group.size
+        self.net, self.moe, self.record_routing = net, moe, record_routing
+        self.all_reduce = build_all_reduce(groups["stage"])
+        self.ranks = groups["dp_cp"].size
+        self.none = Tensor(0.0)
 
     def construct(
         self,
-        input_ids: Tensor,
+        x: Tensor,
         labels: Tensor,
         loss_mask: Tensor,
         segment_ids: Tensor,
         token_weight: Tensor,
         micro_weight: Tensor,
     ) -> tuple[Tensor, Report]:
-        """The share of the loss and what is reported.
+        """The share of the loss of a network in one piece, and what is reported; arguments as for `parts`."""
+        (y, balance), report = self.parts(x, labels, loss_mask, segment_ids, token_weight, micro_weight)
+        return y + balance, report
+
+    def parts(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        loss_mask: Tensor,
+        segment_ids: Tensor,
+        token_weight: Tensor,
+        micro_weight: Tensor,
+    ) -> tuple[tuple[Tensor, Tensor], Report]:
+        """What the piece makes, its share of the balancing losses, and what is reported.
 
         Args:
-            input_ids: (B, S) int32; labels, loss_mask and segment_ids likewise.
-            labels: next tokens.
-            loss_mask: 1 where a label counts.
-            segment_ids: document of each token.
+            x: input_ids (B, S) int32, or the hidden states that the piece before made.
+            labels: (B, S) int32 next tokens.
+            loss_mask: (B, S) 1 where a label counts.
+            segment_ids: (B, S) int32 document of each token.
             token_weight: 1 / number of counted tokens of the whole batch, over all ranks and micro-batches.
             micro_weight: 1 / number of micro-batches.
+
+        Returns:
+            The share of the cross-entropy from the last piece, else hidden states.
         """
-        cross_entropy, stats = self.net(input_ids, labels, loss_mask, segment_ids)
-        loss = cross_entropy * token_weight
+        y, stats = self.net(x, labels, loss_mask, segment_ids)
+        cross_entropy = self.none.reshape(1)
+        if self.net.last:
+            cross_entropy, y = ops.stop_gradient(y).reshape(1), y * token_weight
         if self.moe is None:
-            return loss, (ops.stop_gradient(cross_entropy).reshape(1),)
-        counts, prob_sum, z_sum, entropy, dropped = stats
-        num_tokens = float(input_ids.shape[0] * input_ids.shape[1] * self.ranks)
+            return (y, self.none), (cross_entropy,)
+        counts, prob_sum, z_sum, entropy, dropped, ids = stats
+        num_tokens = float(labels.shape[0] * labels.shape[1] * self.ranks)
         everywhere = self.all_reduce(ops.stop_gradient(counts)) if self.moe.balance.aux_coef > 0 else counts
         aux, z = balance_loss(self.moe, everywhere, prob_sum, z_sum, num_tokens)
         aux, z = aux * micro_weight, z * micro_weight
         layers = counts.shape[0]
-        loss = loss + (self.moe.balance.aux_coef * aux + self.moe.balance.z_coef * z) * layers
-        report = (cross_entropy.reshape(1), aux.reshape(1), z.reshape(1), counts, entropy, dropped)
-        return loss, ops.stop_gradient(report)
+        balance = (self.moe.balance.aux_coef * aux + self.moe.balance.z_coef * z) * layers
+        report = (cross_entropy, aux.reshape(1) * layers, z.reshape(1) * layers, counts, entropy, dropped)
+        if self.record_routing:
+            report = (*report, ids)
+        return (y, balance), ops.stop_gradient(report)

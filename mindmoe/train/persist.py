@@ -4,15 +4,14 @@ import hashlib
 from typing import Any
 
 import numpy as np
-from mindspore import Parameter, Tensor
+from mindspore import Tensor
 
 from mindmoe.checkpoint import store
 from mindmoe.checkpoint.manifest import Meta
 from mindmoe.config import RunConfig
 from mindmoe.errors import CheckpointError
 from mindmoe.load import dump_config
-from mindmoe.model.decoder import CausalLM
-from mindmoe.optim.adamw import AdamW
+from mindmoe.parallel.held import Held
 from mindmoe.train.folder import RunFolder
 
 
@@ -39,19 +38,14 @@ class Saver:
             generation=store.claim(self.root),
         )
 
-    def save(self, step: int, state: list[Parameter]) -> None:
+    def save(self, step: int, state: list[Held]) -> None:
         """Saves every tensor of the training state; returns once the step is durable.
 
         Raises:
             CheckpointError: it was not saved; earlier steps are untouched.
         """
-        tensors = {param.name: param.asnumpy() for param in state}
+        tensors = {held.name: held.param.asnumpy() for held in state}
         store.save(self.root, step, tensors, self.meta, self.policy.keep_last, self.policy.min_free)
-
-
-def training_state(net: CausalLM, optimizer: AdamW) -> list[Parameter]:
-    """Everything that a step changes: weights, selection biases and both moments."""
-    return [*net.get_parameters(), *optimizer.first, *optimizer.second]
 
 
 def check_identity(found: store.Found, config: RunConfig) -> None:
@@ -74,7 +68,7 @@ def check_identity(found: store.Found, config: RunConfig) -> None:
     )
 
 
-def restore(found: store.Found, state: list[Parameter], partial: bool = False) -> None:
+def restore(found: store.Found, state: list[Held], partial: bool = False) -> None:
     """Sets parameters from a verified checkpoint.
 
     Args:
@@ -86,17 +80,17 @@ def restore(found: store.Found, state: list[Parameter], partial: bool = False) -
         CheckpointError: names or shapes differ; nothing is assigned then.
     """
     tensors: dict[str, np.ndarray] = found.tensors
-    names = {param.name for param in state}
+    names = {held.name for held in state}
     wrong = [f"missing {name}" for name in names - tensors.keys()]
     wrong += [] if partial else [f"unexpected {name}" for name in tensors.keys() - names]
     wrong += [
-        f"{param.name} has shape {tensors[param.name].shape}, expected {tuple(param.shape)}"
-        for param in state
-        if param.name in tensors and tensors[param.name].shape != tuple(param.shape)
+        f"{held.name} has shape {tensors[held.name].shape}, expected {held.shape}"
+        for held in state
+        if held.name in tensors and tensors[held.name].shape != held.shape
     ]
     if wrong:
         raise CheckpointError(
             f"{found.path} does not fit the model: {'; '.join(sorted(wrong))}", "continue it with its own config"
         )
-    for param in state:
-        param.set_data(Tensor(np.ascontiguousarray(tensors[param.name])))
+    for held in state:
+        held.param.set_data(Tensor(np.ascontiguousarray(tensors[held.name][held.shard.index])))

@@ -8,8 +8,6 @@ from mindmoe.errors import UserError
 from mindmoe.parallel.mesh import Mesh
 from mindmoe.train.folder import RunFolder
 
-_NOT_YET = ("tp", "pp", "ep", "cp")
-
 
 def preflight(config: RunConfig, world: int) -> tuple[TokenBatches, TokenBatches]:
     """Checks a resolved config against the data and the run folder; returns the training and held-out batches.
@@ -18,13 +16,6 @@ def preflight(config: RunConfig, world: int) -> tuple[TokenBatches, TokenBatches
         UserError: the first thing that cannot work, with its remedy.
     """
     Mesh.build(config.parallel, world)
-    for axis in _NOT_YET:
-        if getattr(config.parallel, axis) > 1:
-            raise UserError(
-                f"parallel.{axis}={getattr(config.parallel, axis)} cannot be trained by this version, "
-                "which has data parallelism only",
-                f"set parallel.{axis}=1",
-            )
     RunFolder.of(config).check_continues(config)
     return open_batches(config, "train"), open_held_out(config)
 

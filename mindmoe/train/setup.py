@@ -13,14 +13,25 @@ from mindmoe.config import RunConfig
 from mindmoe.env import Place, threads_per_rank
 from mindmoe.model.decoder import CausalLM
 from mindmoe.model.shapes import param_specs
+from mindmoe.moe.dispatch.two_hop import node_grid
 from mindmoe.ops.select import OpSet, OpShape, select_ops
-from mindmoe.optim.adamw import AdamW
-from mindmoe.parallel.groups import Group, alone, connect, create_groups
+from mindmoe.optim.optimizer import Optimizer, build_optimizer
+from mindmoe.optim.owned import Owned, chosen_owner
+from mindmoe.optim.reduction import Reduction
+from mindmoe.parallel.collectives import probe, table
+from mindmoe.parallel.groups import Groups, connect
+from mindmoe.parallel.held import Held
 from mindmoe.parallel.mesh import Coordinates, Mesh, MeshAxis
-from mindmoe.train.step import TrainStep
+from mindmoe.parallel.sequence import context_positions
+from mindmoe.parallel.sharding import replica_groups
+from mindmoe.pipeline.executor import PipelineExecutor, StageProgram
+from mindmoe.pipeline.schedule import build_schedule
+from mindmoe.pipeline.split import Piece, build_pieces, holding_stages, stage_pieces
+from mindmoe.train.objective import Objective
+from mindmoe.train.step import Part, TrainStep
 
 log = logging.getLogger(__name__)
-_AXES: tuple[MeshAxis, ...] = ("world", "dp", "tp", "pp", "ep", "cp", "edp", "dp_cp")
+_AXES: tuple[MeshAxis, ...] = ("world", "stage", "dp", "tp", "pp", "ep", "cp", "etp", "edp")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,11 +42,40 @@ class Trainer:
     place: Place
     mesh: Mesh
     at: Coordinates
-    groups: dict[MeshAxis, Group]
+    groups: Groups
     kernels: OpSet
-    net: CausalLM
-    optimizer: AdamW
+    nets: list[CausalLM]
+    optimizer: Optimizer
     step: TrainStep
+
+    @property
+    def state(self) -> list[Held]:
+        """Everything that a step changes: weights, selection biases and moments."""
+        records, start = [], 0
+        for part in self.step.parts:
+            owned = part.owned
+            records += owned.held(owned.params)
+            for prefix, moments in self.optimizer.moments.items():
+                records += owned.held(list(moments[start : start + len(owned.params)]), f"{prefix}.")
+            start += len(owned.params)
+            records += _held_biases(part)
+        return _once(records)
+
+
+def _held_biases(part: Part) -> list[Held]:
+    """Records of the selection biases, which every rank of a stage holds whole."""
+    records = []
+    for entry in part.objective.net.entries:
+        spec, replicas = entry.placement.spec, entry.placement.replicas
+        if not spec.trainable:
+            owner = chosen_owner(spec.name, replicas.size) == replicas.index
+            records.append(Held(name=spec.name, shape=spec.shape, shard=entry.shard, owner=owner, param=entry.param))
+    return records
+
+
+def _once(records: list[Held]) -> list[Held]:
+    """Tied weights may lie in two chunks of one stage: the first of equal names counts."""
+    return list({record.name: record for record in reversed(records)}.values())[::-1]
 
 
 def start_device(config: RunConfig, place: Place) -> None:
@@ -60,32 +100,110 @@ def build_kernels(config: RunConfig, place: Place) -> OpSet:
     return select_ops(shape, device=config.train.device, kernels=config.train.kernels, threads=threads)
 
 
-def build_model(config: RunConfig, kernels: OpSet, mesh: Mesh, rank: int) -> CausalLM:
-    """The model of a rank with its initial weights."""
-    return CausalLM(config.model, config.moe, kernels, mesh=mesh, rank=rank, seed=config.seed)
+def build_groups(config: RunConfig, mesh: Mesh, rank: int) -> Groups:
+    """The groups of a rank: of the mesh's axes, of the replicas of every parameter, and of a two-hop dispatch."""
+    pieces, tied = build_pieces(config.model, config.parallel), config.model.tie_word_embeddings
+    more: set[tuple[int, ...]] = set()
+    for spec in param_specs(config.model, config.moe).values():
+        stages = holding_stages(pieces, mesh.pp, spec.name, tied)
+        more |= set(replica_groups(spec, mesh, stages))
+    if config.parallel.dispatcher == "two_hop":
+        for ranks in mesh.groups("ep"):
+            across, inside = node_grid(ranks, config.parallel.node_size)
+            more |= {*across, *inside}
+    return Groups(mesh, rank, config.train.device, more)
 
 
-def build_trainer(config: RunConfig, place: Place) -> Trainer:
-    """Every part of a resolved run on this rank; the device must have been started."""
-    mesh = Mesh.build(config.parallel, place.world)
-    groups = (
-        create_groups(mesh, place.rank, config.train.device)
-        if place.world > 1
-        else {axis: alone(axis) for axis in _AXES}
+def build_model(config: RunConfig, kernels: OpSet, groups: Groups, piece: Piece) -> CausalLM:
+    """A piece of the model on a rank with its initial weights."""
+    return CausalLM(
+        config.model,
+        config.moe,
+        kernels,
+        groups=groups,
+        parallel=config.parallel,
+        piece=piece,
+        seed=config.seed,
+        graph=config.train.mode == "graph",
     )
+
+
+def build_part(config: RunConfig, net: CausalLM, piece: Piece, groups: Groups, record_routing: bool) -> Part:
+    """A piece with the way of its gradients."""
+    entries = [entry for entry in net.entries if entry.placement.spec.trainable]
+    reduction = Reduction(entries, config.parallel.zero)
+    biases = {
+        int(entry.param.name.split(".")[2]): entry.param
+        for entry in net.entries
+        if entry.param.name.endswith("selection_bias")
+    }
+    return Part(
+        layers=piece.layers,
+        objective=Objective(net, config.moe, groups, record_routing),
+        params=[entry.param for entry in entries],
+        owned=Owned(entries, reduction),
+        reduction=reduction,
+        biases=biases,
+    )
+
+
+def build_pipeline(config: RunConfig, mesh: Mesh, groups: Groups, parts: list[Part]) -> PipelineExecutor | None:
+    """The executor of this rank's stage; None where the network is in one piece."""
+    if mesh.pp == 1:
+        return None
+    train, parallel = config.train, config.parallel
+    count = train.global_batch_size // (mesh.dp * train.micro_batch_size)
+    graph = train.mode == "graph"
+    message = (train.micro_batch_size, train.seq_length // (mesh.cp * mesh.tp), config.model.hidden_size)
+    return PipelineExecutor(
+        build_schedule(parallel.schedule, mesh.pp, count, parallel.chunks),
+        [StageProgram(part.objective, part.params, graph) for part in parts],
+        groups["pp"],
+        message,
+    )
+
+
+def build_trainer(config: RunConfig, place: Place, record_routing: bool = False) -> Trainer:
+    """Every part of a resolved run on this rank; the device must have been started.
+
+    Args:
+        config: the run.
+        place: this process.
+        record_routing: whether the objectives report the chosen experts.
+    """
+    mesh = Mesh.build(config.parallel, place.world)
+    at = mesh.coordinates(place.rank)
+    groups = build_groups(config, mesh, place.rank)
+    if mesh.world > 1:
+        log.info("collectives: %s", "; ".join(f"{verb}: {made_of}" for verb, made_of in table().items()))
+        probe([groups[axis] for axis in _AXES])
     kernels = build_kernels(config, place)
-    net = build_model(config, kernels, mesh, place.rank)
-    specs = param_specs(config.model, config.moe)
-    optimizer = AdamW(net.trainable_params(), specs, config.optim, kernels)
-    step = TrainStep(net, optimizer, specs, config.moe, groups, kernels, graph=config.train.mode == "graph")
+    pieces = stage_pieces(build_pieces(config.model, config.parallel), at.pp, mesh.pp)
+    nets = [build_model(config, kernels, groups, piece) for piece in pieces]
+    parts = [build_part(config, *pair, groups, record_routing) for pair in zip(nets, pieces, strict=True)]
+    params = [param for part in parts for param in part.owned.params]
+    decays = [decay for part in parts for decay in part.owned.decays]
+    optimizer = build_optimizer(params, decays, config.optim, kernels)
+    step = TrainStep(
+        parts,
+        optimizer,
+        moe=config.moe,
+        num_layers=config.model.num_hidden_layers,
+        groups=groups,
+        kernels=kernels,
+        graph=config.train.mode == "graph",
+        zero=config.parallel.zero,
+        pipeline=build_pipeline(config, mesh, groups, parts),
+        positions=context_positions(config.train.seq_length, mesh.cp, at.cp) if mesh.cp > 1 else None,
+    )
     return Trainer(
         config=config,
         place=place,
         mesh=mesh,
-        at=mesh.coordinates(place.rank),
+        at=at,
         groups=groups,
         kernels=kernels,
-        net=net,
+        nets=nets,
         optimizer=optimizer,
         step=step,
     )

@@ -1,30 +1,31 @@
 """One optimizer step: micro-batches, gradient sum over ranks, clipping, update.
 
-Three compiled calls: gradients of a micro-batch, reduction with the gradient norm, update. Loss and norm reach the
-host before the update, so a step that is not finite never touches the weights.
+Loss and norm reach the host before the update, so a step that is not finite never touches the weights.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, ops
+from mindspore import Parameter, Tensor
 
 from mindmoe.data.loader import Batch
-from mindmoe.model.decoder import CausalLM
-from mindmoe.model.shapes import ParamSpec
 from mindmoe.moe.balance import updated_selection_bias
 from mindmoe.moe.config import MoeConfig
 from mindmoe.ops.select import OpSet
-from mindmoe.optim.adamw import AdamW, clip_scale
-from mindmoe.parallel.collectives import build_all_reduce_many, host_sum
-from mindmoe.parallel.groups import Group
-from mindmoe.parallel.mesh import MeshAxis
-from mindmoe.parallel.sharding import replica_axes
+from mindmoe.optim.optimizer import Optimizer, clip_scale
+from mindmoe.optim.owned import Owned
+from mindmoe.optim.reduction import Reduction
+from mindmoe.parallel.collectives import host_sum
+from mindmoe.parallel.groups import Groups
+from mindmoe.pipeline.executor import PipelineExecutor
+from mindmoe.position import during
 from mindmoe.train.objective import Objective
+
+Grads = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,39 +51,69 @@ class StepResult:
         return bool(np.isfinite(self.loss) and np.isfinite(self.grad_norm))
 
 
+@dataclass
+class Part:
+    """A piece of the network on this rank with what its gradients go through.
+
+    Attributes:
+        layers: numbers of its layers.
+        objective: of the piece.
+        params: its trainable parameters.
+        owned: those that this rank updates.
+        reduction: of their gradients.
+        biases: selection biases by layer number.
+    """
+
+    layers: range
+    objective: Objective
+    params: list[Parameter]
+    owned: Owned
+    reduction: Reduction
+    biases: dict[int, Parameter] = field(default_factory=dict)
+
+
 class TrainStep:
-    """Runs steps on a model and its optimizer.
+    """Runs steps on the pieces of this rank and their optimizer.
 
     Args:
-        net: the model of this rank.
-        optimizer: updates net's trainable parameters.
-        specs: the table of parameters.
+        parts: by chunk; one where the network is whole.
+        optimizer: updates what the parts own.
         moe: routing section, None for a dense model.
-        groups: this rank's groups by axis.
+        num_layers: of the whole network.
+        groups: this rank's groups.
         kernels: holds the norm.
-        graph: compile each call, or run it op by op.
+        graph: compile, or run op by op.
+        zero: stage.
+        pipeline: executes the schedule where there are several stages.
+        positions: which tokens of a sequence this rank holds, None for all.
     """
 
     def __init__(
         self,
-        net: CausalLM,
-        optimizer: AdamW,
-        specs: dict[str, ParamSpec],
+        parts: list[Part],
+        optimizer: Optimizer,
+        *,
         moe: MoeConfig | None,
-        groups: dict[MeshAxis, Group],
+        num_layers: int,
+        groups: Groups,
         kernels: OpSet,
         graph: bool,
+        zero: int,
+        pipeline: PipelineExecutor | None,
+        positions: np.ndarray | None,
     ):
-        self.optimizer, self.moe, self.groups = optimizer, moe, groups
+        self.parts, self.optimizer, self.moe, self.num_layers = parts, optimizer, moe, num_layers
+        self.groups, self.zero, self.pipeline, self.positions = groups, zero, pipeline, positions
         self.clip_norm = optimizer.config.clip_norm
-        self.selection_biases = [param for param in net.get_parameters() if param.name.endswith("selection_bias")]
-        params = list(optimizer.params)
-        objective = Objective(net, moe, groups["dp_cp"])
-        self._gradients = _compiled(ms.value_and_grad(objective, None, optimizer.params, has_aux=True), graph)
-        self._add = _compiled(_sum_pairwise, graph)
-        self._reduce = _compiled(
-            _build_reduction([specs[param.name] for param in params], params, groups, kernels), graph
-        )
+        self.square_sum = kernels.square_sum
+        self.mode = "graph" if graph else "op by op"
+        self._reduce = [part.reduction.build() for part in parts]
+        if pipeline is None:
+            gradients = ms.value_and_grad(
+                parts[0].objective, None, ms.ParameterTuple(parts[0].params), has_aux=True
+            )
+            self._gradients = _compiled(gradients, graph)
+            self._forward = _compiled(parts[0].objective.construct, graph)
         self._update = _compiled(optimizer.build_update(), graph)
 
     def run(self, step: int, micro_batches: list[Batch], num_valid: float, lr: float, stop: bool) -> StepResult:
@@ -96,92 +127,112 @@ class TrainStep:
             stop: whether this rank was asked to stop.
         """
         started = perf_counter()
-        token_weight = Tensor(np.float32(1.0 / num_valid))
-        micro_weight = Tensor(np.float32(1.0 / len(micro_batches)))
-        reports: list[list[np.ndarray]] = []
-        grads: tuple[Tensor, ...] = ()
-        for batch in micro_batches:
-            (_, report), partial = self._gradients(*as_tensors(batch), token_weight, micro_weight)
-            grads = self._add(*grads, *partial) if grads else partial
-            reports.append([part.asnumpy() for part in report])
-        *summed, squared = self._reduce(*grads)
-        report = [np.sum(parts, axis=0) for parts in zip(*reports, strict=True)]
-        flat = np.concatenate([part.reshape(-1) for part in report] + [np.array([stop], np.float32)])
-        flat = host_sum(flat, self.groups["dp_cp"])
-        norm = float(np.sqrt(squared.asnumpy()))
-        result = _unpack(flat, report, num_valid, norm, perf_counter() - started)
+        with during(f"gradients ({self.mode})", self.groups["world"].ranks, step):
+            grads, reports = self.gradients(micro_batches, num_valid)
+        result = self._result(reports, grads, num_valid, stop)
+        result = replace(result, compute_seconds=perf_counter() - started)
         if not result.finite:
             return result
         updating = perf_counter()
-        scale = Tensor(np.float32(clip_scale(norm, self.clip_norm)))
-        self._update(Tensor(np.float32(lr)), scale, Tensor(np.float32(step + 1)), *summed).asnumpy()
-        self._update_biases(result)
+        with during("update", (), step):
+            scale = Tensor(np.float32(clip_scale(result.grad_norm, self.clip_norm)))
+            self._update(Tensor(np.float32(lr)), scale, Tensor(np.float32(step + 1)), *grads).asnumpy()
+            for part in self.parts:
+                part.owned.publish()
+            self._update_biases(result)
         return replace(result, update_seconds=perf_counter() - updating)
+
+    def gradients(self, micro_batches: list[Batch], num_valid: float) -> tuple[Grads, list[list[tuple[Any, ...]]]]:
+        """The gradient of the batch for what this rank updates, and what each part reported of each micro-batch."""
+        scalars = (Tensor(np.float32(1.0 / num_valid)), Tensor(np.float32(1.0 / len(micro_batches))))
+        sums: list[Grads] = [() for _ in self.parts]
+
+        def absorb(chunk: int, grads: Grads) -> None:
+            if self.zero == 2:
+                grads = self._reduce[chunk](*grads)
+            held = sums[chunk]
+            sums[chunk] = tuple(a + b for a, b in zip(held, grads, strict=True)) if held else tuple(grads)
+
+        batches = [self.as_tensors(batch) for batch in micro_batches]
+        if self.pipeline is not None:
+            by_key = self.pipeline.run(batches, scalars, absorb)
+            reports = [[by_key[i, chunk] for i in range(len(batches))] for chunk in range(len(self.parts))]
+        else:
+            reports = [[]]
+            for batch in batches:
+                (_, report), grads = self._gradients(*batch, *scalars)
+                absorb(0, grads)
+                reports[0].append(report)
+        if self.zero != 2:
+            sums = [reduce(*grads) for reduce, grads in zip(self._reduce, sums, strict=True)]
+        return tuple(grad for grads in sums for grad in grads), reports
+
+    def evaluate(self, batch: Batch) -> float:
+        """This rank's share of the summed cross-entropy of a micro-batch; the shares of all ranks add up to it."""
+        one = Tensor(np.float32(1.0))
+        if self.pipeline is not None:
+            report = self.pipeline.evaluate(self.as_tensors(batch), (one, one))
+        else:
+            report = self._forward(*self.as_tensors(batch), one, one)[1]
+        return float(report[0].asnumpy()[0]) if self.groups["tp"].index == 0 else 0.0
+
+    def as_tensors(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The four arrays of a batch on the device, the tokens of this context rank only."""
+        arrays = (batch.input_ids, batch.labels, batch.loss_mask, batch.segment_ids)
+        if self.positions is not None:
+            arrays = tuple(np.ascontiguousarray(array[:, self.positions]) for array in arrays)
+        return tuple(Tensor(array) for array in arrays)
+
+    def _result(
+        self, reports: list[list[tuple[Any, ...]]], grads: Grads, num_valid: float, stop: bool
+    ) -> StepResult:
+        """What all ranks report, summed in one exchange."""
+        experts = self.moe.num_experts if self.moe else 0
+        sums = np.zeros(5, np.float64)  # cross-entropy, aux, z, squared norm, ranks that were asked to stop
+        counts = np.zeros((self.num_layers, experts))
+        per_layer = np.zeros((2, self.num_layers))  # entropy, dropped
+        for part, of_part in zip(self.parts, reports, strict=True):
+            for report in of_part:
+                values = [value.asnumpy() for value in report[:6]]
+                sums[0] += values[0][0] if self.groups["tp"].index == 0 else 0.0
+                if self.moe:
+                    rows = slice(part.layers.start, part.layers.stop)
+                    sums[1:3] += values[1][0] / self.num_layers, values[2][0] / self.num_layers
+                    counts[rows] += values[3]
+                    per_layer[:, rows] += values[4], values[5]
+        sums[3] = self._square(grads)
+        sums[4] = stop
+        flat = np.concatenate([sums, counts.reshape(-1), per_layer.reshape(-1)])
+        flat = host_sum(flat, self.groups["world"])
+        counts = flat[5 : 5 + counts.size].reshape(counts.shape)
+        entropy, dropped = flat[5 + counts.size :].reshape(per_layer.shape)
+        return StepResult(
+            loss=float(flat[0]) / num_valid,
+            aux_loss=float(flat[1]),
+            z_loss=float(flat[2]),
+            grad_norm=float(np.sqrt(flat[3])),
+            stop=bool(flat[4] > 0),
+            compute_seconds=0.0,
+            update_seconds=0.0,
+            routing=(counts, entropy, dropped) if self.moe else None,
+        )
+
+    def _square(self, grads: Grads) -> float:
+        """The squared norm of the gradients that this rank counts, so that over all ranks each counts once."""
+        counted, start = [], 0
+        for part in self.parts:
+            counted += [grads[start + place] for place in part.owned.counted]
+            start += len(part.owned.params)
+        return float(self.square_sum(tuple(counted)).asnumpy()) if counted else 0.0
 
     def _update_biases(self, result: StepResult) -> None:
         """Moves the selection biases towards balance, from the counts of the global batch."""
-        if not self.selection_biases:
-            return
-        assert self.moe is not None and result.routing is not None
-        for bias, counts in zip(self.selection_biases, result.routing[0], strict=True):
-            bias.set_data(Tensor(updated_selection_bias(bias.asnumpy(), counts, self.moe.balance.bias_rate)))
-
-
-def as_tensors(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The four arrays of a batch on the device."""
-    return Tensor(batch.input_ids), Tensor(batch.labels), Tensor(batch.loss_mask), Tensor(batch.segment_ids)
+        for part in self.parts:
+            for layer, bias in part.biases.items():
+                assert self.moe is not None and result.routing is not None
+                counts = result.routing[0][layer]
+                bias.set_data(Tensor(updated_selection_bias(bias.asnumpy(), counts, self.moe.balance.bias_rate)))
 
 
 def _compiled(function: Callable[..., Any], graph: bool) -> Callable[..., Any]:
     return ms.jit(function) if graph else function
-
-
-def _sum_pairwise(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The first half plus the second half, element by element."""
-    half = len(tensors) // 2
-    summed: tuple[Tensor, ...] = ()
-    for i in range(half):
-        summed = (*summed, tensors[i] + tensors[half + i])
-    return summed
-
-
-def _build_reduction(
-    specs: list[ParamSpec], params: list[Parameter], groups: dict[MeshAxis, Group], kernels: OpSet
-) -> Callable[..., tuple[Tensor, ...]]:
-    """Returns reduce(*grads) -> (*summed grads, squared norm of the whole gradient)."""
-    dense = tuple(i for i, spec in enumerate(specs) if replica_axes(spec) == "dp_cp")
-    expert = tuple(i for i, spec in enumerate(specs) if replica_axes(spec) == "edp")
-    sum_dense = build_all_reduce_many([params[i].shape for i in dense], groups["dp_cp"])
-    sum_expert = build_all_reduce_many([params[i].shape for i in expert], groups["edp"])
-    place = {i: at for at, i in enumerate((*dense, *expert))}
-    order = tuple(place[i] for i in range(len(specs)))
-    square_sum = kernels.square_sum
-
-    def reduce(*grads: Tensor) -> tuple[Tensor, ...]:
-        summed = sum_dense(*[grads[i] for i in dense])
-        if expert:
-            first = ops.depend(grads[expert[0]], summed)
-            summed = (*summed, *sum_expert(first, *[grads[i] for i in expert[1:]]))
-        ordered: tuple[Tensor, ...] = ()
-        for at in order:
-            ordered = (*ordered, summed[at])
-        return (*ordered, square_sum(ordered))
-
-    return reduce
-
-
-def _unpack(flat: np.ndarray, parts: list[np.ndarray], num_valid: float, norm: float, seconds: float) -> StepResult:
-    """The reduced vector taken apart again; its last element counts the ranks that were asked to stop."""
-    bounds = np.cumsum([part.size for part in parts])
-    values = [piece.reshape(part.shape) for piece, part in zip(np.split(flat, bounds)[:-1], parts, strict=True)]
-    dense = StepResult(
-        loss=float(values[0][0]) / num_valid,
-        grad_norm=norm,
-        stop=bool(flat[-1] > 0),
-        compute_seconds=seconds,
-        update_seconds=0.0,
-    )
-    if len(values) == 1:
-        return dense
-    _, aux, z, counts, entropy, dropped = values
-    return replace(dense, aux_loss=float(aux[0]), z_loss=float(z[0]), routing=(counts, entropy, dropped))

@@ -1,4 +1,8 @@
-"""Bounding an expert's load: assignments beyond its capacity are dropped, the lowest gates first."""
+"""Bounding an expert's load: assignments beyond its capacity are dropped, the lowest gates first.
+
+The bound holds in every chunk of consecutive tokens of a sequence, by default in every sequence. A chunk never
+crosses ranks, so what is dropped does not depend on the layout of a run.
+"""
 
 import math
 from collections.abc import Callable
@@ -14,18 +18,25 @@ def capacity_rows(moe: MoeConfig, num_tokens: int) -> int:
     return math.ceil(moe.dispatch.capacity_factor * num_tokens * moe.num_experts_per_tok / moe.num_experts)
 
 
-def build_capacity_limit(moe: MoeConfig) -> Callable[[Tensor, Tensor], Tensor]:
+def chunk_tokens(moe: MoeConfig, seq_length: int) -> int:
+    """Tokens of a chunk: as configured, else the whole sequence."""
+    return moe.dispatch.capacity_chunk or seq_length
+
+
+def build_capacity_limit(moe: MoeConfig, seq_length: int) -> Callable[[Tensor, Tensor], Tensor]:
     """Returns limit(gates (T, K), ids (T, K)) -> ids with num_experts in place of a dropped assignment."""
-    num_experts = moe.num_experts
+    num_experts, chunk = moe.num_experts, chunk_tokens(moe, seq_length)
+    capacity = capacity_rows(moe, chunk)
     on, off = Tensor(1.0), Tensor(0.0)
 
     def limit(gates: Tensor, ids: Tensor) -> Tensor:
-        capacity = capacity_rows(moe, ids.shape[0])
-        order = ops.argsort(ops.stop_gradient(-gates).reshape(-1)).astype(ms.int32)
-        sorted_ids = ops.gather(ids.reshape(-1), order, 0)
+        slots = chunk * ids.shape[1]
+        chunked = ids.reshape((-1, slots))
+        order = ops.argsort(ops.stop_gradient(-gates).reshape((-1, slots)), -1).astype(ms.int32)
+        sorted_ids = ops.gather_elements(chunked, 1, order)
         chosen = ops.one_hot(sorted_ids, num_experts, on, off)
-        rank = ((ops.cumsum(chosen, 0) - chosen) * chosen).sum(-1)
+        rank = ((ops.cumsum(chosen, 1) - chosen) * chosen).sum(-1)
         kept = ops.select(rank < capacity, sorted_ids, ops.full_like(sorted_ids, num_experts))
-        return ops.tensor_scatter_elements(kept, order, kept).reshape(ids.shape)
+        return ops.tensor_scatter_elements(kept, order, kept, 1).reshape(ids.shape)
 
     return limit

@@ -62,6 +62,7 @@ def cpu_ops(shape: OpShape, threads: int) -> OpSet:
 
     return OpSet(
         name=f"cpu pack ({pack.isa}, {pack.gemm} GEMM, {threads} threads), {precision} operands",
+        shape=shape,
         embedding=Embedding(pack),
         linear=Linear(precision, precision, pack),
         linear_out=Linear(precision, "fp32", pack),

@@ -4,7 +4,7 @@ import numpy as np
 from mindspore import Parameter, Tensor
 
 from mindmoe.ops.adamw import build_adamw, square_sum
-from mindmoe.optim.adamw import clip_scale
+from mindmoe.optim.optimizer import clip_scale
 
 
 def parameters(values: list[np.ndarray], name: str) -> tuple[Parameter, ...]:

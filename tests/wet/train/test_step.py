@@ -22,7 +22,7 @@ def run(trainer: Trainer, batches: list[list[Batch]]) -> list[float]:
 
 
 def values(trainer: Trainer) -> dict[str, np.ndarray]:
-    return {param.name: param.asnumpy().copy() for param in trainer.net.get_parameters()}
+    return {param.name: param.asnumpy().copy() for net in trainer.nets for param in net.get_parameters()}
 
 
 def halves(batch: Batch) -> list[Batch]:
@@ -92,7 +92,7 @@ def test_repetition_is_bitwise(tiny_run, batch):
 @pytest.mark.parametrize("kernels", ["reference", "cpu"])
 def test_a_step_that_is_not_finite_changes_nothing(tiny_run, batch, kernels):
     trainer = build_trainer(tiny_run(train={"kernels": kernels}), ALONE)
-    norm = next(param for param in trainer.net.get_parameters() if param.name == "model.norm.weight")
+    norm = next(param for net in trainer.nets for param in net.get_parameters() if param.name == "model.norm.weight")
     from mindspore import Tensor
 
     norm.set_data(Tensor(np.full(norm.shape, np.nan, np.float32)))

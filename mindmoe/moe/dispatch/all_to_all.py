@@ -1,0 +1,155 @@
+"""Dispatch by all-to-all: each token travels to the ranks of its experts and back.
+
+Two siblings. With a capacity every expert has a fixed number of slots, so shapes are static and the exchange may be
+compiled. Without one the sizes follow the routing: the counts are exchanged first and the host waits for them.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from mindmoe.moe.config import MoeConfig
+from mindmoe.moe.dispatch.capacity import capacity_rows, chunk_tokens
+from mindmoe.moe.dispatch.rows import ExpertFfn, combine, pack_tokens, through_experts, unpack_tokens
+from mindmoe.ops.permute import FromSlots, ToSlots, with_zero_row
+from mindmoe.parallel.collectives import (
+    AllToAll,
+    AllToAllV,
+    build_all_gather,
+    build_reduce_scatter,
+    exchanged_counts,
+)
+from mindmoe.parallel.groups import Group, Groups
+
+
+class _ExpertTensor(nn.Cell):
+    """Around an exchange over ep: the etp ranks that share an expert see each other's tokens, and sum what they made."""
+
+    def __init__(self, groups: Groups):
+        super().__init__(auto_prefix=False)
+        group = groups["etp"]
+        self.gather, self.scatter = build_all_gather(group, 0), build_reduce_scatter(group, 0)
+        self.adds_bias = group.index == 0
+
+    def enter(self, x: Tensor, gates: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, S, D), gates and ids (T, K) -> the same of all etp ranks, x as (T', D)."""
+        return unpack_tokens(self.gather(pack_tokens(x, gates, ids)), gates.shape[1])
+
+    def once(self, bias: Tensor) -> Tensor:
+        """The bias on one of the ranks whose results are summed."""
+        return bias if self.adds_bias else bias * 0.0
+
+
+class PaddedAllToAll(_ExpertTensor):
+    """With capacity: (E, slots, D) is exchanged, empty slots included."""
+
+    def __init__(self, expert_ffn: ExpertFfn, moe: MoeConfig, groups: Groups, seq_length: int):
+        super().__init__(groups)
+        self.expert_ffn, self.num_experts = expert_ffn, moe.num_experts
+        self.ranks = groups["ep"].size
+        self.chunk = chunk_tokens(moe, seq_length)
+        self.capacity = capacity_rows(moe, self.chunk)
+        self.exchange = AllToAll(groups["ep"]) if self.ranks > 1 else None
+        self.to_slots, self.from_slots = ToSlots(), FromSlots()
+        self.on, self.off = Tensor(1.0), Tensor(0.0)
+
+    def construct(
+        self, x: Tensor, gates: Tensor, ids: Tensor, gate_up: Tensor, gate_up_bias: Tensor, down: Tensor, bias: Tensor
+    ) -> Tensor:
+        """x (B, S, D), gates (T, K), ids (T, K), this rank's weights -> (B, S, D)."""
+        tokens, all_gates, all_ids = self.enter(x, gates, ids)
+        slot, source = self.layout(all_ids)
+        used = (source < slot.shape[0]).astype(ms.float32).expand_dims(1)
+        rows = ops.concat((self.to_slots(tokens, slot, source), used), 1)
+        rows = self.travel(rows, True)
+        experts = gate_up.shape[0]
+        number = ops.arange(0, experts, dtype=ms.int32).expand_dims(1)
+        number = ops.broadcast_to(number, (experts, rows.shape[0] // experts)).reshape(-1)
+        number = ops.select(ops.stop_gradient(rows[:, -1]) > 0.5, number, ops.full_like(number, experts))
+        done = through_experts(
+            self.expert_ffn, rows[:, :-1], number, (gate_up, gate_up_bias, down, self.once(bias))
+        )
+        back = self.from_slots(self.travel(done, False), slot, source)
+        return self.scatter(combine(back, all_gates)).reshape(x.shape)
+
+    def layout(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The slot of each assignment (T*K), M where it is dropped, and the assignment in each slot (M)."""
+        num = ids.shape[0] * ids.shape[1]
+        chunks = ids.shape[0] // self.chunk
+        slots = self.num_experts * chunks * self.capacity
+        grouped = ids.reshape((chunks, -1))
+        chosen = ops.one_hot(grouped, self.num_experts, self.on, self.off)
+        rank = ((ops.cumsum(chosen, 1) - chosen) * chosen).sum(-1).astype(ms.int32)
+        chunk = ops.arange(0, chunks, dtype=ms.int32).expand_dims(1)
+        slot = (grouped * chunks + chunk) * self.capacity + rank
+        slot = ops.select(grouped < self.num_experts, slot, ops.full_like(slot, slots)).reshape(-1)
+        empty = ops.full((slots + 1,), num, dtype=ms.int32)
+        return slot, ops.tensor_scatter_elements(empty, slot, ops.arange(0, num, dtype=ms.int32))[:-1]
+
+    def travel(self, rows: Tensor, out: bool) -> Tensor:
+        """Rows (E * C, ..) by global expert -> by local expert, then by source (`out`), and back."""
+        if self.exchange is None:
+            return rows
+        local = self.num_experts // self.ranks
+        width = rows.shape[1]
+        if out:
+            sent = rows.reshape((self.ranks, local, -1, width))
+            return self.exchange(sent).transpose((1, 0, 2, 3)).reshape((-1, width))
+        sent = rows.reshape((local, self.ranks, -1, width)).transpose((1, 0, 2, 3))
+        return self.exchange(sent).reshape((-1, width))
+
+
+class DroplessAllToAll(_ExpertTensor):
+    """Without capacity: exactly the rows that were assigned are exchanged; op by op only."""
+
+    def __init__(self, expert_ffn: ExpertFfn, groups: Groups):
+        super().__init__(groups)
+        self.expert_ffn, self.group = expert_ffn, groups["ep"]
+
+    def construct(
+        self, x: Tensor, gates: Tensor, ids: Tensor, gate_up: Tensor, gate_up_bias: Tensor, down: Tensor, bias: Tensor
+    ) -> Tensor:
+        """x (B, S, D), gates (T, K), ids (T, K), this rank's weights -> (B, S, D)."""
+        tokens, all_gates, all_ids = self.enter(x, gates, ids)
+        weights = (gate_up, gate_up_bias, down, self.once(bias))
+        return self.scatter(exchange_rows(self.expert_ffn, tokens, all_gates, all_ids, weights, self.group)).reshape(
+            x.shape
+        )
+
+
+def exchange_rows(
+    expert_ffn: ExpertFfn,
+    tokens: Tensor,
+    gates: Tensor,
+    ids: Tensor,
+    weights: tuple[Tensor, Tensor, Tensor, Tensor],
+    group: Group,
+) -> Tensor:
+    """Tokens through experts that are spread over a group in equal parts; op by op only.
+
+    Args:
+        expert_ffn: the op.
+        tokens: (T, D) fp32.
+        gates: (T, K).
+        ids: (T, K) int32 among the experts of the group; their number and more for assignments without one.
+        weights: this rank's experts.
+        group: where they are.
+
+    Returns:
+        (T, D) the weighted sum of each token's experts.
+    """
+    local = weights[0].shape[0]
+    flat = ids.asnumpy().reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    order = order[flat[order] < local * group.size]
+    slot = np.full(flat.size, order.size, np.int32)
+    slot[order] = np.arange(order.size)
+    counts = np.bincount(flat[order], minlength=local * group.size).reshape(group.size, local)
+    arrived = exchanged_counts(counts, group)  # (source, local expert)
+    sent, received = counts.sum(1).tolist(), arrived.sum(1).tolist()
+    move, back = AllToAllV(group, sent, received), AllToAllV(group, received, sent)
+    source = Tensor((order // ids.shape[1]).astype(np.int32))
+    rows = move(ops.gather(with_zero_row(tokens), source, 0)) if order.size or sum(received) else tokens[:0]
+    number = np.repeat(np.tile(np.arange(local, dtype=np.int32), group.size), arrived.reshape(-1))
+    done = back(through_experts(expert_ffn, rows, Tensor(number), weights))
+    return combine(ops.gather(with_zero_row(done), Tensor(slot), 0), gates)

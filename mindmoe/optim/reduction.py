@@ -1,0 +1,93 @@
+"""From gradients of each rank's tokens to the gradient of the batch, in the form that the optimizer updates.
+
+A gradient is summed over the ranks that hold the same box of its parameter: for dense weights those with other tokens,
+for expert weights the expert-data replicas, and so on, with no special case, because the sharding table says who they
+are. Without ZeRO everybody keeps the sum; with ZeRO 1 and 2 each replica keeps its part; with ZeRO 3 the sum was taken
+where the weights had been gathered.
+"""
+
+from collections.abc import Callable
+from math import prod
+
+from mindspore import Tensor, ops
+
+from mindmoe.parallel.collectives import AllReduce, ReduceScatter, buckets
+from mindmoe.parallel.groups import Group
+from mindmoe.parallel.unit import Entry
+from mindmoe.parallel.zero import ZeroBuffer
+
+
+class Reduction:
+    """The sums of the gradients of some parameters.
+
+    Args:
+        entries: trainable parameters.
+        zero: stage.
+
+    Attributes:
+        updated: places of the entries that this rank updates, those of which it has a part that is not empty.
+    """
+
+    def __init__(self, entries: list[Entry], zero: int):
+        self.entries, self.cut = entries, zero in (1, 2)
+        self.groups: dict[Group, list[int]] = {}
+        for place, entry in enumerate(entries):
+            replicas = entry.placement.replicas
+            if replicas.size > 1 and not entry.in_parts:
+                self.groups.setdefault(replicas, []).append(place)
+        cut = {place for places in self.groups.values() for place in places} if self.cut else set()
+        self.updated = [place for place, entry in enumerate(entries) if place not in cut or entry.placement.part.size]
+        self.is_cut = [place in cut for place in range(len(entries))]
+
+    def build(self) -> Callable[..., tuple[Tensor, ...]]:
+        """Returns reduce(*gradients) -> the gradients of the entries in `updated`; it runs op by op."""
+        steps = [step for group, places in self.groups.items() for step in self._steps(group, places)]
+        updated = tuple(self.updated)
+
+        def reduce(*gradients: Tensor) -> tuple[Tensor, ...]:
+            summed = list(gradients)
+            for places, pack, collective, unpack in steps:
+                parts = unpack(collective(pack(tuple(gradients[place] for place in places))))
+                for place, part in zip(places, parts, strict=True):
+                    summed[place] = part
+            return tuple(summed[place] for place in updated)
+
+        return reduce
+
+    def _steps(self, group: Group, places: list[int]) -> list[tuple]:
+        """One collective each: places, how their tensors are packed, the collective, how its result is unpacked."""
+        shapes = [self.entries[place].placement.box.shape for place in places]
+        steps: list[tuple] = []
+        for bucket in buckets([prod(shape) for shape in shapes]):
+            chosen, sizes = tuple(places[i] for i in bucket), [shapes[i] for i in bucket]
+            if self.cut:
+                buffer = ZeroBuffer(sizes, group.size, group.index)
+                steps.append((chosen, buffer.rows, ReduceScatter(group), _spread(buffer)))
+            else:
+                steps.append((chosen, _flat, AllReduce(group), _split(sizes)))
+        return steps
+
+
+def _flat(tensors: tuple[Tensor, ...]) -> Tensor:
+    return ops.concat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _split(shapes: list[tuple[int, ...]]) -> Callable[[Tensor], list[Tensor]]:
+    """Returns split(flat) -> tensors of these shapes."""
+    sizes = [prod(shape) for shape in shapes]
+
+    def split(flat: Tensor) -> list[Tensor]:
+        ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+        return [flat[end - size : end].reshape(shape) for end, size, shape in zip(ends, sizes, shapes, strict=True)]
+
+    return split
+
+
+def _spread(buffer: ZeroBuffer) -> Callable[[Tensor], list[Tensor]]:
+    """Returns spread(row) -> a part for each tensor; for an empty part the row itself, which nobody reads."""
+
+    def spread(row: Tensor) -> list[Tensor]:
+        parts = iter(buffer.parts(row))
+        return [next(parts) if buffer.size(i) else row for i in range(len(buffer.shapes))]
+
+    return spread

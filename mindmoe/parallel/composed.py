@@ -1,0 +1,123 @@
+"""Collectives for MindSpore's CPU backend, composed of what it has.
+
+In graphs mccl has one collective for every group, the fp32 all-reduce; everything else is written with it. Integers
+travel as two halves of 16 bits, so they are exact; bf16 and fp16 travel as fp32. Point-to-point messages exist op by op
+only.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, mint, nn, ops
+
+from mindmoe.parallel.groups import WORLD, Group
+
+_HALF = 1 << 16
+_MESSAGE = 1 << 18  # elements of a point-to-point message: 1 MB of fp32, mccl stalls on messages of 8 MB
+
+
+class Composed(nn.Cell):
+    """The collectives of one group, without gradients. `table` says what each is made of."""
+
+    table = {
+        "all_reduce": "AllReduce in fp32",
+        "all_gather": "AllReduce of zeros with one row filled; AllGather where the group is the world",
+        "reduce_scatter": "AllReduce, own row kept",
+        "all_to_all": "all_gather, own column kept",
+        "all_to_all_v": "send and receive in messages of 1 MB",
+        "broadcast": "AllReduce of zeros but on the root",
+        "shift": "send and receive; in graphs all_gather, the row before kept",
+        "send, receive": "send and receive in messages of 1 MB",
+    }
+
+    def __init__(self, group: Group):
+        super().__init__(auto_prefix=False)
+        self.size, self.index, self.ranks = group.size, group.index, group.ranks
+        self.group = group
+        self.reduce = ops.AllReduce(group=group.name)
+        # A constant with equal structure on all ranks: their graphs must not differ, or their collectives may come in
+        # another order. A factor of 1 or 0 would be simplified away, on one rank with the collective before it.
+        self.mine = Tensor((np.arange(group.size) == group.index).astype(np.float32))
+        self.gather = ops.AllGather(group.name) if group.name == WORLD["cpu"] else None
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum over the group, in x's dtype."""
+        if x.dtype == ms.float32:
+            return self.reduce(x)
+        if x.dtype == ms.int32:
+            low = ops.bitwise_and(x, ops.full_like(x, _HALF - 1))
+            high = self.reduce(((x - low) // _HALF).astype(ms.float32)).astype(ms.int32)
+            low = ops.depend(low.astype(ms.float32), high)  # one after the other on every rank
+            return high * _HALF + self.reduce(low).astype(ms.int32)
+        return self.reduce(x.astype(ms.float32)).astype(x.dtype)
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """x of every rank, stacked on a new first dimension in the order of the ranks."""
+        if x.dtype == ms.int32:
+            return self.all_reduce(self.placed(x))
+        wire = x.astype(ms.float32)
+        gathered = self.reduce(self.placed(wire)) if self.gather is None else self.gather(wire.expand_dims(0))
+        return gathered.astype(x.dtype)
+
+    def placed(self, x: Tensor) -> Tensor:
+        """x (...), finite, -> (P, ...): x in this rank's row, zeros in the others."""
+        return x.expand_dims(0) * self.mine.astype(x.dtype).reshape((self.size,) + (1,) * x.ndim)
+
+    def reduce_scatter(self, x: Tensor) -> Tensor:
+        """x (P, ...) -> the sum over the group of row `index`."""
+        return self.all_reduce(x)[self.index]
+
+    def all_to_all(self, x: Tensor) -> Tensor:
+        """x (P, ...) -> (P, ...): row p goes to rank p, row q of the result comes from rank q."""
+        return self.all_gather(x)[:, self.index]
+
+    def all_to_all_v(self, x: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """Rows of x (R, ...) in order of their target -> the rows received, in order of their source; not in graphs.
+
+        In round r ranks i and r - i exchange, the lower one sending first, so that no cycle of ranks waits in sending.
+        """
+        starts = [sum(sent[:place]) for place in range(self.size)]
+        parts = {self.index: x[starts[self.index] : starts[self.index] + sent[self.index]]}
+        for turn in range(self.size):
+            peer = (turn - self.index) % self.size
+            if peer == self.index:
+                continue
+            rows = x[starts[peer] : starts[peer] + sent[peer]]
+            if self.index < peer:
+                self.send(rows, peer)
+            parts[peer] = self.receive((received[peer], *x.shape[1:]), x.dtype, peer)
+            if self.index > peer:
+                self.send(rows, peer)
+        kept = [parts[place] for place in range(self.size) if received[place]]
+        return ops.concat(kept, 0) if kept else x[:0]
+
+    def broadcast(self, x: Tensor, root: int) -> Tensor:
+        """x of the rank in place `root`."""
+        return self.all_reduce(self.placed(x)[root])
+
+    def send(self, x: Tensor, to: int) -> None:
+        """Sends x to the rank in place `to`; not in graphs."""
+        flat = x.reshape(-1).contiguous()
+        for start in range(0, flat.shape[0], _MESSAGE):
+            mint.distributed.send(flat[start : start + _MESSAGE].contiguous(), self.ranks[to], group=self.group.name)
+
+    def receive(self, shape: tuple[int, ...], dtype: ms.Type, source: int) -> Tensor:
+        """A tensor from the rank in place `source`; not in graphs."""
+        count = 1
+        for size in shape:
+            count *= size
+        parts = []
+        for start in range(0, count, _MESSAGE):
+            part = ops.zeros((min(_MESSAGE, count - start),), dtype)
+            mint.distributed.recv(part, self.ranks[source], group=self.group.name)
+            parts.append(part)
+        return ops.concat(parts, 0).reshape(shape) if parts else ops.zeros(shape, dtype)
+
+    def shift(self, x: Tensor) -> Tensor:
+        """x of the rank one place before, round the ring; even places send first. Not in graphs."""
+        following, before = (self.index + 1) % self.size, (self.index - 1) % self.size
+        if self.index % 2 == 0:
+            self.send(x, following)
+            return self.receive(x.shape, x.dtype, before)
+        received = self.receive(x.shape, x.dtype, before)
+        self.send(x, following)
+        return received

@@ -1,0 +1,121 @@
+"""Tensor and sequence parallelism: the ends of a sharded computation (arXiv 1909.08053, 2205.05198).
+
+Between blocks a rank holds the hidden states of its part of the sequence, (B, S / tp, D). A sharded computation begins
+with an all-gather along the sequence and ends with a reduce-scatter; in a group of one both are the identity and the
+fused ops are used as they are.
+"""
+
+from collections.abc import Callable
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+from mindmoe.ops.precision import ROUND
+from mindmoe.parallel.collectives import AllGather, Verb, build_all_gather, build_reduce_scatter
+from mindmoe.parallel.groups import Group
+
+_SEQUENCE = 1  # the dimension of (B, S, D) that is cut
+
+
+def build_gather_sequence(group: Group) -> Verb:
+    """Returns gather_sequence(x (B, S/tp, D)) -> (B, S, D), in fp32 where the group has several ranks."""
+    if group.size == 1:
+        return build_all_gather(group, _SEQUENCE)
+    gather = build_all_gather(group, _SEQUENCE)
+
+    def gather_sequence(x: Tensor) -> Tensor:
+        return gather(x.astype(ms.float32))
+
+    return gather_sequence
+
+
+def build_row_linear(linear: Callable[..., Tensor], group: Group) -> Callable[..., Tensor]:
+    """Returns row_linear(x (B, S, Din/tp), w (Dout, Din/tp), b (Dout) or None, residual (B, S/tp, Dout)).
+
+    It sums the ranks' parts of x w^T, keeps own part of the sequence, (B, S/tp, Dout), and adds bias and residual.
+    """
+    if group.size == 1:
+        return linear
+    scatter = build_reduce_scatter(group, _SEQUENCE)
+
+    def row_linear(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor) -> Tensor:
+        y = scatter(linear(x, w, None, None))
+        if b is not None:
+            y = y + b
+        return y + residual
+
+    return row_linear
+
+
+def build_vocab_embedding(embedding: Callable[..., Tensor], group: Group) -> Callable[..., Tensor]:
+    """Returns embed(ids (B, S) int32, w (V/tp, D)) -> (B, S/tp, D): each rank looks up the tokens of its rows."""
+    if group.size == 1:
+        return embedding
+    scatter, index = build_reduce_scatter(group, _SEQUENCE), group.index
+
+    def embed(ids: Tensor, w: Tensor) -> Tensor:
+        local = ids - index * w.shape[0]
+        held = ops.logical_and(local >= 0, local < w.shape[0])
+        rows = embedding(ops.select(held, local, ops.zeros_like(local)), w)
+        return scatter(rows * held.astype(ms.float32).expand_dims(-1))
+
+    return embed
+
+
+class VocabCrossEntropy(nn.Cell):
+    """Cross-entropy over a vocabulary that is spread over the group; no rank ever holds the logits of all of it.
+
+    The loss is one value on all ranks; each returns its rows' part of the gradient of x, to be summed.
+    """
+
+    def __init__(self, group: Group, precision: str):
+        super().__init__(auto_prefix=False)
+        self.index = group.index
+        self.gathered = AllGather(group)
+        self.cast = ROUND[precision]
+        self.project = ops.MatMul(transpose_b=True)
+        self.plain = ops.MatMul()
+        self.left_t = ops.MatMul(transpose_a=True)
+        self.one_hot = ops.OneHot()
+        self.yes, self.no = Tensor(1.0), Tensor(0.0)
+
+    def construct(self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """x (T, D), w (V/tp, D), labels (T) int32, mask (T) -> scalar sum [nats] and log-denominators (T)."""
+        logits = self.project(self.cast(x), self.cast(w))
+        local, held = self.placed(labels, w.shape[0])
+        chosen = ops.gather_elements(logits, 1, local.expand_dims(1)).squeeze(1) * held
+        parts = self.gathered(ops.stack((ops.logsumexp(logits, 1), chosen)))
+        log_sum = ops.logsumexp(parts[:, 0], 0)
+        return ((log_sum - parts[:, 1].sum(0)) * mask).sum(), log_sum
+
+    def placed(self, labels: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """Rows of labels here, 0 for those elsewhere, and whether they are here (T) fp32."""
+        local = labels - self.index * rows
+        held = ops.logical_and(local >= 0, local < rows)
+        return ops.select(held, local, ops.zeros_like(local)), held.astype(ms.float32)
+
+    def bprop(
+        self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor, out: tuple[Tensor, Tensor], dout: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of x and w; the logits are computed again rather than kept."""
+        x, w = self.cast(x), self.cast(w)
+        p = ops.exp(self.project(x, w) - out[1].expand_dims(1))
+        local, held = self.placed(labels, w.shape[0])
+        chosen = self.one_hot(local, w.shape[0], self.yes, self.no) * held.expand_dims(1)
+        d = self.cast((p - chosen) * (mask * dout[0]).expand_dims(1))
+        return self.plain(d, w), self.left_t(d, x), ops.zeros_like(labels), ops.zeros_like(mask)
+
+
+def build_vocab_cross_entropy(
+    cross_entropy: Callable[..., Tensor], group: Group, precision: str
+) -> Callable[..., Tensor]:
+    """Returns loss(x (B, S/tp, D), w (V/tp, D), labels (B, S), mask (B, S)) -> summed loss [nats], equal on all ranks."""
+    if group.size == 1:
+        return cross_entropy
+    gather, spread = build_gather_sequence(group), VocabCrossEntropy(group, precision)
+
+    def loss(x: Tensor, w: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        full = gather(x)
+        return spread(full.reshape((-1, full.shape[-1])), w, labels.reshape(-1), mask.reshape(-1))[0]
+
+    return loss

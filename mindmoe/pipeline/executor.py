@@ -1,0 +1,193 @@
+"""Runs one stage's list of actions: the only place where a pipeline schedule meets tensors.
+
+A stage keeps the input of each micro-batch that is in flight and computes the forward pass of its piece again in the
+backward pass, so a stage's memory is that of one piece and one micro-batch, whatever the schedule.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from mindmoe.parallel.collectives import primitives, recorded
+from mindmoe.parallel.groups import Group
+from mindmoe.pipeline.schedule import (
+    Action,
+    Schedule,
+    Transfer,
+    count_chunks,
+    receive_before,
+    transfer_after,
+    transfers,
+)
+
+Arguments = tuple[Tensor, ...]
+Absorb = Callable[[int, tuple[Tensor, ...]], None]
+
+
+class StageProgram:
+    """What a stage does with one of its pieces, compiled or op by op.
+
+    Args:
+        objective: of the piece: `parts` makes its output and its share of the balancing losses.
+        params: its trainable parameters.
+        graph: whether to compile.
+    """
+
+    def __init__(self, objective: Any, params: list[ms.Parameter], graph: bool):
+        self.first, self.last = objective.net.first, objective.net.last
+        weights = ms.ParameterTuple(params)
+        differentiated = _Differentiated(objective)
+        both = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
+        inputs_only = ops.GradOperation(get_all=True, sens_param=True)
+        weights_only = ops.GradOperation(get_by_list=True, sens_param=True)
+
+        def forward(*arguments: Tensor) -> Any:
+            return objective.parts(*arguments)
+
+        def backward(dy: Tensor, dbalance: Tensor, *arguments: Tensor) -> Any:
+            inputs, grads = both(differentiated, weights)(*arguments, (dy, dbalance))
+            return inputs[0], grads
+
+        def backward_input(dy: Tensor, dbalance: Tensor, *arguments: Tensor) -> Any:
+            return inputs_only(differentiated)(*arguments, (dy, dbalance))[0]
+
+        def backward_weights(dy: Tensor, dbalance: Tensor, *arguments: Tensor) -> Any:
+            return weights_only(differentiated, weights)(*arguments, (dy, dbalance))
+
+        functions = (forward, backward, backward_input, backward_weights)
+        self.forward, self.backward, self.backward_input, self.backward_weights = (
+            (ms.jit(function) for function in functions) if graph else functions
+        )
+
+
+class _Differentiated(nn.Cell):
+    """The part of an objective that has a gradient."""
+
+    def __init__(self, objective: Any):
+        super().__init__(auto_prefix=False)
+        self.objective = objective
+
+    def construct(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        loss_mask: Tensor,
+        segment_ids: Tensor,
+        token_weight: Tensor,
+        micro_weight: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Output and balancing losses."""
+        return self.objective.parts(x, labels, loss_mask, segment_ids, token_weight, micro_weight)[0]
+
+
+@dataclass
+class _InFlight:
+    """What a stage keeps of the micro-batches under way, and messages that arrived before their turn."""
+
+    arguments: dict[tuple[int, int], Arguments] = field(default_factory=dict)
+    gradients: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    arrived: dict[Transfer, Tensor] = field(default_factory=dict)
+    expected: dict[int, list[Transfer]] = field(default_factory=dict)
+
+
+class PipelineExecutor:
+    """Executes the schedule of this rank's stage.
+
+    Args:
+        schedule: of all stages; messages from a stage arrive in the order of its list.
+        programs: of this stage's pieces, by chunk.
+        group: the pipeline ranks.
+        message: shape of the hidden states that travel.
+    """
+
+    def __init__(self, schedule: Schedule, programs: list[StageProgram], group: Group, message: tuple[int, ...]):
+        self.schedule, self.programs, self.group, self.message = schedule, programs, group, message
+        self.stage, self.stages, self.chunks = group.index, len(schedule), count_chunks(schedule)
+        self.split_backward = any(action.kind == "W" for action in schedule[self.stage])
+        self.on = primitives(group)
+        self.one = Tensor(np.float32(1.0))
+
+    def run(
+        self, micro_batches: list[Arguments], scalars: Arguments, absorb: Absorb
+    ) -> dict[tuple[int, int], tuple[Tensor, ...]]:
+        """One step.
+
+        Args:
+            micro_batches: input_ids, labels, loss_mask and segment_ids of each.
+            scalars: token_weight and micro_weight.
+            absorb: takes a chunk's number and the gradients of its parameters, once for each micro-batch.
+
+        Returns:
+            What each chunk reported of each micro-batch, by (micro-batch, chunk).
+        """
+        flight = _InFlight(expected=self._expected())
+        reports = {}
+        for action in self.schedule[self.stage]:
+            key, program = (action.microbatch, action.chunk), self.programs[action.chunk]
+            if action.kind == "F":
+                ids, *rest = micro_batches[action.microbatch]
+                x = ids if program.first else self._receive(action, flight)
+                flight.arguments[key] = (x, *rest, *scalars)
+                (y, _), reports[key] = program.forward(*flight.arguments[key])
+                self._send(action, y)
+            elif action.kind == "B":
+                flight.gradients[key] = self.one if program.last else self._receive(action, flight)
+                if self.split_backward:
+                    if not program.first:
+                        self._send(action, program.backward_input(*self._given(flight, key)))
+                else:
+                    dx, grads = program.backward(*self._given(flight, key))
+                    self._send(action, dx)
+                    absorb(action.chunk, grads)
+                    self._forget(flight, key)
+            else:
+                absorb(action.chunk, program.backward_weights(*self._given(flight, key)))
+                self._forget(flight, key)
+        return reports
+
+    def evaluate(self, micro_batch: Arguments, scalars: Arguments) -> tuple[Tensor, ...]:
+        """The forward pass of one micro-batch alone; what the last of this stage's pieces reports."""
+        ids, *rest = micro_batch
+        report: tuple[Tensor, ...] = ()
+        for chunk, program in enumerate(self.programs):
+            action = Action("F", 0, chunk)
+            source = receive_before(action, self.stage, self.stages, self.chunks)
+            x = ids if source is None else self._message_from(source.source)
+            (y, _), report = program.forward(x, *rest, *scalars)
+            self._send(action, y)
+        return report
+
+    def _given(self, flight: _InFlight, key: tuple[int, int]) -> Arguments:
+        return (flight.gradients[key], self.one, *flight.arguments[key])
+
+    def _forget(self, flight: _InFlight, key: tuple[int, int]) -> None:
+        del flight.arguments[key], flight.gradients[key]
+
+    def _expected(self) -> dict[int, list[Transfer]]:
+        """What comes from each stage, in its order."""
+        return {
+            source: [transfer for transfer in sent if transfer.target == self.stage]
+            for source, sent in enumerate(transfers(self.schedule))
+        }
+
+    def _send(self, action: Action, x: Tensor) -> None:
+        transfer = transfer_after(action, self.stage, self.stages, self.chunks)
+        if transfer is not None:
+            num_bytes = float(x.size * x.itemsize)
+            recorded(self.group, "send", num_bytes, self.on.send, ops.stop_gradient(x), transfer.target)
+
+    def _receive(self, action: Action, flight: _InFlight) -> Tensor:
+        """What an action needs; messages of the same stage that come before it are kept for theirs."""
+        wanted = receive_before(action, self.stage, self.stages, self.chunks)
+        assert wanted is not None, "the first piece has ids, the last one starts the gradient"
+        while wanted not in flight.arrived:
+            transfer = flight.expected[wanted.source].pop(0)
+            flight.arrived[transfer] = self._message_from(wanted.source)
+        return flight.arrived.pop(wanted)
+
+    def _message_from(self, source: int) -> Tensor:
+        return recorded(self.group, "receive", 0.0, self.on.receive, self.message, ms.float32, source)
