@@ -2,7 +2,7 @@
 
 import zlib
 
-from mindspore import Parameter, Tensor
+from mindspore import Parameter, Tensor, ops
 
 from mindmoe.optim.reduction import Reduction
 from mindmoe.parallel.collectives import AllGather
@@ -68,7 +68,7 @@ class Owned:
         """Sets the model's parameters from everybody's master parts; nothing to do where they are the same."""
         for buffer, gather, masters, targets in self._published:
             for target, whole in zip(targets, buffer.whole(gather(buffer.row(masters))), strict=True):
-                target.set_data(whole)
+                ops.assign(target, whole)  # in place: a compiled step would not see a new tensor
 
     def _publications(self) -> list[tuple[ZeroBuffer, AllGather, tuple[Parameter, ...], tuple[Parameter, ...]]]:
         """One collective each: the buffer, the collective, this rank's masters, and what they are the parts of."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor
+from mindspore import Parameter, Tensor, ops
 
 from mindmoe.data.loader import Batch
 from mindmoe.moe.balance import updated_selection_bias
@@ -231,7 +231,8 @@ class TrainStep:
             for layer, bias in part.biases.items():
                 assert self.moe is not None and result.routing is not None
                 counts = result.routing[0][layer]
-                bias.set_data(Tensor(updated_selection_bias(bias.asnumpy(), counts, self.moe.balance.bias_rate)))
+                moved = updated_selection_bias(bias.asnumpy(), counts, self.moe.balance.bias_rate)
+                ops.assign(bias, Tensor(moved))  # in place: a compiled step would not see a new tensor
 
 
 def _compiled(function: Callable[..., Any], graph: bool) -> Callable[..., Any]:
