@@ -1,7 +1,8 @@
 """`mindmoe launch`: starts the ranks of a run on this machine through msrun, shows progress, and cleans up.
 
 The launcher imports no MindSpore. It refuses a run that cannot work before any process starts, follows the
-metrics file for the display, passes signals on, and names the rank that failed first with its reason.
+metrics file for the display, passes signals on, ends a run that a rank has failed or hangs in, and names that rank,
+the place it was in and its last words.
 """
 
 import re
@@ -21,14 +22,20 @@ from mindmoe.config import RunConfig
 from mindmoe.env import threads_per_rank, worker_environment
 from mindmoe.errors import UserError
 from mindmoe.launch.follow import follow
-from mindmoe.launch.processes import end_all, marked
+from mindmoe.launch.hang import HangWatch, Verdict
+from mindmoe.launch.processes import end_all
+from mindmoe.launch.ranks import Rank, dump_stacks
 from mindmoe.observe.progress import Progress
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.preflight import finished_steps, preflight
 
+EXIT_FAILED = 1  # a rank was killed, or hung
 _POLL = 0.2  # [s]
+_LOOK = 1.0  # [s] between two looks at the positions of the ranks
 _LINGER = 10.0  # [s] that msrun and its scheduler may need after the last rank has ended
 _GRACE = 5.0  # [s] for the other ranks to leave a word after one has failed
+_LAST_LINES = 12
+_CHATTER = re.compile(r"\[(DEBUG|INFO|WARNING)\] ")  # of MindSpore, which goes on after a stack trace
 
 
 def launch(config: RunConfig, cards: int) -> int:
@@ -48,14 +55,16 @@ def launch(config: RunConfig, cards: int) -> int:
     folder.create(config)
     port = config.launch.port or _free_port()
     _require_free(port)
-    for stale in (*folder.logs.glob("rank_*.exit"), *folder.logs.glob("rank_*.pid")):
-        stale.unlink()
+    ranks = [Rank(number, folder.logs) for number in range(cards)]
+    for rank in ranks:
+        rank.forget()
     mark = uuid.uuid4().hex
     threads = threads_per_rank(config.launch.threads, cards)
     env = worker_environment(threads, cards, str(Path(sys.executable).parent), mark)
     print(
         f"launching {config.name} on {cards} processes with {threads} threads each; logs in {folder.logs}", flush=True
     )
+    hang = None
     try:
         with open(folder.logs / "msrun.log", "w", encoding="utf-8") as output:
             process = subprocess.Popen(
@@ -66,11 +75,13 @@ def launch(config: RunConfig, cards: int) -> int:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            with _Forward(folder, mark):
-                _watch(process, config, folder, cards)
+            with _Forward(ranks, mark):
+                hang = _watch(process, config, folder, ranks)
+                if hang is not None:
+                    _report_hang(hang, ranks)
     finally:
         end_all(mark)
-    return _outcome(folder, cards)
+    return EXIT_FAILED if hang is not None else _outcome(folder, ranks)
 
 
 def _command(config: RunConfig, cards: int, port: int, folder: RunFolder) -> list[str]:
@@ -109,50 +120,54 @@ def _require_free(port: int) -> None:
             ) from None
 
 
-def _watch(process: subprocess.Popen, config: RunConfig, folder: RunFolder, cards: int) -> None:
-    """Shows records until msrun has ended, a rank has failed, or time is up; what then still runs is to be ended.
+def _watch(process: subprocess.Popen, config: RunConfig, folder: RunFolder, ranks: list[Rank]) -> Verdict | None:
+    """Shows records until msrun has ended, a rank has failed or hangs, or time is up; what then runs is to be ended.
 
     msrun's scheduler may wait for its own time-outs long after a rank has died, so the ranks are watched here.
+
+    Returns:
+        The verdict if the ranks hang.
     """
     limit = time.monotonic() + config.launch.timeout if config.launch.timeout else float("inf")
     over = float("inf")
-    records = follow(folder.metrics, time.time())
+    records, hangs, look = follow(folder.metrics, time.time()), HangWatch(ranks, config.launch), 0.0
     with Progress(config.train.steps, 0, config.name) as show:
         while process.poll() is None and time.monotonic() < min(limit, over):
             for record in next(records):
                 show.update(record)
-            ended, failed = _ended_ranks(folder)
-            if ended == cards:
-                over = min(over, time.monotonic() + _LINGER)
-            elif failed:
+            if any(rank.failed() for rank in ranks) or _first_failure(folder) is not None:
                 over = min(over, time.monotonic() + _GRACE)
+            elif all(rank.ended() for rank in ranks):
+                over = min(over, time.monotonic() + _LINGER)
+            elif time.monotonic() >= look:
+                look = time.monotonic() + _LOOK
+                if verdict := hangs.check(time.monotonic()):
+                    return verdict
             time.sleep(_POLL)
         for record in next(records):
             show.update(record)
         if time.monotonic() >= limit:
             show.message(f"launch.timeout={config.launch.timeout:.0f} s is over: the run was ended")
+    return None
 
 
-def _ended_ranks(folder: RunFolder) -> tuple[int, int]:
-    """How many ranks have ended, and how many of them badly: with a code, or without leaving one."""
-    ended = failed = 0
-    for path in folder.logs.glob("rank_*.pid"):
-        status = path.with_suffix(".exit")
-        if status.exists():
-            text = status.read_text(encoding="utf-8")
-            ended += 1
-            failed += not text.startswith("0\n")
-        elif (pid := path.read_text()) and not psutil.pid_exists(int(pid)):  # empty: it is just being written
-            ended += 1
-            failed += 1
-    return ended, failed
+def _report_hang(verdict: Verdict, ranks: list[Rank]) -> None:
+    """Says why the run is ended, with the last lines and the stacks of the ranks to blame."""
+    blamed = [rank for rank in ranks if rank.number in verdict.culprits]
+    last_lines = {rank.number: _tail(rank.log) for rank in blamed}
+    stacks = dump_stacks(ranks)
+    print(f"mindmoe: {verdict.reason}; the run was ended. Launch again to resume", file=sys.stderr)
+    for rank in blamed:
+        print(f"  last lines of {rank.log}:\n{last_lines[rank.number]}", file=sys.stderr)
+        if rank.number in stacks:
+            print(f"  its stacks:\n{_indented(stacks[rank.number].splitlines())}", file=sys.stderr)
 
 
 class _Forward:
     """Passes the first SIGINT or SIGTERM on to the ranks as SIGTERM, and ends everything at the second."""
 
-    def __init__(self, folder: RunFolder, mark: str):
-        self.folder, self.mark, self.asked = folder, mark, False
+    def __init__(self, ranks: list[Rank], mark: str):
+        self.ranks, self.mark, self.asked = ranks, mark, False
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> None:
@@ -168,53 +183,70 @@ class _Forward:
             sys.exit(128 + number)
         self.asked = True
         print("\nstopping: the ranks finish their step and save; press again to end at once", flush=True)
-        ranks = {int(path.read_text()) for path in self.folder.logs.glob("rank_*.pid")}
-        for process in marked(self.mark):
-            if process.pid in ranks:
-                with suppress(ProcessLookupError):
+        for rank in self.ranks:
+            if (process := rank.process()) is not None:
+                with suppress(psutil.Error):
                     process.send_signal(signal.SIGTERM)
 
 
-def _outcome(folder: RunFolder, cards: int) -> int:
+def _outcome(folder: RunFolder, ranks: list[Rank]) -> int:
     """The exit code of the launch; says which rank failed first and why."""
-    codes: dict[int, tuple[int, str]] = {}
-    for status in sorted(folder.logs.glob("rank_*.exit"), key=lambda path: path.stat().st_mtime):
-        first_line, _, reason = status.read_text(encoding="utf-8").partition("\n")
-        codes[int(status.stem.removeprefix("rank_"))] = int(first_line), reason.strip()
-    failed = [rank for rank, (code, _) in codes.items() if code]
-    if not failed and len(codes) == cards:
+    outcomes = {rank: outcome for rank in ranks if (outcome := rank.outcome()) is not None}
+    if len(outcomes) == len(ranks) and not any(code for code, _ in outcomes.values()):
         return 0
-    text = (folder.logs / "msrun.log").read_text(encoding="utf-8", errors="replace")
-    first = re.search(r"Worker process (\d+) exit with exception. Error code: (-?\d+)", text)
-    pids = {path.read_text().strip(): int(path.stem.removeprefix("rank_")) for path in folder.logs.glob("rank_*.pid")}
-    if first and first[1] in pids and pids[first[1]] not in codes:
-        rank = pids[first[1]]
-        how = f"was killed by signal {-int(first[2])}" if int(first[2]) < 0 else f"ended with code {first[2]}"
-        _complain(
-            f"rank {rank} {how}; the other ranks were ended. Launch again to resume from the newest checkpoint",
-            folder.logs / f"worker_{rank}.log",
-        )
-        return 1
+    if killed := _killed(folder, ranks):
+        rank, how = killed
+        _complain(rank, f"{how}; the other ranks were ended. Launch again to resume from the newest checkpoint")
+        return EXIT_FAILED
+    failed = [rank for rank, (code, _) in outcomes.items() if code]
     if not failed:
-        missing = [rank for rank in range(cards) if rank not in codes]
-        _complain(f"ranks {missing} did not finish", folder.logs / "msrun.log")
-        return 1
-    code, reason = codes[failed[0]]
+        missing = [rank.number for rank in ranks if rank not in outcomes]
+        log = folder.logs / "msrun.log"
+        print(f"mindmoe: ranks {missing} did not finish\n  last lines of {log}:\n{_tail(log)}", file=sys.stderr)
+        return EXIT_FAILED
+    first = min(failed, key=lambda rank: rank.exit_file.stat().st_mtime_ns)
+    code, reason = outcomes[first]
     if code in (130, 143):
         print("stopped as asked; the same command resumes", flush=True)
     elif code == 2:
         print(f"mindmoe: {reason}", file=sys.stderr)
     else:
-        _complain(f"rank {failed[0]} failed first: {reason or 'see its log'}", folder.logs / f"worker_{failed[0]}.log")
+        _complain(first, f"failed first: {reason or 'see its log'}")
     return code
 
 
-def _complain(message: str, log: Path) -> None:
-    print(f"mindmoe: {message}\n  last lines of {log}:\n{_tail(log)}", file=sys.stderr)
+def _killed(folder: RunFolder, ranks: list[Rank]) -> tuple[Rank, str] | None:
+    """The first rank that ended without leaving a code, and how; msrun, which ends the others, notes it."""
+    if (first := _first_failure(folder)) is None:
+        return None
+    pid, code = first
+    for rank in ranks:
+        with suppress(FileNotFoundError):
+            if rank.pid_file.read_text().strip() == str(pid) and rank.outcome() is None:
+                return rank, f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    return None
 
 
-def _tail(path: Path, lines: int = 8) -> str:
+def _first_failure(folder: RunFolder) -> tuple[int, int] | None:
+    """The process and the code of the first worker that msrun saw fail, even before it could leave a file."""
+    text = (folder.logs / "msrun.log").read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"Worker process (\d+) exit with exception. Error code: (-?\d+)", text)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def _complain(rank: Rank, message: str) -> None:
+    place = f" (it was in {at})" if (at := rank.position()) is not None and at.phases else ""
+    print(
+        f"mindmoe: rank {rank.number} {message}{place}\n  last lines of {rank.log}:\n{_tail(rank.log)}", file=sys.stderr
+    )
+
+
+def _tail(path: Path) -> str:
     if not path.exists():
         return f"  ({path} was not written)"
-    text = path.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-lines:]
-    return "\n".join(f"    {line[:240]}" for line in text)
+    lines = path.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
+    return _indented([line for line in lines if not _CHATTER.match(line)][-_LAST_LINES:])
+
+
+def _indented(lines: list[str]) -> str:
+    return "\n".join(f"    {line[:240]}" for line in lines)

@@ -8,6 +8,7 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from mindmoe.parallel.groups import Group
+from mindmoe.position import during
 
 _BUCKET = 1 << 22  # elements per all-reduce: 16 MB of fp32, enough to hide the latency of a call
 
@@ -27,8 +28,9 @@ def host_sum(values: np.ndarray, group: Group) -> np.ndarray:
     """Sum over the group of a small host array; fp32 on the wire, so integers are exact below 2^24."""
     if group.size == 1:
         return values
-    total = ops.AllReduce(group=group.name)(Tensor(np.ascontiguousarray(values, np.float32)))
-    return total.asnumpy().astype(values.dtype)
+    with during(f"sum of host values over {group.axis}", group.ranks):
+        total = ops.AllReduce(group=group.name)(Tensor(np.ascontiguousarray(values, np.float32)))
+        return total.asnumpy().astype(values.dtype)
 
 
 def buckets(sizes: list[int], limit: int = _BUCKET) -> list[list[int]]:
@@ -85,4 +87,5 @@ def _identity_many(*tensors: Tensor) -> tuple[Tensor, ...]:
 def barrier(group: Group) -> None:
     """Returns once every rank of the group has called it."""
     if group.size > 1:
-        ops.AllReduce(group=group.name)(Tensor(np.zeros(1, np.float32), ms.float32)).asnumpy()
+        with during(f"barrier over {group.axis}", group.ranks):
+            ops.AllReduce(group=group.name)(Tensor(np.zeros(1, np.float32), ms.float32)).asnumpy()

@@ -24,6 +24,7 @@ from mindmoe.parallel.collectives import build_all_reduce_many, host_sum
 from mindmoe.parallel.groups import Group
 from mindmoe.parallel.mesh import MeshAxis
 from mindmoe.parallel.sharding import replica_axes
+from mindmoe.position import during
 from mindmoe.train.objective import Objective
 
 
@@ -101,20 +102,23 @@ class TrainStep:
         reports: list[list[np.ndarray]] = []
         grads: tuple[Tensor, ...] = ()
         for batch in micro_batches:
-            (_, report), partial = self._gradients(*as_tensors(batch), token_weight, micro_weight)
-            grads = self._add(*grads, *partial) if grads else partial
-            reports.append([part.asnumpy() for part in report])
-        *summed, squared = self._reduce(*grads)
+            with during("gradients over dp_cp", self.groups["dp_cp"].ranks):
+                (_, report), partial = self._gradients(*as_tensors(batch), token_weight, micro_weight)
+                grads = self._add(*grads, *partial) if grads else partial
+                reports.append([part.asnumpy() for part in report])
+        with during("sum of gradients over dp_cp", self.groups["dp_cp"].ranks):
+            *summed, squared = self._reduce(*grads)
+            norm = float(np.sqrt(squared.asnumpy()))
         report = [np.sum(parts, axis=0) for parts in zip(*reports, strict=True)]
         flat = np.concatenate([part.reshape(-1) for part in report] + [np.array([stop], np.float32)])
         flat = host_sum(flat, self.groups["dp_cp"])
-        norm = float(np.sqrt(squared.asnumpy()))
         result = _unpack(flat, report, num_valid, norm, perf_counter() - started)
         if not result.finite:
             return result
         updating = perf_counter()
         scale = Tensor(np.float32(clip_scale(norm, self.clip_norm)))
-        self._update(Tensor(np.float32(lr)), scale, Tensor(np.float32(step + 1)), *summed).asnumpy()
+        with during("update"):
+            self._update(Tensor(np.float32(lr)), scale, Tensor(np.float32(step + 1)), *summed).asnumpy()
         self._update_biases(result)
         return replace(result, update_seconds=perf_counter() - updating)
 
