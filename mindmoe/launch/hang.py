@@ -11,13 +11,15 @@ in a collective, and one does not come. The rule that finds it, in this order:
 5. nobody, when all ranks are equally far: then the network or the device is at fault.
 """
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
 
 from mindmoe.launch.config import LaunchConfig
-from mindmoe.launch.ranks import Rank
+from mindmoe.launch.local import EXIT_FAILED, Failure
+from mindmoe.launch.ranks import Rank, dump_stacks, indented, tail
 from mindmoe.position import Phase, Position, spans
 
 
@@ -69,6 +71,30 @@ class HangWatch:
             culprits=verdict.culprits,
             reason=f"no rank has made progress for {now - self._progress:.0f} s: {verdict.reason}",
         )
+
+
+def hang_failure(verdict: Verdict, ranks: Sequence[Rank]) -> Failure:
+    """The failure that a hang is, with the last words and the stacks of the ranks to blame.
+
+    Args:
+        verdict: which ranks those are.
+        ranks: living ranks of this node: all of them write their stacks into their logs.
+    """
+    blamed = [rank for rank in ranks if rank.number in verdict.culprits]
+    last_lines = {rank: tail(rank.log) for rank in blamed}
+    stacks = dump_stacks(ranks)
+    details = []
+    for rank in blamed:
+        details.append(f"  last lines of {rank.log}:\n{last_lines[rank]}")
+        if rank.number in stacks:
+            details.append(f"  its stacks:\n{indented(stacks[rank.number].splitlines())}")
+    return Failure(
+        code=EXIT_FAILED,
+        rank=verdict.culprits[0] if verdict.culprits else -1,
+        message=f"{verdict.reason}; the run was ended",
+        details="\n".join(details),
+        time=time.time(),
+    )
 
 
 def diagnose(positions: Mapping[int, Position], stopped: Collection[int] = ()) -> Verdict:

@@ -1,5 +1,6 @@
 """A rank as its launcher sees it: the small files beside its log, and its process."""
 
+import re
 import signal
 import time
 from collections.abc import Iterable
@@ -15,6 +16,9 @@ from mindmoe.position import Position
 STACK_SIGNAL = signal.SIGUSR1
 """A worker answers it by writing the stacks of all its threads into its log, even from within a collective."""
 
+_LAST_LINES = 12
+_CHATTER = re.compile(r"\[(DEBUG|INFO|WARNING)\] ")  # of MindSpore, which goes on after a stack trace
+
 
 @dataclass(frozen=True, slots=True)
 class Rank:
@@ -23,10 +27,12 @@ class Rank:
     Attributes:
         number: global rank.
         folder: the log folder.
+        local: whether it runs on this node, so that its process number means something here.
     """
 
     number: int
     folder: Path
+    local: bool = True
 
     @property
     def log(self) -> Path:
@@ -65,7 +71,9 @@ class Rank:
         return None
 
     def process(self) -> psutil.Process | None:
-        """Its living process, None before it starts and after it has ended."""
+        """Its living process, None before it starts, after it has ended, and on another node."""
+        if not self.local:
+            return None
         with suppress(FileNotFoundError, ValueError, psutil.NoSuchProcess):  # an empty file is just being written
             process = psutil.Process(int(self.pid_file.read_text(encoding="utf-8")))
             if process.status() != psutil.STATUS_ZOMBIE:
@@ -104,6 +112,19 @@ def dump_stacks(ranks: Iterable[Rank], patience: float = 3.0) -> dict[int, str]:
                 written[rank.number] = text
     time.sleep(0.2)  # the last lines of the last one
     return {rank.number: _after(rank.log, size) for rank, size in asked.items() if rank.number in written}
+
+
+def tail(path: Path) -> str:
+    """The last lines of a log, without what MindSpore reports for information only."""
+    if not path.exists():
+        return f"    ({path} was not written)"
+    lines = path.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
+    return indented([line for line in lines if not _CHATTER.match(line)][-_LAST_LINES:])
+
+
+def indented(lines: Iterable[str]) -> str:
+    """Lines as they stand below a message."""
+    return "\n".join(f"    {line[:240]}" for line in lines)
 
 
 def _after(path: Path, offset: int) -> str:

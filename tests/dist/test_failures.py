@@ -93,6 +93,26 @@ def test_a_stopped_process_ends_the_launch_and_is_named(cli):
     assert "its stacks" in output and "most recent call first" in output
 
 
+def test_a_killed_rank_is_started_again_from_the_newest_checkpoint(cli, trace):
+    process = cli.start(*WORDS, "name=again", "train.steps=12", "launch.restarts=1", "launch.backoff=0")
+    cli.wait_for_step("again", 4, process)
+    psutil.Process(pid_of(cli, "again", 0)).kill()
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    assert "rank 0 was killed by signal 9" in output
+    assert re.search(r"restart 1 of 1 without a newer checkpoint, from step \d+, in 0 s", output), output
+    assert "resuming from step" in output and len(trace("again")) == 12
+    assert (cli.folder / "runs" / "again" / "logs" / "attempt-001" / "worker_0.log").exists()
+
+
+def test_a_run_that_fails_at_once_each_time_is_given_up(cli, inject):
+    inject(1, "raise")
+    code, output = cli.run(*WORDS, "name=vain", "launch.restarts=1", "launch.backoff=0")
+    assert code == 1, output
+    assert output.count("rank 1 failed first: RuntimeError: injected fault") == 2
+    assert "1 restarts (launch.restarts) have brought no newer checkpoint than step 0" in output
+
+
 def test_a_stopped_launch_twice_asked_ends_at_once(cli):
     process = cli.start("launch", "--cards", "2", "name=twice", "train.steps=400")
     cli.wait_for_step("twice", 1, process)
