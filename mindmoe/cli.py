@@ -58,9 +58,20 @@ def _train(args: argparse.Namespace) -> int:
 
 def _launch(args: argparse.Namespace) -> int:
     run = _resolved(args)
-    from mindmoe.launch.msrun import launch
+    scheduler: Any = "hosts" if args.nodes else args.scheduler
+    if scheduler is None:
+        from mindmoe.launch.msrun import launch
 
-    return launch(run, args.cards)
+        return launch(run, args.cards)
+    from mindmoe.launch.prepare import prepare
+
+    return prepare(run, args.cards, args.cards_per_node, scheduler, args.nodes)
+
+
+def _node(args: argparse.Namespace) -> int:
+    from mindmoe.launch.node import run_node
+
+    return run_node(args.path, args.index)
 
 
 def _config_show(args: argparse.Namespace) -> int:
@@ -185,11 +196,28 @@ def _add_training(commands: Any) -> None:
         commands,
         "launch",
         _launch,
-        "train a config on several cards of this machine",
+        "train a config on several cards of this machine, or prepare it for many machines",
         "mindmoe launch configs/quickstart.yaml --cards 2 optim.lr=1e-3",
     )
     _add_config(launch)
     launch.add_argument("--cards", type=_positive, required=True, metavar="N", help="number of worker processes")
+    nodes = launch.add_mutually_exclusive_group()
+    nodes.add_argument("--nodes", type=Path, metavar="FILE", help="write scripts for the hosts of a file, one a line")
+    for flag, what in (("slurm", "write a batch script for Slurm"), ("k8s", "write a job for Volcano on Kubernetes")):
+        nodes.add_argument(f"--{flag}", action="store_const", const=flag, dest="scheduler", help=what)
+    launch.add_argument(
+        "--cards-per-node", type=_positive, default=8, metavar="N", help="with nodes: cards of each (default 8)"
+    )
+
+    node = _command(
+        commands,
+        "node",
+        _node,
+        "run one node of a launch that was prepared for many machines",
+        "mindmoe node runs/gpt-oss-120b/launch --index 3",
+    )
+    node.add_argument("path", type=Path, metavar="FOLDER", help="the folder that launch wrote")
+    node.add_argument("--index", type=_whole, required=True, metavar="N", help="which node this is, from 0")
 
 
 def _add_plan(commands: Any) -> None:

@@ -47,10 +47,9 @@ LAUNCH_MARK = "MINDMOE_LAUNCH"
 """Variable that marks every process of one launch, so that exactly those can be found and ended."""
 
 
-def worker_environment(threads: int, local_world: int, python_folder: str, mark: str) -> dict[str, str]:
+def worker_environment(threads: int, local_world: int, python_folder: str) -> dict[str, str]:
     """Environment of msrun: workers share the cores, and `python` on PATH is the interpreter that runs us."""
     env = dict(os.environ)
-    env[LAUNCH_MARK] = mark
     env["PATH"] = python_folder + os.pathsep + env.get("PATH", "")
     env["MINDMOE_LOCAL_WORLD"] = str(local_world)
     env.setdefault("GLOG_v", "3")

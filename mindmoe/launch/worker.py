@@ -1,7 +1,8 @@
 """The script that msrun runs in every process of a launch: the scheduler, or one rank of the training.
 
 A rank leaves `rank_R.exit` beside its log with its exit code and, if it failed, one line that says why; the
-launcher reads it, because msrun itself kills the other ranks and reports no more than that something failed.
+launcher reads it, because msrun itself kills the other ranks and reports no more than that something failed. It also
+records where it is, and writes its stacks into its log when the launcher asks for them.
 """
 
 import faulthandler
@@ -12,12 +13,14 @@ from pathlib import Path
 
 def _rank() -> int:
     from mindmoe.env import place
+    from mindmoe.launch.ranks import STACK_SIGNAL, Rank
+    from mindmoe.position import record_in
 
     faulthandler.enable()
-    log_folder, config = Path(sys.argv[1]), sys.argv[2]
-    rank = place().rank
-    status = log_folder / f"rank_{rank}.exit"
-    (log_folder / f"rank_{rank}.pid").write_text(str(os.getpid()), encoding="utf-8")
+    faulthandler.register(STACK_SIGNAL, all_threads=True)
+    rank = Rank(place().rank, Path(sys.argv[1]))
+    record_in(rank.position_file)
+    rank.pid_file.write_text(str(os.getpid()), encoding="utf-8")
     code, reason = 1, ""
     try:
         from mindmoe.errors import UserError
@@ -25,7 +28,7 @@ def _rank() -> int:
         from mindmoe.train.main import train
 
         try:
-            code = train(load_config(config))
+            code = train(load_config(sys.argv[2]))
         except UserError as error:
             code, reason = 2, str(error)
             print(f"mindmoe: {error}", file=sys.stderr)
@@ -33,7 +36,7 @@ def _rank() -> int:
             reason = f"{type(error).__name__}: {error}"
             raise
     finally:
-        status.write_text(f"{code}\n{reason}\n", encoding="utf-8")
+        rank.exit_file.write_text(f"{code}\n{reason}\n", encoding="utf-8")
     return code
 
 
@@ -52,7 +55,8 @@ def _scheduler(device: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # the folder of this file, whose modules are not to be found without their package
+    # Not the folder of this file, but that of the package, so that workers run the very code of their launcher.
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
     from mindmoe.env import is_scheduler
 
     sys.exit(_scheduler(sys.argv[3]) if is_scheduler() else _rank())

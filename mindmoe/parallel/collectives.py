@@ -279,8 +279,9 @@ def host_sum(values: np.ndarray, group: Group) -> np.ndarray:
     if group.size == 1:
         return values
     wire = Tensor(np.ascontiguousarray(values, np.float32))
-    sent = ledger.all_reduce_bytes(values.size * 4.0, group.size)
-    return recorded(group, "all_reduce", sent, primitives(group).all_reduce, wire).asnumpy().astype(values.dtype)
+    ledger.count(group.axis, "all_reduce", ledger.all_reduce_bytes(values.size * 4.0, group.size))
+    with during(f"sum of host values over {group.axis}", group.ranks):
+        return primitives(group).all_reduce(wire).asnumpy().astype(values.dtype)
 
 
 def barrier(group: Group) -> None:

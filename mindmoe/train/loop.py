@@ -13,6 +13,7 @@ from mindmoe.model.shapes import flops_per_token
 from mindmoe.moe.statistics import RoutingStatistics, routing_statistics
 from mindmoe.optim.schedule import learning_rate
 from mindmoe.parallel.collectives import barrier, host_sum
+from mindmoe.position import during
 from mindmoe.train.evaluate import Evaluator
 from mindmoe.train.guard import StopRequest
 from mindmoe.train.persist import Saver
@@ -58,13 +59,15 @@ class Loop:
         self.event(start, "machine", self.machine)
         self.event(start, "compile", f"compiling the step ({self.config.mode} mode), then training")
         for step in range(start, self.config.steps):
-            result = self.step(step, stop.asked)
+            with during("step", number=step + 1):
+                result = self.step(step, stop.asked)
             done = step + 1
             if not result.finite:
                 return self.not_finite(step, result)
             last = done == self.config.steps
             if last or (self.config.eval_every and done % self.config.eval_every == 0):
-                self.sink(self.evaluator.run(done))
+                with during("evaluation"):
+                    self.sink(self.evaluator.run(done))
             every = self.trainer.config.checkpoint.every
             if last or result.stop or (every and done % every == 0):
                 self.save(done)
@@ -77,7 +80,8 @@ class Loop:
     def step(self, step: int, asked: bool) -> StepResult:
         """One step and its records."""
         started = perf_counter()
-        micro_batches = self.micro_batches(step)
+        with during("reading data"):
+            micro_batches = self.micro_batches(step)
         num_valid = self.count_valid(micro_batches)
         data_seconds = perf_counter() - started
         lr = learning_rate(self.trainer.config.optim, step, self.config.steps)
@@ -152,7 +156,8 @@ class Loop:
         failure = None
         if self.saver is not None and self.saved_step != step:
             try:
-                self.saver.save(step, self.trainer.state)
+                with during("saving", number=step):
+                    self.saver.save(step, self.trainer.state)
                 self.event(step, "checkpoint", f"saved step {step}")
             except CheckpointError as error:
                 failure = error

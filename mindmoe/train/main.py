@@ -11,6 +11,7 @@ from mindmoe.env import Place, place, quiet_mindspore, threads_per_rank
 from mindmoe.observe.environment import describe
 from mindmoe.observe.metrics import MetricsLog
 from mindmoe.observe.progress import Progress
+from mindmoe.position import during
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.guard import StopRequest
 from mindmoe.train.preflight import finished_steps, preflight
@@ -48,8 +49,10 @@ def train(config: RunConfig) -> int:
         from mindmoe.train.persist import Saver
         from mindmoe.train.setup import build_trainer, start_device
 
-        start_device(config, at)
-        trainer = build_trainer(config, at)
+        with during("joining the cluster", range(at.world)):
+            start_device(config, at)
+        with during("building the model"):
+            trainer = build_trainer(config, at)
         saver = Saver(config, at.world) if at.rank == 0 else None
         start, quarantined = resume(config, trainer, trainer.state)
         with ExitStack() as stack:
@@ -88,8 +91,9 @@ def resume(config: RunConfig, trainer: Any, state: list[Any]) -> tuple[int, tupl
         path = next(path for path in store.list_steps(root) if store.step_of(path) == step)
         tensors, manifest = store.load(path)
         found = store.Found(path=path, manifest=manifest, tensors=tensors, quarantined=())
-    check_identity(found, config)
-    restore(found, state)
+    with during("loading", number=step):
+        check_identity(found, config)
+        restore(found, state)
     return step, found.quarantined
 
 

@@ -127,14 +127,13 @@ class TrainStep:
             stop: whether this rank was asked to stop.
         """
         started = perf_counter()
-        with during(f"gradients ({self.mode})", self.groups["world"].ranks, step):
-            grads, reports = self.gradients(micro_batches, num_valid)
+        grads, reports = self.gradients(micro_batches, num_valid)
         result = self._result(reports, grads, num_valid, stop)
         result = replace(result, compute_seconds=perf_counter() - started)
         if not result.finite:
             return result
         updating = perf_counter()
-        with during("update", (), step):
+        with during("update", number=step):
             scale = Tensor(np.float32(clip_scale(result.grad_norm, self.clip_norm)))
             self._update(Tensor(np.float32(lr)), scale, Tensor(np.float32(step + 1)), *grads).asnumpy()
             for part in self.parts:
@@ -160,9 +159,10 @@ class TrainStep:
         else:
             reports = [[]]
             for batch in batches:
-                (_, report), grads = self._gradients(*batch, *scalars)
+                with during(f"gradients ({self.mode})", self.groups["stage"].ranks):
+                    (_, report), grads = self._gradients(*batch, *scalars)
+                    reports[0].append(tuple(part.asnumpy() for part in report))
                 absorb(0, grads)
-                reports[0].append(report)
         if self.zero != 2:
             sums = [reduce(*grads) for reduce, grads in zip(self._reduce, sums, strict=True)]
         return tuple(grad for grads in sums for grad in grads), reports
@@ -193,7 +193,7 @@ class TrainStep:
         per_layer = np.zeros((2, self.num_layers))  # entropy, dropped
         for part, of_part in zip(self.parts, reports, strict=True):
             for report in of_part:
-                values = [value.asnumpy() for value in report[:6]]
+                values = [np.asarray(value) for value in report[:6]]
                 sums[0] += values[0][0] if self.groups["tp"].index == 0 else 0.0
                 if self.moe:
                     rows = slice(part.layers.start, part.layers.stop)

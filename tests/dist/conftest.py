@@ -50,6 +50,7 @@ class Cli:
     folder: Path
     corpus: Path
     config: Path = field(init=False)
+    env: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.config = self.folder / "small.yaml"
@@ -64,7 +65,7 @@ class Cli:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            env={**os.environ, "GLOG_v": "3"},
+            env={**os.environ, "GLOG_v": "3", **self.env},
         )
 
     def run(self, *words: str) -> tuple[int, str]:

@@ -1,0 +1,281 @@
+"""`mindmoe node`: one node of a launch; it follows the orders of node 0, and on node 0 also gives them."""
+
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+from mindmoe.config import RunConfig, resolve
+from mindmoe.env import threads_per_rank, worker_environment
+from mindmoe.launch.check import check_node
+from mindmoe.launch.cluster import Cluster
+from mindmoe.launch.command import exports, msrun_command, rank_table, variables
+from mindmoe.launch.coordinator import Coordinator
+from mindmoe.launch.hang import HangWatch, hang_failure
+from mindmoe.launch.local import EXIT_FAILED, Failure, LocalRanks, free_port, keep_logs
+from mindmoe.launch.ranks import Rank, dump_stacks
+from mindmoe.launch.restart import Restarts
+from mindmoe.launch.shared import NodeStatus, Orders, SharedFolder
+from mindmoe.load import load_config
+from mindmoe.train.folder import RunFolder
+from mindmoe.train.preflight import finished_steps
+
+_POLL = 0.5  # [s]
+
+
+def run_node(launch_folder: Path, index: int) -> int:
+    """Runs a node until the launch is over; returns the exit code of the run.
+
+    Args:
+        launch_folder: what `mindmoe launch` wrote, on a file system that all nodes share.
+        index: which node this is, from 0.
+
+    Raises:
+        UserError: the folder is none of a launch, or has no such node.
+    """
+    cluster = Cluster.read(launch_folder)
+    cluster.check_index(index)
+    config = resolve(load_config(launch_folder.parent / "config.yaml"), cluster.cards)
+    node = Node(SharedFolder(launch_folder), index, cluster, config)
+    return Leader(node).run() if index == 0 else node.run()
+
+
+class Node:
+    """Starts, watches and ends the ranks of this node as it is ordered to.
+
+    Args:
+        shared: the folder that the nodes share.
+        index: of this node.
+        cluster: all nodes.
+        config: the resolved run.
+    """
+
+    def __init__(self, shared: SharedFolder, index: int, cluster: Cluster, config: RunConfig):
+        self.shared, self.index, self.cluster, self.config = shared, index, cluster, config
+        self.folder = RunFolder.of(config)
+        self.asked = 0  # the signal that asked to stop
+        self.ranks: LocalRanks | None = None
+        self.status: NodeStatus | None = None
+        shared.create()
+        self.folder.logs.mkdir(parents=True, exist_ok=True)
+        self._void = shared.read_orders()  # of an earlier launch, until node 0 is seen to go on giving them
+        self._heard: tuple[str, int] = ("", -1)
+        self._heard_at = time.monotonic()
+
+    def run(self) -> int:
+        """Follows the orders to their end; returns the exit code."""
+        with self.signals():
+            try:
+                while (code := self.step()) is None:
+                    time.sleep(_POLL)
+                return code
+            finally:
+                self.end_ranks()
+
+    def step(self) -> int | None:
+        """Looks at the orders once; returns the exit code when there is no more to do."""
+        orders = self._living_orders()
+        if orders is not None:
+            if orders.action == "finish" and self.status is not None and self.status.session == orders.session:
+                if orders.code and self.index:  # node 0 has said why
+                    self.say(f"node 0 ended the launch: {orders.message}")
+                return orders.code
+            self._follow(orders)
+        silence = time.monotonic() - self._heard_at
+        launch = self.config.launch
+        if silence > (launch.node_timeout if self.status else launch.cluster_timeout):
+            self.say(f"node 0 gave no sign of life for {silence:.0f} s: this node leaves")
+            return EXIT_FAILED
+        return 128 + self.asked if self.asked and self.ranks is None else None
+
+    def say(self, text: str) -> None:
+        """Prints a line for the user."""
+        print(f"mindmoe node {self.index}: {text}", flush=True)
+
+    def end_ranks(self) -> None:
+        """Ends the processes of this node, if there are any."""
+        if self.ranks is not None:
+            self.ranks.end()
+            self.ranks = None
+
+    def _living_orders(self) -> Orders | None:
+        """The orders, as long as node 0 is seen to live: those that an earlier launch left are void."""
+        orders = self.shared.read_orders()
+        if orders is None or orders == self._void:
+            return None
+        self._void = None
+        if (heard := (orders.session, orders.beat)) != self._heard:
+            self._heard, self._heard_at = heard, time.monotonic()
+        return orders
+
+    def _follow(self, orders: Orders) -> None:
+        """Does what the orders say, and says how far it is."""
+        if self.status is None or self.status.session != orders.session:
+            self.end_ranks()  # node 0 has begun anew: what ran is not part of it
+            self.status = self._introduction(orders.session)
+        status = self.status
+        if orders.action == "run" and orders.attempt > status.attempt and self.index in orders.nodes:
+            self._start(orders)
+            status = replace(status, state="running", attempt=orders.attempt, failure=None)
+        elif self.ranks is not None and orders.action == "stop":
+            dump_stacks(self.ranks.ranks)
+            self.end_ranks()
+            status = replace(status, state="stopped")
+        elif self.ranks is not None:
+            status = self._looked_at(self.ranks, status)
+        elif orders.action == "gather":
+            status = replace(status, port=free_port(""))
+        self.status = replace(status, beat=status.beat + 1)
+        self.shared.write_status(self.status)
+
+    def _looked_at(self, ranks: LocalRanks, status: NodeStatus) -> NodeStatus:
+        """The status after a look at the ranks."""
+        state, failure = ranks.state(), status.failure
+        if state == "failing" and failure is None:
+            found = ranks.failure()
+            failure = found if found is not None and found.rank >= 0 else None  # else msrun has yet to say which
+        elif state == "ended":
+            self.end_ranks()
+            failure = failure or ranks.failure()
+            return replace(status, state="stopped" if failure else "done", failure=failure)
+        return replace(status, state="failing" if failure else "running", failure=failure)
+
+    def _introduction(self, session: str) -> NodeStatus:
+        """The first status of this node, with the result of its check."""
+        address = self.cluster.address_of(self.index, self.config.launch.interface)
+        check = check_node(self.config, self.cluster.cards, self.cluster.cards_per_node, address)
+        for note in check.notes:
+            self.say(f"note: {note}")
+        for problem in check.problems:
+            self.say(f"unfit: {problem}")
+        return NodeStatus(
+            index=self.index,
+            session=session,
+            beat=0,
+            name=self.cluster.hosts[self.index].name if self.cluster.hosts else socket.gethostname(),
+            address=address,
+            port=free_port(""),
+            state="unfit" if check.problems else "ready",
+            problems=check.problems,
+            facts=check.facts,
+            device_addresses=check.device_addresses,
+        )
+
+    def _start(self, orders: Orders) -> None:
+        """Starts the ranks of this node."""
+        cluster, place = self.cluster, orders.nodes.index(self.index)
+        table = self.shared.path / "rank_table.json"
+        command = msrun_command(
+            self.config,
+            cards=cluster.cards,
+            cards_per_node=cluster.cards_per_node,
+            master=orders.master,
+            node_rank=place,
+            rank_table=table if table.exists() else None,
+        )
+        threads = threads_per_rank(self.config.launch.threads, cluster.cards_per_node)
+        env = worker_environment(threads, cluster.cards_per_node, str(Path(sys.executable).parent))
+        env |= exports(variables(self.config, cluster.cards, cluster.cards_per_node))
+        first = place * cluster.cards_per_node
+        ranks = [Rank(number, self.folder.logs) for number in range(first, first + cluster.cards_per_node)]
+        self.ranks = LocalRanks(command, ranks, env, self.folder.logs / f"msrun_node_{self.index}.log")
+        self.ranks.start()
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Passes the first SIGINT or SIGTERM on to the ranks, which save and stop, and leaves at the second."""
+
+        def handle(number: int, _: FrameType | None) -> None:
+            if self.asked:
+                sys.exit(128 + number)
+            self.asked = number
+            if self.ranks is not None:
+                self.say("stopping: the ranks finish their step and save")
+                self.ranks.ask_to_stop()
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Leader:
+    """Node 0: gives the orders, and follows them like every other node.
+
+    Args:
+        node: this node.
+    """
+
+    def __init__(self, node: Node):
+        self.node = node
+        cluster, config = node.cluster, node.config
+        self.coordinator = Coordinator(
+            config=config.launch,
+            needed=cluster.needed,
+            total=cluster.num_nodes,
+            cards_per_node=cluster.cards_per_node,
+            restarts=Restarts(config.launch, best_step=finished_steps(config)),
+        )
+        self.hangs: HangWatch | None = None
+
+    def run(self) -> int:
+        """Leads the launch to its end; returns the exit code."""
+        node, coordinator = self.node, self.coordinator
+        with node.signals():
+            try:
+                while True:
+                    self.lead()
+                    code = node.step()
+                    if code is not None:
+                        if coordinator.orders.action != "finish":
+                            node.shared.write_orders(coordinator.finish(code, "node 0 was asked to stop"))
+                        elif coordinator.orders.message:
+                            node.say(coordinator.orders.message)
+                        return code
+                    time.sleep(_POLL)
+            finally:
+                node.end_ranks()
+
+    def lead(self) -> None:
+        """Looks at all nodes and gives the orders that follow."""
+        node, coordinator = self.node, self.coordinator
+        indices = range(node.cluster.num_nodes)
+        statuses = {index: status for index in indices if (status := node.shared.read_status(index)) is not None}
+        attempt, now = coordinator.orders.attempt, time.monotonic()
+        orders = coordinator.step(statuses, self._hang(now), finished_steps(node.config), now)
+        if orders.attempt != attempt:
+            self._prepare(orders, statuses)
+        for line in coordinator.said:
+            node.say(line)
+        coordinator.said.clear()
+        node.shared.write_orders(orders)
+
+    def _hang(self, now: float) -> Failure | None:
+        """The failure of a hang of the running attempt."""
+        if self.hangs is None or self.coordinator.orders.action != "run":
+            return None
+        verdict = self.hangs.check(now)
+        return None if verdict is None else hang_failure(verdict, self.hangs.ranks)
+
+    def _prepare(self, orders: Orders, statuses: dict[int, NodeStatus]) -> None:
+        """Before an attempt is ordered: puts the logs of the last one aside, and writes the rank table."""
+        node, per_node = self.node, self.node.cluster.cards_per_node
+        keep_logs(node.folder.logs)
+        mine = orders.nodes.index(0) * per_node if 0 in orders.nodes else -per_node
+        self.hangs = HangWatch(
+            [
+                Rank(number, node.folder.logs, local=mine <= number < mine + per_node)
+                for number in range(node.cluster.cards)
+            ],
+            node.config.launch,
+        )
+        devices = [(statuses[index].address, statuses[index].device_addresses[:per_node]) for index in orders.nodes]
+        if all(len(addresses) == per_node for _, addresses in devices):
+            (node.shared.path / "rank_table.json").write_text(rank_table(devices), encoding="utf-8")
