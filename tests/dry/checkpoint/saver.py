@@ -12,6 +12,7 @@ import numpy as np
 from mindmoe.checkpoint import store
 from mindmoe.checkpoint.chunks import Chunk
 from mindmoe.checkpoint.manifest import Meta
+from mindmoe.checkpoint.retention import Retention
 
 SHAPES = {
     "w.0": (64, 96),
@@ -67,7 +68,7 @@ def save_for_ever(root: Path) -> None:
     found = store.newest_valid(root)
     step = found.manifest.step if found else 1
     while True:
-        store.save(root, step, state(step), own, keep_last=2, min_free=0)
+        store.save(root, step, state(step), own, Retention(keep_last=2), 0)
         say(step)
         step += 1
 

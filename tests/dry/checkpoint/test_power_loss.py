@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 from mindmoe.checkpoint import store
+from mindmoe.checkpoint.folder import list_steps
+from mindmoe.checkpoint.retention import Retention
 from mindmoe.errors import CheckpointError
 
 STATES_PER_CRASH = int(os.environ.get("MINDMOE_TEST_CRASH_STATES", "12"))
@@ -76,7 +78,7 @@ def record(root: Path, ops: list[Op], patch: pytest.MonkeyPatch) -> None:
         "open": lambda path, flags, mode=0, dir_fd=None: (
             ("create", *entry(path, dir_fd), len(ops) + 1) if flags & os.O_CREAT else None
         ),
-        "write": lambda fd, data: ("write", number(fd), "", bytes(data)),
+        "pwrite": lambda fd, data, position: ("write", number(fd), "", bytes(data), position),
         "fsync": lambda fd: ("sync dir" if of_fd(fd).is_dir() else "sync file", number(fd), ""),
         "rename": lambda old, new: ("rename", *entry(old), *entry(new)),
         "unlink": lambda path, dir_fd=None: ("remove", *entry(path, dir_fd)),
@@ -102,12 +104,12 @@ def record(root: Path, ops: list[Op], patch: pytest.MonkeyPatch) -> None:
 
 def crashes(ops: list[Op], rng: random.Random) -> Iterator[dict[str, bytes | None]]:
     """Disks that may be found if the power fails after `ops`."""
-    writes, durable = dict[int, list[bytes]](), dict[int, int]()
+    writes, durable = dict[int, list[tuple[int, bytes]]](), dict[int, int]()
     for op in ops:
         if op[0] == "create":
             writes[op[3]] = []
         elif op[0] == "write":
-            writes[op[1]].append(op[3])
+            writes[op[1]].append((op[4], op[3]))
         elif op[0] == "sync file":
             durable[op[1]] = len(writes[op[1]])
     synced = {op[1]: index for index, op in enumerate(ops) if op[0] == "sync dir"}
@@ -127,8 +129,16 @@ def crashes(ops: list[Op], rng: random.Random) -> Iterator[dict[str, bytes | Non
         content = {}
         for number, parts in writes.items():
             safe = durable.get(number, 0)
-            content[number] = b"".join(parts[:safe]) + b"".join(torn(p, lost, rng) for p in parts[safe:])
+            content[number] = assembled(parts[:safe] + [(at, torn(part, lost, rng)) for at, part in parts[safe:]])
         yield disk.tree(content)
+
+
+def assembled(parts: list[tuple[int, bytes]]) -> bytes:
+    """The content of a file that was written at positions; what no write covers is zero."""
+    content = bytearray(max((at + len(part) for at, part in parts), default=0))
+    for at, part in parts:
+        content[at : at + len(part)] = part
+    return bytes(content)
 
 
 def torn(part: bytes, lost: str, rng: random.Random) -> bytes:
@@ -157,7 +167,7 @@ def losses(ops: list[Op], acknowledged: list[tuple[int, int]], folder: Path, sav
                     (folder / path).write_bytes(disk[path] or b"")
             try:
                 found = store.newest_valid(folder)
-                for published in store.list_steps(folder):
+                for published in list_steps(folder):
                     store.load(published)  # nothing half-written or half-deleted is ever visible
             except CheckpointError as error:
                 yield str(error)
@@ -179,7 +189,7 @@ def trace(ram: Path, saver: ModuleType, monkeypatch: pytest.MonkeyPatch) -> tupl
         for steps, keep_last in (((1, 2), 2), ((2, 3), 1)):  # the second writer saves step 2 again
             own = saver.meta(store.claim(root))
             for step in steps:
-                store.save(root, step, saver.state(step), own, keep_last, 0)
+                store.save(root, step, saver.state(step), own, Retention(keep_last=keep_last), 0)
                 acknowledged.append((len(ops), step))
     return ops, acknowledged
 
