@@ -21,15 +21,16 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def staging_path(root: Path, step: int, writer: str) -> Path:
+def staging_path(root: Path, step: int, generation: str, attempt: str = "") -> Path:
     """Where the shards of a step are written before it is published; the same on every rank.
 
     Args:
         root: the checkpoint folder.
         step: completed optimizer steps.
-        writer: the generation, and where a step may be tried again, the attempt.
+        generation: of the writer.
+        attempt: tells apart the saves of one writer that may overlap.
     """
-    return root / f"{disk.TEMPORARY}{step_name(step)}-{writer}"
+    return root / f"{disk.TEMPORARY}{step_name(step)}-{generation}{attempt and '-' + attempt}"
 
 
 def shard_name(rank: int) -> str:

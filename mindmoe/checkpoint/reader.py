@@ -249,7 +249,7 @@ class Checkpoint:
                     continue
                 reader = self._reader(shard)
                 inside = tuple(s - o for s, o in zip(shared[0], chunk.offset, strict=True))
-                target = found[name][at(*shared, offset)] if shape else found[name]
+                target = found[name][at(shared[0], shared[1], offset)] if shape else found[name]
                 work += [(reader, piece) for piece in reader.pieces(name, inside, target)]
         with ThreadPoolExecutor(_THREADS) as pool:
             try:

@@ -102,7 +102,7 @@ def require_owner(root: Path, generation: str) -> None:
         )
 
 
-def begin(root: Path, step: int, generation: str) -> Path:
+def begin(root: Path, step: int, generation: str, attempt: str = "") -> Path:
     """An empty staging folder for a step.
 
     Raises:
@@ -110,7 +110,7 @@ def begin(root: Path, step: int, generation: str) -> Path:
     """
     with disk.reported(f"begin checkpoint {step} in {root}"):
         require_owner(root, generation)
-        staging = staging_path(root, step, generation)
+        staging = staging_path(root, step, generation, attempt)
         disk.remove(staging)
         os.mkdir(staging, 0o700)
     return staging

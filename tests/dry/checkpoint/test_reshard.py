@@ -13,7 +13,7 @@ from mindmoe.checkpoint import store
 from mindmoe.checkpoint.chunks import Chunk
 from mindmoe.checkpoint.digest import add, block_bytes, tensor_sum
 from mindmoe.checkpoint.manifest import CorruptCheckpoint, Manifest
-from mindmoe.checkpoint.reader import Checkpoint, at, total_digest
+from mindmoe.checkpoint.reader import at, total_digest
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -107,9 +107,7 @@ def test_a_chain_of_rank_counts(ram: Path, saver: ModuleType) -> None:
     "shape, parts, dim",
     [((32, 96, 128), 4, 0), ((32, 96, 128), 3, 0), ((4003, 288), 2, 0), ((32, 300, 64), 2, 1), ((400_000,), 4, 0)],
 )
-def test_only_needed_bytes_are_read(
-    ram: Path, saver: ModuleType, shape: tuple[int, ...], parts: int, dim: int
-) -> None:
+def test_only_needed_bytes_are_read(ram: Path, saver: ModuleType, shape: tuple[int, ...], parts: int, dim: int) -> None:
     array = random_array(np.random.default_rng(1), shape)
     path = publish(ram, saver, 1, [{"w": Chunk(array)}])
     start = 0
