@@ -191,8 +191,9 @@ class ShardReader:
             return
         data = self.fetch_blocks(piece.chunk, piece.low, piece.high)[piece.begin - piece.low : piece.end - piece.low]
         shape = self.entries[piece.chunk].shape
-        rows = np.frombuffer(data, target.dtype).reshape(len(target), *shape[len(shape) - target.ndim + 1 :])
-        target[...] = rows if piece.cut is None else rows[(slice(None), *piece.cut)]
+        rows = np.frombuffer(data, target.dtype).reshape((len(target), *shape[len(shape) - target.ndim + 1 :]))
+        index = (slice(None), *(piece.cut or ()))
+        target[...] = rows[index]
 
 
 class Checkpoint:

@@ -28,7 +28,7 @@ import numpy as np
 
 from mindmoe.checkpoint import chunks as shards
 from mindmoe.checkpoint import disk
-from mindmoe.checkpoint.agree import Agreement, Alone
+from mindmoe.checkpoint.agree import Agreement, Alone, from_rank_0
 from mindmoe.checkpoint.chunks import Chunk
 from mindmoe.checkpoint.folder import (
     DELETED,
@@ -259,7 +259,6 @@ def load(path: Path, read: Callable[[Checkpoint], Tensors] = Checkpoint.read_all
 
 
 _FINE, _DAMAGED, _FAILED = 0, 1, 2
-_CANNOT_SEARCH = "/"  # no folder has this name
 
 
 def newest_valid(
@@ -282,8 +281,13 @@ def newest_valid(
     """
     agree = agree or Alone()
     bad: list[Quarantined] = []
-    steps = _walk(root) if agree.rank == 0 else iter(())
-    while name := _shared_step(root, steps, agree):
+    steps = _walk(root)
+
+    def next_name() -> str:
+        with disk.reported(f"search checkpoints in {root}"):
+            return next(steps, Path()).name
+
+    while name := from_rank_0(agree, next_name):
         path = root / name
         inode = _inode(path)
         level, error = _FINE, CheckpointError(f"another rank found {path} damaged", "see its message")
@@ -309,20 +313,6 @@ def newest_valid(
             f"restore a copy, or delete {root} to start over",
         )
     return None
-
-
-def _shared_step(root: Path, steps: Iterator[Path], agree: Agreement) -> str:
-    """The name of the step to try next, from rank 0; empty if there is none."""
-    error = None
-    try:
-        with disk.reported(f"search checkpoints in {root}"):
-            name = next(steps, Path()).name
-    except CheckpointError as raised:  # the others must not wait for an answer that never comes
-        name, error = _CANNOT_SEARCH, raised
-    name = agree.share(name)
-    if name == _CANNOT_SEARCH:
-        raise error or CheckpointError(f"rank 0 cannot search checkpoints in {root}", "see its message")
-    return name
 
 
 def num_quarantined(root: Path) -> int:

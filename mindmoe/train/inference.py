@@ -30,17 +30,17 @@ def open_run(run: Path) -> OpenedRun:
         UserError: no run or no checkpoint is there.
     """
     config = resolve(RunFolder(run).load_config().model_copy(update={"parallel": ParallelConfig()}), 1)
-    found = store.newest_valid(RunFolder(run).checkpoints)
-    if found is None:
-        raise UserError(f"{run} has no checkpoint yet", "train it first, or wait for its first checkpoint")
     quiet_mindspore(usable_cores())
     from mindmoe.parallel.mesh import Mesh
-    from mindmoe.train.persist import check_identity, restore
+    from mindmoe.train.persist import reader_of, restore, whole
     from mindmoe.train.setup import build_kernels, build_model, start_device
 
-    check_identity(found, config)
     alone_here = Place(rank=0, world=1, local_world=1)
     start_device(config, alone_here)
     net = build_model(config, build_kernels(config, alone_here), Mesh(), 0)
-    restore(found, list(net.get_parameters()), partial=True)
+    held = [whole(param) for param in net.get_parameters()]
+    found = store.newest_valid(RunFolder(run).checkpoints, reader_of(config, held, partial=True))
+    if found is None:
+        raise UserError(f"{run} has no checkpoint yet", "train it first, or wait for its first checkpoint")
+    restore(found.tensors, held)
     return OpenedRun(config=config, net=net, step=found.manifest.step, group=alone())

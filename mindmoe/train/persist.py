@@ -1,19 +1,53 @@
 """Between the training state and the checkpoint store."""
 
 import hashlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from mindspore import Parameter, Tensor
 
 from mindmoe.checkpoint import store
+from mindmoe.checkpoint.agree import Agreement, from_rank_0
+from mindmoe.checkpoint.chunks import Box, tag_of
 from mindmoe.checkpoint.manifest import Meta
+from mindmoe.checkpoint.reader import Checkpoint
+from mindmoe.checkpoint.retention import SCORE, Retention
+from mindmoe.checkpoint.writer import Outcome, SavePolicy, Writer
 from mindmoe.config import RunConfig
+from mindmoe.env import Place
 from mindmoe.errors import CheckpointError
 from mindmoe.load import dump_config
 from mindmoe.model.decoder import CausalLM
 from mindmoe.optim.adamw import AdamW
+from mindmoe.parallel.collectives import host_sum
+from mindmoe.parallel.groups import Group
+from mindmoe.parallel.held import Held
+from mindmoe.parallel.sharding import Shard
 from mindmoe.train.folder import RunFolder
+
+WEIGHTS_ONLY = "weights only"  # key of Meta.state: imported weights, so the optimizer starts from nothing
+_MOMENTS = ("adam_m.", "adam_v.")
+_TEXT = 1024  # longest text that rank 0 can share [bytes]
+
+
+class RankAgreement(Agreement):
+    """Agreement through collectives of the host."""
+
+    def __init__(self, group: Group):
+        self.group, self.rank = group, group.index
+
+    def share(self, text: str) -> str:
+        """The text of rank 0, cut to 1 KiB."""
+        codes = np.zeros(_TEXT)
+        if self.rank == 0:
+            raw = text.encode()[:_TEXT]
+            codes[: len(raw)] = list(raw)
+        return bytes(host_sum(codes, self.group).astype(np.uint8)).rstrip(b"\0").decode(errors="replace")
+
+    def worst(self, level: int) -> int:
+        """The greatest level of any rank."""
+        return int(np.flatnonzero(host_sum(np.eye(3)[level], self.group))[-1])
 
 
 def model_identity(config: RunConfig) -> dict[str, Any]:
@@ -21,46 +55,98 @@ def model_identity(config: RunConfig) -> dict[str, Any]:
     return {"model": config.model.model_dump(), "moe": config.moe.model_dump() if config.moe else None}
 
 
+def run_meta(config: RunConfig, world: int, generation: str) -> Meta:
+    """What the checkpoints of a run belong to. All randomness of a run follows from its seed and the step."""
+    return Meta(
+        model=model_identity(config),
+        topology={**config.parallel.model_dump(), "world": world},
+        config_digest=hashlib.sha256(dump_config(config).encode()).hexdigest(),
+        generation=generation,
+        state={"seed": config.seed},
+    )
+
+
 class Saver:
-    """Writes checkpoints of one process into the run folder.
+    """Writes checkpoints of this rank's part of a run. A collective: every rank makes one and calls it alike.
 
     Args:
         config: the resolved run.
-        world: number of ranks, recorded for information.
+        held: what this rank holds of the training state.
+        at: this process among the others.
+        agree: between all ranks.
+
+    Raises:
+        CheckpointError: the checkpoint folder cannot be used.
     """
 
-    def __init__(self, config: RunConfig, world: int):
-        self.root = RunFolder.of(config).checkpoints
-        self.policy = config.checkpoint
-        self.meta = Meta(
-            model=model_identity(config),
-            topology={**config.parallel.model_dump(), "world": world},
-            config_digest=hashlib.sha256(dump_config(config).encode()).hexdigest(),
-            generation=store.claim(self.root),
+    def __init__(self, config: RunConfig, held: Sequence[Held], at: Place, agree: Agreement):
+        root, rules = RunFolder.of(config).checkpoints, config.checkpoint
+        self.held = {item.name: item for item in held}
+        self.agree, self.stops, self.background = agree, rules.on_failure == "stop", rules.background
+        self.failed: CheckpointError | None = None
+        self.writer = Writer(
+            root,
+            {item.name: box_of(item) for item in held},
+            rank=at.rank,
+            world=at.world,
+            meta=run_meta(config, at.world, from_rank_0(agree, lambda: store.claim(root))),
+            policy=SavePolicy(
+                retention=Retention(keep_last=rules.keep_last, keep_every=rules.keep_every, keep_best=rules.keep_best),
+                min_free=rules.min_free,
+                timeout=rules.timeout,
+            ),
         )
 
-    def save(self, step: int, state: list[Parameter]) -> None:
-        """Saves every tensor of the training state; returns once the step is durable.
+    def save(self, step: int, eval_loss: float | None) -> None:
+        """Starts to save the state of a step; `outcomes` tells how it went.
 
-        Raises:
-            CheckpointError: it was not saved; earlier steps are untouched.
+        Args:
+            step: completed optimizer steps; also the data cursor.
+            eval_loss: held-out loss at this step, if it was measured [nats per token].
         """
-        tensors = {param.name: param.asnumpy() for param in state}
-        store.save(self.root, step, tensors, self.meta, self.policy.keep_last, self.policy.min_free)
+        self.writer.save(
+            step,
+            lambda name: self.held[name].param.asnumpy(),
+            {"data_cursor": step} | ({SCORE: eval_loss} if eval_loss is not None else {}),
+        )
+
+    def outcomes(self, wait: bool = False) -> list[Outcome]:
+        """How saves ended since this was last asked; all of them if `wait`."""
+        done = self.writer.wait() if wait or not self.background else self.writer.poll()
+        for outcome in done:
+            self.failed = outcome.error
+        return done
+
+    def close(self) -> None:
+        """Waits for a save under way, but not for ever."""
+        self.writer.close()
 
 
-def training_state(net: CausalLM, optimizer: AdamW) -> list[Parameter]:
+def box_of(item: Held) -> Box:
+    """The place of what a rank holds."""
+    dtype = tag_of(item.param.asnumpy()[:0] if item.param.ndim else item.param.asnumpy())
+    return Box(dtype=dtype, shape=item.shard.shape, global_shape=item.shape, offset=item.shard.offset)
+
+
+def training_state(net: CausalLM, optimizer: AdamW) -> list[Held]:
     """Everything that a step changes: weights, selection biases and both moments."""
-    return [*net.get_parameters(), *optimizer.first, *optimizer.second]
+    return [whole(param) for param in (*net.get_parameters(), *optimizer.first, *optimizer.second)]
 
 
-def check_identity(found: store.Found, config: RunConfig) -> None:
+def whole(param: Parameter) -> Held:
+    """A parameter that this rank holds whole."""
+    shape = tuple(param.shape)
+    shard = Shard(offset=(0,) * len(shape), shape=shape)
+    return Held(name=param.name, shape=shape, shard=shard, owner=True, param=param)
+
+
+def check_identity(checkpoint: Checkpoint, config: RunConfig) -> None:
     """Refuses a checkpoint of another model.
 
     Raises:
         CheckpointError: names the keys that differ.
     """
-    theirs: dict[str, Any] = found.manifest.meta.model
+    theirs: dict[str, Any] = checkpoint.manifest.meta.model
     ours = model_identity(config)
     if theirs == ours:
         return
@@ -69,34 +155,53 @@ def check_identity(found: store.Found, config: RunConfig) -> None:
         there, here = theirs.get(section) or {}, values or {}
         differ += [f"{section}.{key}" for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
     raise CheckpointError(
-        f"{found.path} is a checkpoint of another model ({', '.join(differ)} differ)",
+        f"{checkpoint.path} is a checkpoint of another model ({', '.join(differ)} differ)",
         "continue it with its own config, or choose another name",
     )
 
 
-def restore(found: store.Found, state: list[Parameter], partial: bool = False) -> None:
-    """Sets parameters from a verified checkpoint.
+def reader_of(config: RunConfig, held: Sequence[Held], partial: bool = False) -> Callable[[Checkpoint], store.Tensors]:
+    """Returns read(checkpoint) -> the boxes that this rank holds, whatever layout wrote them; nothing is assigned.
 
     Args:
-        found: the checkpoint.
-        state: what to set.
+        config: the run.
+        held: what is wanted.
         partial: whether the checkpoint may hold more, as when only weights are wanted.
 
-    Raises:
-        CheckpointError: names or shapes differ; nothing is assigned then.
+    It raises CheckpointError if the model, names, shapes or dtypes differ, and names all of them.
     """
-    tensors: dict[str, np.ndarray] = found.tensors
-    names = {param.name for param in state}
-    wrong = [f"missing {name}" for name in names - tensors.keys()]
-    wrong += [] if partial else [f"unexpected {name}" for name in tensors.keys() - names]
-    wrong += [
-        f"{param.name} has shape {tensors[param.name].shape}, expected {tuple(param.shape)}"
-        for param in state
-        if param.name in tensors and tensors[param.name].shape != tuple(param.shape)
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"{found.path} does not fit the model: {'; '.join(sorted(wrong))}", "continue it with its own config"
-        )
-    for param in state:
-        param.set_data(Tensor(np.ascontiguousarray(tensors[param.name])))
+
+    def read(checkpoint: Checkpoint) -> store.Tensors:
+        check_identity(checkpoint, config)
+        there = checkpoint.tensors
+        wanted = {item.name: item for item in held}
+        if checkpoint.manifest.meta.state.get(WEIGHTS_ONLY):
+            wanted = {name: item for name, item in wanted.items() if not name.startswith(_MOMENTS)}
+        wrong = [f"missing {name}" for name in wanted.keys() - there.keys()]
+        wrong += [] if partial else [f"unexpected {name}" for name in there.keys() - wanted.keys()]
+        for name in wanted.keys() & there.keys():
+            box = box_of(wanted[name])
+            if (there[name].shape, there[name].dtype) != (box.global_shape, box.dtype):
+                found = f"{there[name].dtype} {there[name].shape}"
+                wrong.append(f"{name} is {found}, expected {box.dtype} {box.global_shape}")
+        if wrong:
+            raise CheckpointError(
+                f"{checkpoint.path} does not fit the model: {'; '.join(sorted(wrong))}",
+                "continue it with its own config",
+            )
+        return checkpoint.read({name: (item.shard.offset, item.shard.shape) for name, item in wanted.items()})
+
+    return read
+
+
+def restore(tensors: store.Tensors, held: Sequence[Held]) -> None:
+    """Sets parameters from verified boxes and empties `tensors`, so that no second copy of the state stays.
+
+    Args:
+        tensors: what `reader_of` read.
+        held: the same as there.
+    """
+    for item in held:
+        values = tensors.pop(item.name, None)
+        if values is not None and values.size:
+            item.param.set_data(Tensor(values))
