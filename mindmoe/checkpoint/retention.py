@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mindmoe.checkpoint import disk
+from mindmoe.checkpoint.config import CheckpointConfig
 from mindmoe.checkpoint.folder import list_steps, read_manifest, rename_away
 from mindmoe.checkpoint.manifest import Manifest
 from mindmoe.errors import CheckpointError
@@ -30,6 +31,11 @@ class Retention:
     keep_last: int = 1
     keep_every: int = 0
     keep_best: int = 0
+
+    @classmethod
+    def of(cls, rules: CheckpointConfig) -> "Retention":
+        """The `keep_` rules of a config."""
+        return cls(keep_last=rules.keep_last, keep_every=rules.keep_every, keep_best=rules.keep_best)
 
     def __post_init__(self) -> None:
         if self.keep_last < 1:

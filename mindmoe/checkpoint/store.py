@@ -346,16 +346,26 @@ def _is_damage(error: CheckpointError) -> bool:
 
 
 def _quarantine(path: Path, inode: int) -> Path | None:
-    """Renames a corrupt step aside and returns its new path; None if a live writer has removed it meanwhile."""
+    """Sets a corrupt step aside and returns its new path; None if a live writer has removed it meanwhile."""
     if _inode(path) != inode:
         return None
-    name = f"{QUARANTINE}{path.name}"
-    taken = set(os.listdir(path.parent))
-    target = next(path.with_name(n) for i in itertools.count() if (n := name + (f"-{i}" if i else "")) not in taken)
     try:
+        return set_aside(path)
+    except CheckpointError as error:
+        _log.warning("%s: it stays and will be found corrupt again", error.message)
+        return path
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a corrupt step so that nothing loads it, and returns its new path.
+
+    Raises:
+        CheckpointError: the disk refused.
+    """
+    name = f"{QUARANTINE}{path.name}"
+    with disk.reported(f"set aside {path}"):
+        taken = set(os.listdir(path.parent))
+        target = next(path.with_name(n) for i in itertools.count() if (n := name + (f"-{i}" if i else "")) not in taken)
         os.rename(path, target)
         disk.sync_dir(path.parent)
-    except OSError as error:
-        _log.warning("cannot rename %s (%s): it stays and will be found corrupt again", path, error.strerror)
-        return path
     return target

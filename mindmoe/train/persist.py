@@ -91,7 +91,7 @@ class Saver:
             world=at.world,
             meta=run_meta(config, at.world, from_rank_0(agree, lambda: store.claim(root))),
             policy=SavePolicy(
-                retention=Retention(keep_last=rules.keep_last, keep_every=rules.keep_every, keep_best=rules.keep_best),
+                retention=Retention.of(rules),
                 min_free=rules.min_free,
                 timeout=rules.timeout,
             ),
