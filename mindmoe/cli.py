@@ -116,6 +116,21 @@ def _generate(args: argparse.Namespace) -> int:
     return generate.main(args.path, args.prompt, args.max_new_tokens, args.temperature, args.seed)
 
 
+def _import(args: argparse.Namespace) -> int:
+    from mindmoe.load import load_config
+    from mindmoe.transfer import import_main
+
+    return import_main(args.folder, load_config(args.config, args.words))
+
+
+def _export(args: argparse.Namespace) -> int:
+    from mindmoe.transfer import export_main, size_main
+
+    if args.path.is_file():
+        return size_main(str(args.path))
+    return export_main(args.path, args.out, args.form, args.step, args.drop_selection_bias, args.compare)
+
+
 def _report(args: argparse.Namespace) -> int:
     from mindmoe.observe.report import write_report
 
@@ -225,6 +240,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data_commands(commands)
     _add_run_commands(commands)
     _add_ckpt_commands(commands)
+    _add_transfer_commands(commands)
     _command(commands, "doctor", _doctor, "check this machine and say what is missing", "mindmoe doctor")
     return parser
 
@@ -391,6 +407,32 @@ def _add_ckpt_commands(commands: Any) -> None:
     made["prune"].add_argument("--dry-run", action="store_true", help="only say what would be deleted")
     made["reshard"].add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint folder to write")
     made["reshard"].add_argument("--shards", type=_positive, default=1, metavar="N", help="(default 1)")
+
+
+def _add_transfer_commands(commands: Any) -> None:
+    """`import` and `export`."""
+    take = _command(
+        commands,
+        "import",
+        _import,
+        "begin a run with the weights of a Hugging Face GptOss folder",
+        "mindmoe import path/to/gpt-oss-20b configs/gpt-oss-20b.yaml name=tuned",
+    )
+    take.add_argument("folder", type=Path, metavar="FOLDER", help="config.json and safetensors: floats or MXFP4")
+    _add_config(take)
+    give = _command(
+        commands,
+        "export",
+        _export,
+        "write a run's weights as a Hugging Face GptOss folder",
+        "mindmoe export runs/quickstart --out exported --form mxfp4",
+    )
+    give.add_argument("path", type=Path, metavar="RUN", help="a run folder; of a config file the sizes are printed")
+    give.add_argument("--out", type=Path, metavar="DIR", help="folder to write (default: hf-FORM in the run folder)")
+    give.add_argument("--form", choices=("bf16", "mxfp4"), default="bf16", help="(default bf16)")
+    give.add_argument("--step", type=_whole, metavar="N", help="(default: the newest)")
+    give.add_argument("--drop-selection-bias", action="store_true", help="leave out what GptOss cannot express")
+    give.add_argument("--compare", type=_whole, default=0, metavar="N", help="compare logits on N held-out tokens")
 
 
 def _command(

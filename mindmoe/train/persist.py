@@ -1,8 +1,6 @@
 """Between the training state and the checkpoint store."""
 
-import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from mindspore import Parameter, Tensor
@@ -10,14 +8,13 @@ from mindspore import Parameter, Tensor
 from mindmoe.checkpoint import store
 from mindmoe.checkpoint.agree import Agreement, from_rank_0
 from mindmoe.checkpoint.chunks import Box, tag_of
-from mindmoe.checkpoint.manifest import Meta
+from mindmoe.checkpoint.identity import WEIGHTS_ONLY, check_identity, run_meta
 from mindmoe.checkpoint.reader import Checkpoint
 from mindmoe.checkpoint.retention import SCORE, Retention
 from mindmoe.checkpoint.writer import Outcome, SavePolicy, Writer
 from mindmoe.config import RunConfig
 from mindmoe.env import Place
 from mindmoe.errors import CheckpointError
-from mindmoe.load import dump_config
 from mindmoe.model.decoder import CausalLM
 from mindmoe.optim.adamw import AdamW
 from mindmoe.parallel.collectives import host_sum
@@ -26,7 +23,6 @@ from mindmoe.parallel.held import Held
 from mindmoe.parallel.sharding import Shard
 from mindmoe.train.folder import RunFolder
 
-WEIGHTS_ONLY = "weights only"  # key of Meta.state: imported weights, so the optimizer starts from nothing
 _MOMENTS = ("adam_m.", "adam_v.")
 _TEXT = 1024  # longest text that rank 0 can share [bytes]
 
@@ -48,22 +44,6 @@ class RankAgreement(Agreement):
     def worst(self, level: int) -> int:
         """The greatest level of any rank."""
         return int(np.flatnonzero(host_sum(np.eye(3)[level], self.group))[-1])
-
-
-def model_identity(config: RunConfig) -> dict[str, Any]:
-    """What must be equal for a checkpoint to belong to a model."""
-    return {"model": config.model.model_dump(), "moe": config.moe.model_dump() if config.moe else None}
-
-
-def run_meta(config: RunConfig, world: int, generation: str) -> Meta:
-    """What the checkpoints of a run belong to. All randomness of a run follows from its seed and the step."""
-    return Meta(
-        model=model_identity(config),
-        topology={**config.parallel.model_dump(), "world": world},
-        config_digest=hashlib.sha256(dump_config(config).encode()).hexdigest(),
-        generation=generation,
-        state={"seed": config.seed},
-    )
 
 
 class Saver:
@@ -138,26 +118,6 @@ def whole(param: Parameter) -> Held:
     shape = tuple(param.shape)
     shard = Shard(offset=(0,) * len(shape), shape=shape)
     return Held(name=param.name, shape=shape, shard=shard, owner=True, param=param)
-
-
-def check_identity(checkpoint: Checkpoint, config: RunConfig) -> None:
-    """Refuses a checkpoint of another model.
-
-    Raises:
-        CheckpointError: names the keys that differ.
-    """
-    theirs: dict[str, Any] = checkpoint.manifest.meta.model
-    ours = model_identity(config)
-    if theirs == ours:
-        return
-    differ = []
-    for section, values in ours.items():
-        there, here = theirs.get(section) or {}, values or {}
-        differ += [f"{section}.{key}" for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
-    raise CheckpointError(
-        f"{checkpoint.path} is a checkpoint of another model ({', '.join(differ)} differ)",
-        "continue it with its own config, or choose another name",
-    )
 
 
 def reader_of(config: RunConfig, held: Sequence[Held], partial: bool = False) -> Callable[[Checkpoint], store.Tensors]:
