@@ -196,6 +196,12 @@ def _ckpt_repair(args: argparse.Namespace) -> int:
     return commands.repair(args.path)
 
 
+def _ckpt_torture(args: argparse.Namespace) -> int:
+    from mindmoe.checkpoint.torture.main import torture
+
+    return torture(args.trials, ["mindmoe", *args.against])
+
+
 def _plan(args: argparse.Namespace) -> int:
     from mindmoe.load import load_config
     from mindmoe.planner.main import plan
@@ -396,6 +402,21 @@ def _add_ckpt_commands(commands: Any) -> None:
             ("repair", _ckpt_repair, "set damaged steps aside and clear what is unfinished", "runs/quickstart"),
         )
     }
+    torture = _command(
+        ckpt,
+        "torture",
+        _ckpt_torture,
+        "break checkpoints in every way, ours and others', and print what survives",
+        "mindmoe ckpt torture --trials 4000",
+    )
+    torture.add_argument("--trials", type=_positive, default=400, metavar="N", help="flipped bits (default 400)")
+    torture.add_argument(
+        "--against",
+        nargs="*",
+        choices=("safetensors", "mindspore"),
+        default=["safetensors", "mindspore"],
+        help="what to compare with (default: both)",
+    )
     for command in made.values():
         command.add_argument("path", type=Path, metavar="PATH", help="a run folder, its checkpoints, or one step")
     for name in ("show", "verify", "pin", "unpin", "reshard"):
