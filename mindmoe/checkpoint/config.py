@@ -8,17 +8,15 @@ from mindmoe.schema import ByteSize, Seconds, Section
 
 
 class DurableConfig(Section):
-    """A second, safer home of checkpoints: a folder on another disk, or `s3://bucket/prefix`.
+    """A second, safer home of checkpoints: a folder on another disk, which all ranks can read.
 
-    Steps that are a multiple of `every` are copied there once they are durable here; `keep_last` of them stay. The
-    run's own folder is a part of the path: runs may share it. `endpoint` is the URL of an S3-compatible store that
-    is not Amazon's.
+    Saved steps that are a multiple of `every` are copied to `path`/<name of the run> in the background and verified
+    there; `keep_last` of them stay.
     """
 
     path: str = Field(min_length=1)
     every: PositiveInt = 1000
     keep_last: PositiveInt = 2
-    endpoint: str | None = None
 
 
 class CheckpointConfig(Section):

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,10 +58,10 @@ def superfluous(complete: Sequence[tuple[Path, Manifest]], rule: Retention) -> l
     return [path for path, _ in complete if path not in keep]
 
 
-def prune_after(root: Path, retention: Retention, path: Path) -> None:
-    """Prunes once `path` is durable; a disk that refuses is a warning, as old steps merely occupy space."""
+def prune_after(root: Path, retention: Retention, protect: Collection[Path]) -> None:
+    """Prunes after a save, but not `protect`; a disk that refuses is a warning, as old steps merely occupy space."""
     try:
-        prune(root, retention, protect=path)
+        prune(root, retention, protect)
     except CheckpointError as error:
         _log.warning("%s", error)
 
@@ -94,7 +94,7 @@ def require_space(root: Path, needed: int, min_free: int, retention: Retention) 
         )
 
 
-def prune(root: Path, retention: Retention, protect: Path | None = None) -> list[Path]:
+def prune(root: Path, retention: Retention, protect: Collection[Path] = ()) -> list[Path]:
     """Deletes the complete steps that no rule wants, and returns them.
 
     Incomplete steps do not count as kept and are left for `newest_valid` to judge.
@@ -102,13 +102,13 @@ def prune(root: Path, retention: Retention, protect: Path | None = None) -> list
     Args:
         root: the checkpoint folder.
         retention: which complete steps survive.
-        protect: a step to keep in any case.
+        protect: steps to keep in any case.
 
     Raises:
         CheckpointError: the disk refused.
     """
     complete = [(path, manifest) for path in list_steps(root) if (manifest := complete_manifest(path))]
-    old = [path for path in superfluous(complete, retention) if path != protect]
+    old = [path for path in superfluous(complete, retention) if path not in protect]
     if old:
         with disk.reported(f"delete old checkpoints in {root}"):
             for path in rename_away(root, old):

@@ -43,6 +43,7 @@ from mindmoe.checkpoint.folder import (
     shard_name,
     staging_path,
     step_name,
+    step_of,
 )
 from mindmoe.checkpoint.manifest import CorruptCheckpoint, Manifest, Meta, ShardRecord, check_tiling
 from mindmoe.checkpoint.reader import Checkpoint
@@ -200,7 +201,7 @@ def save(
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    prune_after(root, retention, path)
+    prune_after(root, retention, [path])
     return path
 
 
@@ -262,7 +263,10 @@ _FINE, _DAMAGED, _FAILED = 0, 1, 2
 
 
 def newest_valid(
-    root: Path, read: Callable[[Checkpoint], Tensors] = Checkpoint.read_all, agree: Agreement | None = None
+    root: Path,
+    read: Callable[[Checkpoint], Tensors] = Checkpoint.read_all,
+    agree: Agreement | None = None,
+    second: Path | None = None,
 ) -> Found | None:
     """The newest step that verifies, with the tensors asked for; None if nothing was ever saved.
 
@@ -274,6 +278,7 @@ def newest_valid(
         root: the checkpoint folder.
         read: what to read of a step.
         agree: how the ranks agree; None for a process alone.
+        second: another checkpoint folder of the run, where a step counts if it is newer than all valid ones here.
 
     Raises:
         CheckpointError: a step cannot be read for a reason other than corruption (permission, a newer format),
@@ -281,14 +286,17 @@ def newest_valid(
     """
     agree = agree or Alone()
     bad: list[Quarantined] = []
-    steps = _walk(root)
+    roots = [root, second] if second else [root]
+    steps = _walk(roots)
 
-    def next_name() -> str:
+    def next_place() -> str:
         with disk.reported(f"search checkpoints in {root}"):
-            return next(steps, Path()).name
+            path = next(steps, None)
+        return f"{roots.index(path.parent)}/{path.name}" if path else ""
 
-    while name := from_rank_0(agree, next_name):
-        path = root / name
+    while place := from_rank_0(agree, next_place):
+        number, name = place.split("/")
+        path = roots[int(number)] / name
         inode = _inode(path)
         level, error = _FINE, CheckpointError(f"another rank found {path} damaged", "see its message")
         try:
@@ -320,13 +328,18 @@ def num_quarantined(root: Path) -> int:
     return len(list(root.glob(f"{QUARANTINE}*")))
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Published steps from the newest.
+def _walk(roots: list[Path]) -> Iterator[Path]:
+    """Published steps from the newest; of equal steps the one in the earlier folder first.
 
     Lists again after each, because a live writer may publish and prune at the same time.
     """
     seen: set[tuple[Path, int]] = set()
-    while left := [item for path in list_steps(root) if (item := (path, _inode(path))) not in seen]:
+
+    def published() -> list[Path]:
+        found = [(-step_of(path), order, path) for order, root in enumerate(roots) for path in list_steps(root)]
+        return [path for _, _, path in sorted(found, key=lambda item: item[:2])]
+
+    while left := [item for path in published() if (item := (path, _inode(path))) not in seen]:
         seen.add(left[0])
         yield left[0][0]
 

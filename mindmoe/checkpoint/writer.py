@@ -26,6 +26,7 @@ from mindmoe.checkpoint.exchange import Exchange
 from mindmoe.checkpoint.folder import shard_name, staging_path
 from mindmoe.checkpoint.manifest import Manifest, Meta, ShardRecord
 from mindmoe.checkpoint.retention import Retention, prune_after, require_space
+from mindmoe.checkpoint.tier import Tier
 from mindmoe.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Outcome:
         path: the published folder, None if it was not saved.
         error: why it was not saved, None if it was.
         stall: how long training waited [s]; of that `copy` for the copy.
-        seconds: from the start of the save to the end of it [s].
+        seconds: from the start of the save until it was durable, or had failed [s].
         nbytes: written by all ranks, if it was saved [bytes].
     """
 
@@ -89,13 +90,24 @@ class Writer:
         world: number of ranks.
         meta: `meta.generation` is the one that rank 0 claimed.
         policy: what a save must leave behind.
+        tier: where rank 0 copies some of the steps.
 
     Raises:
         CheckpointError: the folder cannot be used, or a rank is missing.
     """
 
-    def __init__(self, root: Path, held: Mapping[str, Box], *, rank: int, world: int, meta: Meta, policy: SavePolicy):
-        self.root, self.rank, self.world, self.meta, self.policy = root, rank, world, meta, policy
+    def __init__(
+        self,
+        root: Path,
+        held: Mapping[str, Box],
+        *,
+        rank: int,
+        world: int,
+        meta: Meta,
+        policy: SavePolicy,
+        tier: Tier | None = None,
+    ):
+        self.root, self.rank, self.world, self.meta, self.policy, self.tier = root, rank, world, meta, policy, tier
         self._exchange = Exchange(root, meta.generation, rank, world, policy.timeout)
         own, self._total = self._agree_on_boxes(held)
         self.boxes = {name: held[name] for name in own}
@@ -161,6 +173,8 @@ class Writer:
         atexit.unregister(self.close)
         if not self._join(timeout):
             _log.error("a save was still being written after %.0f s and is given up", timeout)
+        if self.tier is not None:
+            self.tier.join(timeout)
 
     def _join(self, timeout: float | None) -> bool:
         if self._thread is not None:
@@ -191,6 +205,8 @@ class Writer:
                 nbytes=self._total if path else 0,
             )
         )
+        if path is not None and self.rank == 0:
+            self._after(path)
 
     def _lead(self, step: int, topic: str, image: Image, meta: Meta) -> Path:
         """Rank 0: writes its shard, gathers the records of all, publishes, tells the others."""
@@ -222,8 +238,15 @@ class Writer:
             raise
         self._tell(topic, {"path": path.name})
         self._forget_before(topic)
-        prune_after(self.root, self.policy.retention, path)
         return path
+
+    def _after(self, path: Path) -> None:
+        """Rank 0, once the step is acknowledged: copies it if it is one of those, and lets older ones go."""
+        protect = [path]
+        if self.tier is not None:
+            self.tier.offer(path)
+            protect += [copying] if (copying := self.tier.copying) else []
+        prune_after(self.root, self.policy.retention, protect)
 
     def _tell(self, topic: str, outcome: dict[str, str]) -> None:
         if self.world == 1:

@@ -63,6 +63,7 @@ class Loop:
             result = self.step(step, stop.asked or self.must_stop)
             done = step + 1
             self.tell_saves()
+            self.tell_copies()
             if not result.finite:
                 return self.not_finite(step, result)
             last = done == self.config.steps
@@ -192,6 +193,16 @@ class Loop:
                 }
             )
 
+    def tell_copies(self, wait: bool = False) -> None:
+        """Records how copies to the second place ended; training goes on without one that failed."""
+        for copy in self.saver.copies(wait):
+            if copy.error is None:
+                where = f"copied step {copy.step} to {copy.path} and verified it in {copy.seconds:.1f} s"
+                self.event(copy.step, "checkpoint_copied", where)
+            else:
+                self.event(copy.step, "checkpoint_copy_failed", f"step {copy.step} was NOT copied: {copy.error}")
+                log.error("step %d was not copied: %s", copy.step, copy.error)
+
     def finish_saves(self) -> None:
         """Waits until no save is under way.
 
@@ -199,6 +210,7 @@ class Loop:
             CheckpointError: the last one failed, on every rank.
         """
         self.tell_saves(wait=True)
+        self.tell_copies(wait=True)
         if self.any_rank(self.saver.failed is not None):
             raise self.saver.failed or CheckpointError("another rank could not save", "see its message")
 

@@ -76,9 +76,9 @@ def resume(config: RunConfig, held: Any, agree: Any) -> tuple[int, tuple[store.Q
     Returns:
         its step, 0 if there is none, and the corrupt ones that were put aside.
     """
-    from mindmoe.train.persist import reader_of, restore
+    from mindmoe.train.persist import reader_of, restore, second_root
 
-    found = store.newest_valid(RunFolder.of(config).checkpoints, reader_of(config, held), agree)
+    found = store.newest_valid(RunFolder.of(config).checkpoints, reader_of(config, held), agree, second_root(config))
     if found is None:
         return 0, ()
     restore(found.tensors, held)

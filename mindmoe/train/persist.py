@@ -1,6 +1,7 @@
 """Between the training state and the checkpoint store."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from mindspore import Parameter, Tensor
@@ -11,6 +12,7 @@ from mindmoe.checkpoint.chunks import Box, tag_of
 from mindmoe.checkpoint.identity import WEIGHTS_ONLY, check_identity, run_meta
 from mindmoe.checkpoint.reader import Checkpoint
 from mindmoe.checkpoint.retention import SCORE, Retention
+from mindmoe.checkpoint.tier import Copied, Tier
 from mindmoe.checkpoint.writer import Outcome, SavePolicy, Writer
 from mindmoe.config import RunConfig
 from mindmoe.env import Place
@@ -64,6 +66,7 @@ class Saver:
         self.held = {item.name: item for item in held}
         self.agree, self.stops, self.background = agree, rules.on_failure == "stop", rules.background
         self.failed: CheckpointError | None = None
+        self.tier = second_tier(config) if at.rank == 0 else None
         self.writer = Writer(
             root,
             {item.name: box_of(item) for item in held},
@@ -75,6 +78,7 @@ class Saver:
                 min_free=rules.min_free,
                 timeout=rules.timeout,
             ),
+            tier=self.tier,
         )
 
     def save(self, step: int, eval_loss: float | None) -> None:
@@ -97,9 +101,31 @@ class Saver:
             self.failed = outcome.error
         return done
 
+    def copies(self, wait: bool = False) -> list[Copied]:
+        """How copies to the second place ended since this was last asked; all of them if `wait`."""
+        if self.tier is None:
+            return []
+        if wait:
+            self.tier.join()
+        return self.tier.poll()
+
     def close(self) -> None:
         """Waits for a save under way, but not for ever."""
         self.writer.close()
+
+
+def second_root(config: RunConfig) -> Path | None:
+    """The checkpoint folder of a run in its second place, if it has one."""
+    durable = config.checkpoint.durable
+    return Path(durable.path) / config.name if durable else None
+
+
+def second_tier(config: RunConfig) -> Tier | None:
+    """What copies steps of a run to its second place, if it has one."""
+    durable, root = config.checkpoint.durable, second_root(config)
+    if durable is None or root is None:
+        return None
+    return Tier(root, durable.every, Retention(keep_last=durable.keep_last), config.checkpoint.min_free)
 
 
 def box_of(item: Held) -> Box:

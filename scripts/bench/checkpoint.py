@@ -37,7 +37,12 @@ def state(mib: int) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     layer, left = 0, mib * 2**18
     while left > 0:
-        for name, shape in (("gate_up", (8, 512, 1024)), ("down", (8, 512, 512)), ("norm", (512,)), ("bias", (8, 1024))):
+        for name, shape in (
+            ("gate_up", (8, 512, 1024)),
+            ("down", (8, 512, 512)),
+            ("norm", (512,)),
+            ("bias", (8, 1024)),
+        ):
             tensors[f"layers.{layer}.{name}"] = rng.standard_normal(shape, np.float32)
             left -= int(np.prod(shape))
         layer += 1
