@@ -127,11 +127,90 @@ def _generate(args: argparse.Namespace) -> int:
     return generate.main(args.path, args.prompt, args.max_new_tokens, args.temperature, args.seed)
 
 
+def _import(args: argparse.Namespace) -> int:
+    from mindmoe.load import load_config
+    from mindmoe.transfer import import_main
+
+    return import_main(args.folder, load_config(args.config, args.words))
+
+
+def _export(args: argparse.Namespace) -> int:
+    from mindmoe.transfer import export_main, size_main
+
+    if args.path.is_file():
+        return size_main(str(args.path))
+    return export_main(args.path, args.out, args.form, args.step, args.drop_selection_bias, args.compare)
+
+
 def _report(args: argparse.Namespace) -> int:
     from mindmoe.observe.report import write_report
 
     print(f"wrote {write_report(args.path, args.out)}")
     return 0
+
+
+def _ckpt_ls(args: argparse.Namespace) -> int:
+    from mindmoe.checkpoint import commands
+
+    return commands.ls(args.path)
+
+
+def _ckpt_show(args: argparse.Namespace) -> int:
+    from mindmoe.checkpoint import commands
+
+    return commands.show(args.path, args.step, args.all)
+
+
+def _ckpt_verify(args: argparse.Namespace) -> int:
+    from mindmoe.checkpoint import commands
+
+    return commands.verify(args.path, args.step, args.all)
+
+
+def _ckpt_diff(args: argparse.Namespace) -> int:
+    from mindmoe.checkpoint import commands
+
+    return commands.diff(args.path, args.other)
+
+
+def _ckpt_prune(args: argparse.Namespace) -> int:
+    from mindmoe.checkpoint import commands
+    from mindmoe.checkpoint.config import CheckpointConfig
+    from mindmoe.checkpoint.retention import Retention
+    from mindmoe.load import load_section
+
+    rule = Retention.of(load_section(CheckpointConfig, args.words))
+    return commands.prune_steps(args.path, rule, args.dry_run)
+
+
+def _ckpt_pin(args: argparse.Namespace) -> int:
+    from mindmoe.checkpoint import commands
+
+    return commands.pin(args.path, args.step, keep=True)
+
+
+def _ckpt_unpin(args: argparse.Namespace) -> int:
+    from mindmoe.checkpoint import commands
+
+    return commands.pin(args.path, args.step, keep=False)
+
+
+def _ckpt_reshard(args: argparse.Namespace) -> int:
+    from mindmoe.checkpoint import commands
+
+    return commands.reshard(args.path, args.step, args.out, args.shards)
+
+
+def _ckpt_repair(args: argparse.Namespace) -> int:
+    from mindmoe.checkpoint import commands
+
+    return commands.repair(args.path)
+
+
+def _ckpt_torture(args: argparse.Namespace) -> int:
+    from mindmoe.checkpoint.torture.main import torture
+
+    return torture(args.trials, ["mindmoe", *args.against])
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -177,6 +256,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_config_commands(commands)
     _add_data_commands(commands)
     _add_run_commands(commands)
+    _add_ckpt_commands(commands)
+    _add_transfer_commands(commands)
     _command(commands, "doctor", _doctor, "check this machine and say what is missing", "mindmoe doctor")
     return parser
 
@@ -330,6 +411,77 @@ def _add_run_commands(commands: Any) -> None:
     report.add_argument("--out", type=Path, metavar="FILE", help="(default: report.html in the run folder)")
     for command in (evaluate, generate, report):
         command.add_argument("path", type=Path, metavar="RUN", help="a run folder, such as runs/quickstart")
+
+
+def _add_ckpt_commands(commands: Any) -> None:
+    """`ckpt ...`: they need no device and read nothing but the folder."""
+    ckpt = _group(commands, "ckpt", "look after checkpoints", "mindmoe ckpt ls runs/quickstart")
+    made = {
+        name: _command(ckpt, name, run, what, f"mindmoe ckpt {name} {words}")
+        for name, run, what, words in (
+            ("ls", _ckpt_ls, "list the steps of a run", "runs/quickstart"),
+            ("show", _ckpt_show, "print what a step holds", "runs/quickstart --step 400"),
+            ("verify", _ckpt_verify, "read every byte of a step and say what is wrong", "runs/quickstart --all"),
+            ("diff", _ckpt_diff, "compare two steps, whatever their layouts", "runs/quickstart runs/other"),
+            ("prune", _ckpt_prune, "delete steps that no rule wants", "runs/quickstart keep_last=2 --dry-run"),
+            ("pin", _ckpt_pin, "keep a step whatever the rules say", "runs/quickstart --step 400"),
+            ("unpin", _ckpt_unpin, "let the rules decide about a step again", "runs/quickstart --step 400"),
+            ("reshard", _ckpt_reshard, "write a step anew in other shards", "runs/quickstart --out copy --shards 8"),
+            ("repair", _ckpt_repair, "set damaged steps aside and clear what is unfinished", "runs/quickstart"),
+        )
+    }
+    torture = _command(
+        ckpt,
+        "torture",
+        _ckpt_torture,
+        "break checkpoints in every way, ours and others', and print what survives",
+        "mindmoe ckpt torture --trials 4000",
+    )
+    torture.add_argument("--trials", type=_positive, default=400, metavar="N", help="flipped bits (default 400)")
+    torture.add_argument(
+        "--against",
+        nargs="*",
+        choices=("safetensors", "mindspore"),
+        default=["safetensors", "mindspore"],
+        help="what to compare with (default: both)",
+    )
+    for command in made.values():
+        command.add_argument("path", type=Path, metavar="PATH", help="a run folder, its checkpoints, or one step")
+    for name in ("show", "verify", "pin", "unpin", "reshard"):
+        made[name].add_argument("--step", type=_whole, metavar="N", help="(default: the newest)")
+    made["show"].add_argument("--all", action="store_true", help="list every tensor")
+    made["verify"].add_argument("--all", action="store_true", help="verify every step")
+    made["diff"].add_argument("other", type=Path, metavar="OTHER", help="what to compare with")
+    made["prune"].add_argument("words", nargs="*", metavar="key=value", help="keep_last, keep_every, keep_best")
+    made["prune"].add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+    made["reshard"].add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint folder to write")
+    made["reshard"].add_argument("--shards", type=_positive, default=1, metavar="N", help="(default 1)")
+
+
+def _add_transfer_commands(commands: Any) -> None:
+    """`import` and `export`."""
+    take = _command(
+        commands,
+        "import",
+        _import,
+        "begin a run with the weights of a Hugging Face GptOss folder",
+        "mindmoe import path/to/gpt-oss-20b configs/gpt-oss-20b.yaml name=tuned",
+    )
+    take.add_argument("folder", type=Path, metavar="FOLDER", help="config.json and safetensors: floats or MXFP4")
+    _add_config(take)
+    give = _command(
+        commands,
+        "export",
+        _export,
+        "write a run's weights as a Hugging Face GptOss folder",
+        "mindmoe export runs/quickstart --out exported --form mxfp4",
+    )
+    give.add_argument("path", type=Path, metavar="RUN", help="a run folder; of a config file the sizes are printed")
+    give.add_argument("--out", type=Path, metavar="DIR", help="folder to write (default: hf-FORM in the run folder)")
+    give.add_argument("--form", choices=("bf16", "mxfp4"), default="bf16", help="(default bf16)")
+    give.add_argument("--step", type=_whole, metavar="N", help="(default: the newest)")
+    give.add_argument("--drop-selection-bias", action="store_true", help="leave out what GptOss cannot express")
+    give.add_argument("--compare", type=_whole, default=0, metavar="N", help="compare logits on N held-out tokens")
 
 
 def _command(

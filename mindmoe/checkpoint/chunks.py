@@ -1,17 +1,17 @@
-"""Shards: safetensors files written straight from buffers, and read back only after every byte was verified.
+"""Shards: safetensors files written from one staging buffer, and read back only after the bytes were verified.
 
 The stock safetensors library reads these files; it does not write them, because it neither fsyncs nor computes
-digests, and needs a second copy of the data. Layout: u64 header length, JSON header padded to 8 bytes, data.
+digests, and needs a second copy of the data. Layout: u64 header length, JSON header padded to 64 bytes, data. The
+header's metadata holds the digests of the blocks of every tensor, so that a part can be read and verified alone.
 Source: https://github.com/huggingface/safetensors#format
 """
 
 import json
 import math
 import mmap
-import os
-import stat
 import struct
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ import numpy as np
 import xxhash
 
 from mindmoe.checkpoint import disk
+from mindmoe.checkpoint.digest import block_bytes, block_digests, num_blocks, tensor_sum
 from mindmoe.checkpoint.manifest import ChunkRecord, CorruptCheckpoint, ShardRecord
 
 MAX_HEADER = 100_000_000  # [bytes], the limit of the stock reader
-_READ = 2**20  # [bytes] read at once while verifying; stays in the L2 cache between read and digest
+BLOCKS = "blocks:"  # prefix of the metadata entry that holds the block digests of a tensor
 
 # NumPy has no bfloat16, so BF16 is stored and returned as its 16 bits in uint16. Plain uint16 arrays are
 # refused: after loading they could not be told from BF16.
@@ -42,13 +43,54 @@ _NUMPY = {
 _TAGS = {np.dtype(text): tag for tag, text in _NUMPY.items() if tag != "BF16"}
 
 
+def numpy_dtype(tag: str) -> np.dtype:
+    """The NumPy dtype that holds values of a safetensors dtype; BF16 comes as its bits in uint16."""
+    return np.dtype(_NUMPY[tag])
+
+
+def tag_of(array: np.ndarray, dtype: str = "") -> str:
+    """The safetensors dtype tag of an array.
+
+    Args:
+        array: a dtype named bfloat16 (MindSpore's or ml_dtypes') is stored as BF16.
+        dtype: the tag if the array's dtype does not tell: `BF16` for raw bits in uint16.
+
+    Raises:
+        ValueError: a dtype that cannot be stored.
+    """
+    if dtype == "BF16" and array.dtype == np.uint16 or array.dtype.name == "bfloat16":
+        return "BF16"
+    tag = _TAGS.get(array.dtype)
+    if tag is None or dtype not in ("", tag):
+        raise ValueError(
+            f"dtype {array.dtype} cannot be stored{' as ' + dtype if dtype else ''}: "
+            f"use one of {', '.join(_NUMPY)} (BF16 as uint16 with dtype='BF16')"
+        )
+    return tag
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """The place of a chunk: shape and offset of the box, and the tensor it is cut from."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    global_shape: tuple[int, ...]
+    offset: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size [bytes]."""
+        return math.prod(self.shape) * numpy_dtype(self.dtype).itemsize
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """A box of a tensor to be saved; by default the whole tensor.
 
     Args:
-        array: the values. A dtype named bfloat16 (MindSpore's or ml_dtypes') is stored as BF16.
-        dtype: the safetensors tag if the array's dtype does not tell: `BF16` for raw bits in uint16.
+        array: the values.
+        dtype: the safetensors tag if the array's dtype does not tell, see `tag_of`.
         global_shape: shape of the tensor the box is cut from.
         offset: index of the first element of the box in that tensor.
     """
@@ -59,17 +101,15 @@ class Chunk:
     offset: tuple[int, ...] | None = None
 
     @property
-    def tag(self) -> str:
-        """The safetensors dtype tag. Raises ValueError for a dtype that cannot be stored."""
-        if self.dtype == "BF16" and self.array.dtype == np.uint16 or self.array.dtype.name == "bfloat16":
-            return "BF16"
-        tag = _TAGS.get(self.array.dtype)
-        if tag is None or self.dtype not in ("", tag):
-            raise ValueError(
-                f"dtype {self.array.dtype} cannot be stored{' as ' + self.dtype if self.dtype else ''}: "
-                f"use one of {', '.join(_NUMPY)} (BF16 as uint16 with dtype='BF16')"
-            )
-        return tag
+    def box(self) -> Box:
+        """Where it belongs. Raises ValueError for a dtype that cannot be stored."""
+        shape = self.array.shape
+        return Box(
+            dtype=tag_of(self.array, self.dtype),
+            shape=shape,
+            global_shape=shape if self.global_shape is None else tuple(self.global_shape),
+            offset=(0,) * len(shape) if self.offset is None else tuple(self.offset),
+        )
 
 
 def as_chunk(value: np.ndarray | Chunk) -> Chunk:
@@ -77,56 +117,151 @@ def as_chunk(value: np.ndarray | Chunk) -> Chunk:
     return value if isinstance(value, Chunk) else Chunk(value)
 
 
-def _raw(array: np.ndarray) -> memoryview:
-    """The bytes of an array in C order; copies only if it is not contiguous."""
-    return np.ravel(array, order="C").view(np.uint8).data
+def encode_header(entries: Mapping[str, tuple[str, tuple[int, ...], int]], metadata: Mapping[str, str]) -> bytes:
+    """The head of a safetensors file: length and JSON, padded so that the data starts at a multiple of 64.
+
+    Args:
+        entries: dtype, shape and size [bytes] of each tensor, in file order.
+        metadata: text by name; its length must not depend on the data if the head is written after them.
+
+    Raises:
+        ValueError: a reserved name, or a header beyond MAX_HEADER.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, (dtype, shape, size) in entries.items():
+        if name == "__metadata__":
+            raise ValueError("a tensor cannot be named __metadata__: the format reserves it")
+        begin, end = end, end + size
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    if len(text) > MAX_HEADER:
+        raise ValueError(f"a header of {len(text)} bytes is above {MAX_HEADER}: use more shards")
+    return struct.pack("<Q", len(text)) + text
 
 
-def write_shard(path: Path, chunks: Mapping[str, Chunk]) -> ShardRecord:
+class Staging:
+    """One page-aligned buffer, kept from save to save: memory that was touched once is not fetched again."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, disk.PAGE)
+
+    def reserve(self, size: int) -> memoryview:
+        """`size` bytes; what was reserved before is given up."""
+        if size > len(self._memory):
+            self._memory = mmap.mmap(-1, size)
+        return memoryview(self._memory)[:size]
+
+
+class Image:
+    """A shard in memory exactly as it will lie on disk.
+
+    Args:
+        boxes: what it holds, keyed by tensor name.
+        staging: where it lies.
+    """
+
+    def __init__(self, boxes: Mapping[str, Box], staging: Staging):
+        # Wide types first keeps every tensor aligned to its item size, so that stock readers can map it.
+        order = sorted(boxes, key=lambda name: (-numpy_dtype(boxes[name].dtype).itemsize, name))
+        self.boxes = {name: boxes[name] for name in order}
+        self.head_size = len(self._head({name: _blanks(box) for name, box in self.boxes.items()}))
+        self.size = self.head_size + sum(box.nbytes for box in self.boxes.values())
+        self.buffer = staging.reserve(self.size)
+        self._views: dict[str, memoryview] = {}
+        position = self.head_size
+        for name, box in self.boxes.items():
+            self._views[name] = self.buffer[position : position + box.nbytes]
+            position += box.nbytes
+
+    def array(self, name: str) -> np.ndarray:
+        """Where the values of a tensor belong, to be filled."""
+        box = self.boxes[name]
+        return np.frombuffer(self._views[name], numpy_dtype(box.dtype)).reshape(box.shape)
+
+    def put(self, name: str, values: np.ndarray) -> None:
+        """Copies the values of a tensor in; `values` may be a bfloat16 array."""
+        target = self.array(name)
+        assert values.shape == target.shape, f"{name}: {values.shape} is not {target.shape}"
+        np.copyto(target, values.view(np.uint16) if values.dtype.name == "bfloat16" else values, casting="no")
+
+    def seal(self) -> dict[str, ChunkRecord]:
+        """Computes all digests from the buffer and writes the head; returns the records of the chunks."""
+        blocks, records = {}, {}
+        for name, box in self.boxes.items():
+            data = self._views[name]
+            blocks[name] = block_digests(data, _block(box))
+            records[name] = ChunkRecord(
+                dtype=box.dtype,
+                shape=box.shape,
+                global_shape=box.global_shape,
+                offset=box.offset,
+                digest=f"{tensor_sum(self.array(name), box.offset):016x}",
+            )
+        self.buffer[: self.head_size] = self._head(blocks)
+        return records
+
+    @property
+    def head(self) -> memoryview:
+        """The head as it lies in the buffer."""
+        return self.buffer[: self.head_size]
+
+    def _head(self, blocks: Mapping[str, str]) -> bytes:
+        entries = {name: (box.dtype, box.shape, box.nbytes) for name, box in self.boxes.items()}
+        return encode_header(entries, {"format": "np"} | {BLOCKS + name: text for name, text in blocks.items()})
+
+
+def _block(box: Box) -> int:
+    return block_bytes(box.shape, numpy_dtype(box.dtype).itemsize)
+
+
+def _blanks(box: Box) -> str:
+    return "0" * 16 * num_blocks(box.nbytes, _block(box))
+
+
+def write_image(path: Path, image: Image) -> ShardRecord:
     """Writes a durable safetensors file and returns its record.
 
-    Digests are computed from the caller's buffers, so a byte that changes on its way to the disk is noticed.
+    Digests are computed from the staging buffer while another thread writes it, so a byte that changes on its way to
+    the disk is noticed, and the disk does not wait for them.
+
+    Args:
+        path: a file that does not exist yet.
+        image: filled.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    first = -(-image.head_size // disk.PAGE) * disk.PAGE
+    last = max(first, image.size // disk.PAGE * disk.PAGE)
+    with disk.new_file(path) as fd, ThreadPoolExecutor(1) as pool:
+        sealed = pool.submit(image.seal)
+        disk.write_pages(fd, image.buffer[first:last], first)
+        records = sealed.result()
+        disk.write_all(fd, image.buffer[:first], 0)
+        disk.write_all(fd, image.buffer[last:], last)
+    return ShardRecord(
+        file=path.name, size=image.size, header_digest=xxhash.xxh3_128_hexdigest(image.head), tensors=records
+    )
+
+
+def write_shard(path: Path, chunks: Mapping[str, Chunk], staging: Staging | None = None) -> ShardRecord:
+    """Writes chunks as a durable safetensors file and returns its record.
 
     Args:
         path: a file that does not exist yet.
         chunks: keyed by tensor name.
+        staging: a buffer to use again; by default one is made.
 
     Raises:
         ValueError: a dtype or a name that cannot be stored.
         OSError: the disk refused.
     """
-    # Wide types first keeps every tensor aligned to its item size, so that loading can map it without a copy.
-    order = sorted(chunks, key=lambda name: (-chunks[name].array.dtype.itemsize, name))
-    header: dict[str, Any] = {"__metadata__": {"format": "np"}}
-    end = 0
-    for name in order:
-        if name == "__metadata__":
-            raise ValueError("a tensor cannot be named __metadata__: the format reserves it")
-        chunk = chunks[name]
-        begin, end = end, end + chunk.array.nbytes
-        header[name] = {"dtype": chunk.tag, "shape": list(chunk.array.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    if len(text) > MAX_HEADER:
-        raise ValueError(f"the header of {path.name} has {len(text)} bytes, above {MAX_HEADER}: use more shards")
-    head = struct.pack("<Q", len(text)) + text
-    records = {}
-    with disk.new_file(path) as fd:
-        disk.write_all(fd, head)
-        for name in order:
-            chunk = chunks[name]
-            data = _raw(chunk.array)
-            records[name] = ChunkRecord(
-                dtype=chunk.tag,
-                shape=chunk.array.shape,
-                digest=xxhash.xxh3_128_hexdigest(data),
-                global_shape=chunk.array.shape if chunk.global_shape is None else tuple(chunk.global_shape),
-                offset=(0,) * chunk.array.ndim if chunk.offset is None else tuple(chunk.offset),
-            )
-            disk.write_all(fd, data)
-    return ShardRecord(
-        file=path.name, size=len(head) + end, header_digest=xxhash.xxh3_128_hexdigest(head), tensors=records
-    )
+    image = Image({name: chunk.box for name, chunk in chunks.items()}, staging or Staging())
+    for name, chunk in chunks.items():
+        image.put(name, chunk.array)
+    return write_image(path, image)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +274,8 @@ class Entry:
     end: int
 
 
-def parse_header(head: bytes, file_size: int, where: Path) -> dict[str, Entry]:
-    """The tensors of a safetensors file, in file order.
+def parse_header(head: bytes, file_size: int, where: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+    """The tensors of a safetensors file in file order, and its metadata.
 
     Args:
         head: the length field and the JSON header.
@@ -162,7 +297,9 @@ def parse_header(head: bytes, file_size: int, where: Path) -> dict[str, Entry]:
 
     try:
         header = json.loads(head[8:], object_pairs_hook=unique)
-        header.pop("__metadata__", None)
+        metadata = header.pop("__metadata__", None) or {}
+        if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError("__metadata__ must hold text by name")
         entries = {name: _entry(item, len(head)) for name, item in header.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise refuse(f"{type(error).__name__}: {error}") from None
@@ -174,7 +311,7 @@ def parse_header(head: bytes, file_size: int, where: Path) -> dict[str, Entry]:
         position = entry.end
     if position != file_size:
         raise refuse(f"the data ends at byte {position} but the file at {file_size}")
-    return entries
+    return entries, metadata
 
 
 def _entry(item: Any, data_start: int) -> Entry:
@@ -185,75 +322,6 @@ def _entry(item: Any, data_start: int) -> Entry:
         raise ValueError("shape and data_offsets must be whole numbers from 0")
     if item["dtype"] not in _NUMPY:
         raise ValueError(f"unknown dtype {item['dtype']!r}")
-    if end - begin != math.prod(shape) * np.dtype(_NUMPY[item["dtype"]]).itemsize:
+    if end - begin != math.prod(shape) * numpy_dtype(item["dtype"]).itemsize:
         raise ValueError(f"{end - begin} bytes do not hold shape {list(shape)} of {item['dtype']}")
     return Entry(item["dtype"], shape, data_start + begin, data_start + end)
-
-
-def _read_exactly(fd: int, size: int, position: int, where: Path) -> bytes:
-    data = os.pread(fd, size, position)
-    while len(data) < size:
-        more = os.pread(fd, size - len(data), position + len(data))
-        if not more:
-            raise CorruptCheckpoint(f"{where} ends at byte {position + len(data)}, expected {position + size}")
-        data += more
-    return data
-
-
-def _digest_range(fd: int, entry: Entry, buffer: bytearray) -> str:
-    """The digest of a tensor's bytes.
-
-    Plain reads, not the memory map: a failing disk then raises EIO, which can be handled, instead of SIGBUS.
-    """
-    digest = xxhash.xxh3_128()
-    view = memoryview(buffer)
-    position = entry.begin
-    while position < entry.end:
-        got = os.preadv(fd, [view[: min(len(view), entry.end - position)]], position)
-        if not got:
-            break
-        digest.update(view[:got])
-        position += got
-    return digest.hexdigest()
-
-
-def read_shard(path: Path, record: ShardRecord) -> dict[str, np.ndarray]:
-    """The arrays of a shard, read-only views of a memory map, after everything in the file was verified.
-
-    Args:
-        path: the file.
-        record: what the manifest says of it.
-
-    Raises:
-        CorruptCheckpoint: anything differs from the record; the message names the file and the tensor.
-        OSError: the file cannot be opened or read.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_size != record.size:
-            raise CorruptCheckpoint(f"{path} has {status.st_size} bytes, expected a file of {record.size}")
-        (length,) = struct.unpack("<Q", _read_exactly(fd, 8, 0, path))
-        if length > min(MAX_HEADER, record.size - 8):
-            raise CorruptCheckpoint(f"{path}: header length {length} is beyond the file or {MAX_HEADER} bytes")
-        head = _read_exactly(fd, 8 + length, 0, path)
-        if xxhash.xxh3_128_hexdigest(head) != record.header_digest:
-            raise CorruptCheckpoint(f"{path}: the header does not match its digest")
-        entries = parse_header(head, record.size, path)
-        if {n: (e.dtype, e.shape) for n, e in entries.items()} != {
-            n: (c.dtype, c.shape) for n, c in record.tensors.items()
-        }:
-            raise CorruptCheckpoint(f"{path}: the header lists other tensors than the manifest")
-        buffer = bytearray(_READ)
-        for name, entry in entries.items():
-            if _digest_range(fd, entry, buffer) != record.tensors[name].digest:
-                raise CorruptCheckpoint(f"{path}: tensor {name} does not match its digest")
-        mapped = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
-    finally:
-        os.close(fd)
-    return {name: _view(mapped, entry) for name, entry in entries.items()}
-
-
-def _view(mapped: mmap.mmap, entry: Entry) -> np.ndarray:
-    flat = np.frombuffer(mapped, np.uint8)[entry.begin : entry.end]
-    return flat.view(_NUMPY[entry.dtype]).reshape(entry.shape)

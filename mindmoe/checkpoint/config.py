@@ -1,16 +1,40 @@
-"""When checkpoints are written and how many are kept."""
+"""When checkpoints are written, where, and how many are kept."""
+
+from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from mindmoe.schema import ByteSize, Section
+from mindmoe.schema import ByteSize, Seconds, Section
+
+
+class DurableConfig(Section):
+    """A second, safer home of checkpoints: a folder on another disk, which all ranks can read.
+
+    Saved steps that are a multiple of `every` are copied to `path`/<name of the run> in the background and verified
+    there; `keep_last` of them stay.
+    """
+
+    path: str = Field(min_length=1)
+    every: PositiveInt = 1000
+    keep_last: PositiveInt = 2
 
 
 class CheckpointConfig(Section):
-    """`every` 0 saves only at the end and on a signal; `keep_last` newest complete steps survive.
+    """A step survives if any of the `keep_` rules wants it, or a file PINNED lies in its folder.
 
-    `min_free` is in bytes or carries a unit (`256MiB`).
+    `every` 0 saves only at the end and on a signal. `keep_every` keeps multiples of a number of steps for good,
+    `keep_best` the ones with the lowest held-out loss measured at them; 0 switches either off. `background` saves
+    while training goes on. `on_failure` says whether a save that failed stops the run. `timeout` is the longest that
+    ranks wait for each other in a save. `min_free` is in bytes or carries a unit (`256MiB`), `timeout` in seconds or
+    with one (`30min`).
     """
 
     every: NonNegativeInt = 100
     keep_last: PositiveInt = 2
+    keep_every: NonNegativeInt = 0
+    keep_best: NonNegativeInt = 0
+    background: bool = True
+    on_failure: Literal["stop", "continue"] = "stop"
+    timeout: Seconds = Field(1800.0, gt=0.0, json_schema_extra={"type": ["number", "string"]})
     min_free: ByteSize = Field(256 * 2**20, ge=0, json_schema_extra={"type": ["integer", "string"]})
+    durable: DurableConfig | None = None

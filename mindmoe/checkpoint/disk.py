@@ -5,16 +5,18 @@ the store publishes goes through these functions, so that the crash tests can re
 """
 
 import errno
+import fcntl
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mindmoe.errors import CheckpointError
 
 TEMPORARY = ".tmp-"  # names with this prefix are unfinished and may be removed
-_MAX_WRITE = 2**30  # Linux writes at most 0x7ffff000 bytes in one call
+PAGE = 4096  # [bytes], what direct writes are aligned to
+_MAX_WRITE = 2**26  # [bytes] written in one call: large enough for the disk, small enough to notice a full one
 _NO_SPACE = "free space on that disk, lower checkpoint.keep_last, or move output_dir"
 _NO_ACCESS = "give this user write permission, or set output_dir to a folder it may write"
 _REMEDIES = {
@@ -40,11 +42,43 @@ def reported(doing: str) -> Iterator[None]:
         raise CheckpointError(f"cannot {doing}: {error.strerror or error}{where}", remedy) from error
 
 
-def write_all(fd: int, data: bytes | memoryview) -> None:
-    """Writes every byte; a write may be short when the disk fills or a signal arrives."""
+def write_all(fd: int, data: bytes | memoryview, position: int = 0) -> None:
+    """Writes every byte at a position [bytes]; a write may be short when the disk fills or a signal arrives."""
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view[:_MAX_WRITE]) :]
+        written = os.pwrite(fd, view[:_MAX_WRITE], position)
+        position, view = position + written, view[written:]
+
+
+def write_pages(fd: int, data: memoryview, position: int) -> None:
+    """Writes whole pages past the page cache where the file system allows it, otherwise as `write_all` does.
+
+    On the way through the cache a large file costs a second copy in memory and, measured, most of the speed.
+
+    Args:
+        fd: the file.
+        data: page-aligned in memory, whole pages.
+        position: a multiple of PAGE [bytes].
+    """
+    if not data:
+        return
+    try:
+        with _past_the_cache(fd):
+            write_all(fd, data, position)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # what a file system without O_DIRECT, or with larger pages, answers
+            raise
+        write_all(fd, data, position)
+
+
+@contextmanager
+def _past_the_cache(fd: int) -> Iterator[None]:
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
+    try:
+        yield
+    finally:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
 
 
 @contextmanager
@@ -58,11 +92,10 @@ def new_file(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def write_new(path: Path, parts: Iterable[bytes]) -> None:
+def write_new(path: Path, data: bytes) -> None:
     """Creates a durable file; its name is durable only after `sync_dir` of the parent."""
     with new_file(path) as fd:
-        for part in parts:
-            write_all(fd, part)
+        write_all(fd, data)
 
 
 def sync_dir(path: Path) -> None:
@@ -92,7 +125,7 @@ def replace_file(path: Path, data: bytes) -> None:
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
     temporary.unlink(missing_ok=True)
     try:
-        write_new(temporary, [data])
+        write_new(temporary, data)
         os.rename(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)

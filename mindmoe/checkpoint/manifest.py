@@ -4,11 +4,13 @@ It is the last file written, so a folder with a readable manifest was complete. 
 followed by one line, a JSON string `xxh3_128:<digest of everything above>`; `jq` reads both.
 
 Every tensor is recorded as chunks: a box (`offset`, `shape`) of a global tensor (`global_shape`). One writer
-saves one chunk per tensor; many writers save boxes that tile it. Readers of the same major version ignore
-keys they do not know, so a minor version may add some.
+saves one chunk per tensor; many writers save boxes that tile it. Digests form a tree: the manifest seals itself and
+the header of every shard, a header seals the blocks of its tensors. Readers of the same major version ignore keys
+they do not know, so a minor version may add some.
 """
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,10 +21,12 @@ import numpy as np
 import xxhash
 from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
 
+from mindmoe.checkpoint.digest import add
 from mindmoe.errors import CheckpointError
 
-VERSION = "1.0"
+VERSION = "2.0"
 _MAJOR = VERSION.split(".")[0]
+_DIGEST = re.compile("[0-9a-f]{16}")
 
 
 class CorruptCheckpoint(CheckpointError):
@@ -31,7 +35,11 @@ class CorruptCheckpoint(CheckpointError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChunkRecord:
-    """One stored box of a tensor; `shape` and `offset` have as many entries as `global_shape`."""
+    """One stored box of a tensor.
+
+    `shape` and `offset` have as many entries as `global_shape`; `digest` is what the box adds to the digest of its
+    tensor (`digest.tensor_sum`), 16 hexadecimal digits.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -41,8 +49,17 @@ class ChunkRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TensorRecord:
+    """A whole tensor: equal for equal content under any layout."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ShardRecord:
-    """One safetensors file [bytes] and the chunks inside, keyed by tensor name."""
+    """One safetensors file [bytes], the digest of its header, and the chunks inside, keyed by tensor name."""
 
     file: str
     size: int
@@ -68,13 +85,34 @@ class Meta:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """One checkpoint. `step` counts completed optimizer steps and is also the data cursor."""
+    """One checkpoint. `step` counts completed optimizer steps and is also the data cursor.
+
+    `saved_at` is the time of the commit [s since 1970].
+    """
 
     step: int
     meta: Meta
     shards: tuple[ShardRecord, ...]
     format: Literal["mindmoe-checkpoint"] = "mindmoe-checkpoint"
     version: str = VERSION
+    saved_at: float = 0.0
+
+    @property
+    def size(self) -> int:
+        """Size of all shards [bytes]."""
+        return sum(shard.size for shard in self.shards)
+
+    def tensors(self) -> dict[str, TensorRecord]:
+        """The whole tensors by name, in order of their names."""
+        sums: dict[str, int] = {}
+        known: dict[str, ChunkRecord] = {}
+        for name, chunk in self.chunks():
+            sums[name] = add(sums.get(name, 0), int(chunk.digest, 16))
+            known[name] = chunk
+        return {
+            name: TensorRecord(dtype=known[name].dtype, shape=known[name].global_shape, digest=f"{sums[name]:016x}")
+            for name in sorted(sums)
+        }
 
     def chunks(self) -> Iterator[tuple[str, ChunkRecord]]:
         """Every (tensor name, chunk) of every shard."""
@@ -133,6 +171,8 @@ def parse(raw: bytes, where: Path) -> Manifest:
     for shard in manifest.shards:
         if shard.file in ("", ".", "..") or "/" in shard.file:
             raise CorruptCheckpoint(f"{where}: {shard.file!r} is not a plain file name")
+    if bad := next((name for name, chunk in manifest.chunks() if not _DIGEST.fullmatch(chunk.digest)), None):
+        raise CorruptCheckpoint(f"{where}: the digest of {bad} is not 16 hexadecimal digits")
     return manifest
 
 

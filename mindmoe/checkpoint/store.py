@@ -8,42 +8,50 @@ The protocol of a save, each step durable before the next:
 Whatever moment a kill, a full disk or a power loss chooses, the last acknowledged step is found again. A step
 that is saved again is published beside the old one as `step-00000020.1` before the old one goes.
 
-One process writes at a time: `claim` makes a new generation the owner, and a writer that is no longer the
-owner cannot publish. With several ranks, one claims, begins and commits; every rank calls `write_shard`.
+One run writes at a time: `claim` makes a new generation the owner, and a writer that is no longer the owner cannot
+publish. With several ranks, rank 0 claims, begins and commits what all of them wrote (`writer.py`).
 """
 
 import errno
 import itertools
 import logging
 import os
-import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from time import time
 
 import numpy as np
 
 from mindmoe.checkpoint import chunks as shards
 from mindmoe.checkpoint import disk
+from mindmoe.checkpoint.agree import Agreement, Alone, from_rank_0
 from mindmoe.checkpoint.chunks import Chunk
-from mindmoe.checkpoint.manifest import (
-    CorruptCheckpoint,
-    Manifest,
-    Meta,
-    ShardRecord,
-    check_tiling,
-    parse,
+from mindmoe.checkpoint.folder import (
+    DELETED,
+    MANIFEST,
+    OWNER,
+    QUARANTINE,
+    STEP,
+    list_steps,
+    parsed,
+    read_manifest,
+    rename_away,
+    shard_name,
+    staging_path,
+    step_name,
+    step_of,
 )
+from mindmoe.checkpoint.manifest import CorruptCheckpoint, Manifest, Meta, ShardRecord, check_tiling
+from mindmoe.checkpoint.reader import Checkpoint
+from mindmoe.checkpoint.retention import Retention, prune_after, require_space
 from mindmoe.errors import CheckpointError
 
-MANIFEST = "MANIFEST.json"
-_OWNER = "WRITER"
-_DELETED = ".del-"
-_QUARANTINE = "quarantine-"
-_STEP = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
-_MAX_MANIFEST = 2**30  # [bytes]
+Tensors = dict[str, np.ndarray]
+
 _log = logging.getLogger(__name__)
 
 
@@ -57,32 +65,12 @@ class Quarantined:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """The newest valid checkpoint, its verified tensors (read-only), and the corrupt ones passed over."""
+    """The newest valid checkpoint, the verified tensors that were asked for, and the corrupt ones passed over."""
 
     path: Path
     manifest: Manifest
-    tensors: dict[str, np.ndarray]
+    tensors: Tensors
     quarantined: tuple[Quarantined, ...]
-
-
-def step_name(step: int) -> str:
-    """The folder name of a step."""
-    return f"step-{step:08d}"
-
-
-def staging_path(root: Path, step: int, generation: str) -> Path:
-    """Where the shards of a step are written before it is published; the same on every rank."""
-    return root / f"{disk.TEMPORARY}{step_name(step)}-{generation}"
-
-
-def list_steps(root: Path) -> list[Path]:
-    """Published step folders, newest first, by name only: none is opened."""
-    try:
-        names = os.listdir(root)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    found = [(int(match[1]), int(match[2] or 0), name) for name in names if (match := _STEP.fullmatch(name))]
-    return [root / name for _, _, name in sorted(found, reverse=True)]
 
 
 def claim(root: Path) -> str:
@@ -97,14 +85,15 @@ def claim(root: Path) -> str:
     generation = uuid.uuid4().hex
     with disk.reported(f"open the checkpoint folder {root}"):
         disk.make_dirs(root)
-        disk.replace_file(root / _OWNER, f"{generation}\n".encode())
+        disk.replace_file(root / OWNER, f"{generation}\n".encode())
         clean_staging(root)
     return generation
 
 
-def _require_owner(root: Path, generation: str) -> None:
+def require_owner(root: Path, generation: str) -> None:
+    """Raises CheckpointError unless `generation` is the one that claimed the folder last."""
     try:
-        owner = (root / _OWNER).read_text().strip()
+        owner = (root / OWNER).read_text().strip()
     except FileNotFoundError:
         owner = ""
     if owner != generation:
@@ -114,15 +103,15 @@ def _require_owner(root: Path, generation: str) -> None:
         )
 
 
-def begin(root: Path, step: int, generation: str) -> Path:
+def begin(root: Path, step: int, generation: str, attempt: str = "") -> Path:
     """An empty staging folder for a step.
 
     Raises:
         CheckpointError: the folder cannot be written, or `generation` is not the one that claimed it last.
     """
     with disk.reported(f"begin checkpoint {step} in {root}"):
-        _require_owner(root, generation)
-        staging = staging_path(root, step, generation)
+        require_owner(root, generation)
+        staging = staging_path(root, step, generation, attempt)
         disk.remove(staging)
         os.mkdir(staging, 0o700)
     return staging
@@ -137,7 +126,7 @@ def write_shard(staging: Path, rank: int, tensors: Mapping[str, np.ndarray | Chu
     """
     with disk.reported(f"write the checkpoint in {staging.parent}"):
         return shards.write_shard(
-            staging / f"shard-{rank:05d}.safetensors", {name: shards.as_chunk(value) for name, value in tensors.items()}
+            staging / shard_name(rank), {name: shards.as_chunk(value) for name, value in tensors.items()}
         )
 
 
@@ -162,53 +151,32 @@ def commit(root: Path, staging: Path, manifest: Manifest) -> Path:
                     f"{staging / shard.file} does not have the {shard.size} bytes its rank wrote",
                     "check that all ranks write to one shared folder",
                 )
-        disk.write_new(staging / MANIFEST, [manifest.to_bytes()])
+        disk.write_new(staging / MANIFEST, replace(manifest, saved_at=time()).to_bytes())
         disk.sync_dir(staging)
-        _require_owner(root, manifest.meta.generation)
+        require_owner(root, manifest.meta.generation)
         return _publish(root, staging, manifest.step)
 
 
 def _publish(root: Path, staging: Path, step: int) -> Path:
     """Renames a complete staging folder to the name of its step, replacing an earlier save of that step."""
     final = root / step_name(step)
-    earlier = [path for path in list_steps(root) if _parsed(path)[0] == step]
+    earlier = [path for path in list_steps(root) if parsed(path)[0] == step]
     if not earlier:
         os.rename(staging, final)
         disk.sync_dir(root)
         return final
-    beside = root / f"{final.name}.{_parsed(earlier[0])[1] + 1}"
+    beside = root / f"{final.name}.{parsed(earlier[0])[1] + 1}"
     os.rename(staging, beside)
     disk.sync_dir(root)  # from here on the new one is safe, so the old one may go
-    removed = _rename_away(root, earlier)
+    removed = rename_away(root, earlier)
     os.rename(beside, final)  # if the power fails before this is durable, the step is found under the other name
     for path in removed:
         disk.remove(path)
     return final
 
 
-def step_of(path: Path) -> int:
-    """The step of a folder that `list_steps` returned."""
-    return _parsed(path)[0]
-
-
-def _parsed(path: Path) -> tuple[int, int]:
-    """(step, revision) of a published folder."""
-    match = _STEP.fullmatch(path.name)
-    assert match is not None
-    return int(match[1]), int(match[2] or 0)
-
-
-def _rename_away(root: Path, paths: list[Path]) -> list[Path]:
-    """Takes published folders out of sight durably, so that a half-deleted one can never look valid."""
-    hidden = [root / f"{_DELETED}{path.name}-{uuid.uuid4().hex}" for path in paths]
-    for path, away in zip(paths, hidden, strict=True):
-        os.rename(path, away)
-    disk.sync_dir(root)
-    return hidden
-
-
 def save(
-    root: Path, step: int, tensors: Mapping[str, np.ndarray | Chunk], meta: Meta, keep_last: int, min_free: int
+    root: Path, step: int, tensors: Mapping[str, np.ndarray | Chunk], meta: Meta, retention: Retention, min_free: int
 ) -> Path:
     """Saves whole tensors from one process: begin, write, commit, prune.
 
@@ -216,7 +184,7 @@ def save(
         root: the checkpoint folder, claimed by `meta.generation`.
         step: completed optimizer steps.
         tensors: everything that training needs to go on, keyed by name.
-        keep_last: how many of the newest complete steps survive.
+        retention: which complete steps survive.
         min_free: space that must remain free on the disk afterwards [bytes].
 
     Returns:
@@ -225,7 +193,7 @@ def save(
     Raises:
         CheckpointError: it was not saved; earlier steps are untouched and a later save may succeed.
     """
-    _require_space(root, sum(shards.as_chunk(value).array.nbytes for value in tensors.values()), min_free)
+    require_space(root, sum(shards.as_chunk(value).array.nbytes for value in tensors.values()), min_free, retention)
     staging = begin(root, step, meta.generation)
     try:
         record = write_shard(staging, 0, tensors)
@@ -233,54 +201,8 @@ def save(
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    try:
-        prune(root, keep_last, protect=path)
-    except CheckpointError as error:  # the new step is durable; old ones merely occupy space
-        _log.warning("%s", error)
+    prune_after(root, retention, [path])
     return path
-
-
-def _require_space(root: Path, needed: int, min_free: int) -> None:
-    with disk.reported(f"save into {root}"):
-        free = shutil.disk_usage(root).free
-    if free - needed < min_free:
-        raise CheckpointError(
-            f"a checkpoint of {needed / 2**20:.1f} MiB would leave less than checkpoint.min_free="
-            f"{min_free / 2**20:.1f} MiB on the disk of {root}, which has {free / 2**20:.1f} MiB free",
-            "free space, lower checkpoint.keep_last or checkpoint.min_free, or move output_dir",
-        )
-
-
-def prune(root: Path, keep_last: int, protect: Path | None = None) -> list[Path]:
-    """Deletes all but the newest complete steps, and returns the deleted ones.
-
-    Incomplete steps do not count as kept and are left for `newest_valid` to judge.
-
-    Args:
-        keep_last: how many complete steps to keep, at least 1.
-        protect: a step to keep in any case.
-
-    Raises:
-        CheckpointError: the disk refused.
-    """
-    if keep_last < 1:
-        raise ValueError(f"keep_last={keep_last} must be at least 1")
-    complete = [path for path in list_steps(root) if _is_complete(path)]
-    old = [path for path in complete[keep_last:] if path != protect]
-    if old:
-        with disk.reported(f"delete old checkpoints in {root}"):
-            for path in _rename_away(root, old):
-                disk.remove(path)
-    return old
-
-
-def _is_complete(path: Path) -> bool:
-    """Whether the manifest is intact and every shard has its size; digests of tensors are not read."""
-    try:
-        manifest = _read_manifest(path)
-        return all((path / shard.file).stat().st_size == shard.size for shard in manifest.shards)
-    except (CheckpointError, OSError):
-        return False
 
 
 def clean_staging(root: Path) -> int:
@@ -295,78 +217,104 @@ def clean_staging(root: Path) -> int:
     with disk.reported(f"clean {root}"):
         names = os.listdir(root)
         left = [root / name for name in names if name.startswith(disk.TEMPORARY)]
-        for path in [root / name for name in names if name.startswith(_DELETED)] + _rename_away(root, left):
+        for path in [root / name for name in names if name.startswith(DELETED)] + rename_away(root, left):
             disk.remove(path)
     return len(left)
 
 
-def load(path: Path) -> tuple[dict[str, np.ndarray], Manifest]:
-    """The tensors of one step and its manifest, after every byte was verified.
-
-    A tensor saved as one chunk is a read-only view of a memory map; one saved as several is assembled. BF16
-    comes as its bits in uint16; the manifest's dtype tells.
+def open_step(path: Path) -> Checkpoint:
+    """A published step, open for reading.
 
     Raises:
-        CorruptCheckpoint: incomplete or altered; the message names the file and the tensor.
-        CheckpointError: it cannot be read, or a newer format wrote it.
+        CorruptCheckpoint: the manifest is missing or altered, or belongs to another step.
+        CheckpointError: it cannot be read, or another format version wrote it.
     """
+    with reading(path):
+        manifest = read_manifest(path)
+    if (named := STEP.fullmatch(path.name)) and int(named[1]) != manifest.step:
+        raise CorruptCheckpoint(f"{path} holds step {manifest.step}, not the step of its name")
+    return Checkpoint(path, manifest)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what the disk says while a step is read into a CheckpointError."""
     with disk.reported(f"read checkpoint {path}"):
         try:
-            return _load(path)
+            yield
         except FileNotFoundError as error:
             raise CorruptCheckpoint(f"{path} is incomplete: {Path(error.filename).name} is missing") from None
 
 
-def _load(path: Path) -> tuple[dict[str, np.ndarray], Manifest]:
-    manifest = _read_manifest(path)
-    if (named := _STEP.fullmatch(path.name)) and int(named[1]) != manifest.step:
-        raise CorruptCheckpoint(f"{path} holds step {manifest.step}, not the step of its name")
-    check_tiling(manifest)
-    tensors: dict[str, np.ndarray] = {}
-    for shard in manifest.shards:
-        for name, array in shards.read_shard(path / shard.file, shard).items():
-            chunk = shard.tensors[name]
-            if chunk.shape == chunk.global_shape:
-                tensors[name] = array
-                continue
-            if name not in tensors:
-                tensors[name] = np.empty(chunk.global_shape, array.dtype)
-            tensors[name][tuple(slice(o, o + n) for o, n in zip(chunk.offset, chunk.shape, strict=True))] = array
-    return tensors, manifest
+def load(path: Path, read: Callable[[Checkpoint], Tensors] = Checkpoint.read_all) -> tuple[Tensors, Manifest]:
+    """Verified tensors of one step, by default all, and its manifest.
+
+    BF16 comes as its bits in uint16; the manifest's dtype tells.
+
+    Raises:
+        CorruptCheckpoint: incomplete or altered; the message names the file and the tensor.
+        CheckpointError: it cannot be read, or another format version wrote it.
+    """
+    with open_step(path) as checkpoint, reading(path):
+        return read(checkpoint), checkpoint.manifest
 
 
-def _read_manifest(path: Path) -> Manifest:
-    file = path / MANIFEST
-    if file.stat().st_size > _MAX_MANIFEST:
-        raise CorruptCheckpoint(f"{file} has more than {_MAX_MANIFEST} bytes")
-    return parse(file.read_bytes(), file)
+_FINE, _DAMAGED, _FAILED = 0, 1, 2
 
 
-def newest_valid(root: Path) -> Found | None:
-    """The newest step that verifies, with its tensors; None if nothing was ever saved.
+def newest_valid(
+    root: Path,
+    read: Callable[[Checkpoint], Tensors] = Checkpoint.read_all,
+    agree: Agreement | None = None,
+    second: Path | None = None,
+) -> Found | None:
+    """The newest step that verifies, with the tensors asked for; None if nothing was ever saved.
 
     Steps are tried from the newest. A corrupt one is renamed to `quarantine-...`, logged as an error and
-    reported in `Found.quarantined`; unfinished saves are ignored.
+    reported in `Found.quarantined`; unfinished saves are ignored. With several ranks rank 0 chooses the step and puts
+    corrupt ones aside; a step counts only if every rank could read its part.
+
+    Args:
+        root: the checkpoint folder.
+        read: what to read of a step.
+        agree: how the ranks agree; None for a process alone.
+        second: another checkpoint folder of the run, where a step counts if it is newer than all valid ones here.
 
     Raises:
         CheckpointError: a step cannot be read for a reason other than corruption (permission, a newer format),
             or steps existed and none is valid. Training must not silently start over then.
     """
+    agree = agree or Alone()
     bad: list[Quarantined] = []
-    with disk.reported(f"search checkpoints in {root}"):
-        for path, inode in _walk(root):
-            try:
-                tensors, manifest = load(path)
-            except CheckpointError as error:
-                if not _is_damage(error):
-                    raise
-                moved = _quarantine(path, inode)
-                if moved is not None:
-                    bad.append(Quarantined(path=moved, reason=error.message))
-                    _log.error("corrupt checkpoint set aside as %s: %s", moved.name, error.message)
-                continue
+    roots = [root, second] if second else [root]
+    steps = _walk(roots)
+
+    def next_place() -> str:
+        with disk.reported(f"search checkpoints in {root}"):
+            path = next(steps, None)
+        return f"{roots.index(path.parent)}/{path.name}" if path else ""
+
+    while place := from_rank_0(agree, next_place):
+        number, name = place.split("/")
+        path = roots[int(number)] / name
+        inode = _inode(path)
+        level, error = _FINE, CheckpointError(f"another rank found {path} damaged", "see its message")
+        try:
+            tensors, manifest = load(path, read)
+        except CheckpointError as raised:
+            level, error = (_DAMAGED if _is_damage(raised) else _FAILED), raised
+        worst = agree.worst(level)
+        if worst == _FINE:
             return Found(path=path, manifest=manifest, tensors=tensors, quarantined=tuple(bad))
-    aside = len(bad) or len(list(root.glob(f"{_QUARANTINE}*")))
+        if worst == _FAILED:
+            raise error if level == _FAILED else CheckpointError(f"another rank cannot read {path}", "see its message")
+        moved = _quarantine(path, inode) if agree.rank == 0 else None
+        if moved is not None:
+            bad.append(Quarantined(path=moved, reason=error.message))
+            _log.error("corrupt checkpoint set aside as %s: %s", moved.name, error.message)
+        elif level == _DAMAGED and agree.rank:
+            _log.error("corrupt checkpoint: %s", error.message)
+    aside = max(len(bad), num_quarantined(root))
     if aside:
         raise CheckpointError(
             f"{root} holds {aside} corrupt checkpoints and no valid one",
@@ -375,15 +323,25 @@ def newest_valid(root: Path) -> Found | None:
     return None
 
 
-def _walk(root: Path) -> Iterator[tuple[Path, int]]:
-    """Published steps and their inodes from the newest.
+def num_quarantined(root: Path) -> int:
+    """How many corrupt steps lie aside in a folder."""
+    return len(list(root.glob(f"{QUARANTINE}*")))
+
+
+def _walk(roots: list[Path]) -> Iterator[Path]:
+    """Published steps from the newest; of equal steps the one in the earlier folder first.
 
     Lists again after each, because a live writer may publish and prune at the same time.
     """
     seen: set[tuple[Path, int]] = set()
-    while left := [item for path in list_steps(root) if (item := (path, _inode(path))) not in seen]:
+
+    def published() -> list[Path]:
+        found = [(-step_of(path), order, path) for order, root in enumerate(roots) for path in list_steps(root)]
+        return [path for _, _, path in sorted(found, key=lambda item: item[:2])]
+
+    while left := [item for path in published() if (item := (path, _inode(path))) not in seen]:
         seen.add(left[0])
-        yield left[0]
+        yield left[0][0]
 
 
 def _inode(path: Path) -> int:
@@ -401,16 +359,26 @@ def _is_damage(error: CheckpointError) -> bool:
 
 
 def _quarantine(path: Path, inode: int) -> Path | None:
-    """Renames a corrupt step aside and returns its new path; None if a live writer has removed it meanwhile."""
+    """Sets a corrupt step aside and returns its new path; None if a live writer has removed it meanwhile."""
     if _inode(path) != inode:
         return None
-    name = f"{_QUARANTINE}{path.name}"
-    taken = set(os.listdir(path.parent))
-    target = next(path.with_name(n) for i in itertools.count() if (n := name + (f"-{i}" if i else "")) not in taken)
     try:
+        return set_aside(path)
+    except CheckpointError as error:
+        _log.warning("%s: it stays and will be found corrupt again", error.message)
+        return path
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a corrupt step so that nothing loads it, and returns its new path.
+
+    Raises:
+        CheckpointError: the disk refused.
+    """
+    name = f"{QUARANTINE}{path.name}"
+    with disk.reported(f"set aside {path}"):
+        taken = set(os.listdir(path.parent))
+        target = next(path.with_name(n) for i in itertools.count() if (n := name + (f"-{i}" if i else "")) not in taken)
         os.rename(path, target)
         disk.sync_dir(path.parent)
-    except OSError as error:
-        _log.warning("cannot rename %s (%s): it stays and will be found corrupt again", path, error.strerror)
-        return path
     return target

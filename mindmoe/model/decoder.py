@@ -82,14 +82,14 @@ class CausalLM(nn.Cell):
             return Unit([place(name) for name in names], parallel.zero == 3, seed, model.initializer_range)
 
         tied = model.tie_word_embeddings
-        self.embed = unit(("model.embed_tokens.",)) if piece.first or (tied and piece.last) else None
+        self.embed: Any = unit(("model.embed_tokens.",)) if piece.first or (tied and piece.last) else None
         self.layers, self.units = nn.CellList(auto_prefix=False), nn.CellList(auto_prefix=False)
         for layer in piece.layers:
             prefix = f"model.layers.{layer}."
             slots = Slots([name.removeprefix(prefix) for name in specs if name.startswith(prefix)])
             self.layers.append(Block(model, moe, layer, kernels, groups, slots, parallel, graph))
             self.units.append(unit((prefix,)))
-        self.head = unit(("model.norm.", "lm_head.")) if piece.last else None
+        self.head: Any = unit(("model.norm.", "lm_head.")) if piece.last else None
         self.tied = tied
         self.again = _redone(parallel, len(piece.layers))
         self.redo, self.graph = parallel.recompute, graph

@@ -26,7 +26,8 @@ class AdamW:
         self.config = config
         self.params = ms.ParameterTuple(params)
         self.moments = {
-            prefix: ms.ParameterTuple([_zeros_like(param, prefix) for param in params]) for prefix in ("adam_m", "adam_v")
+            prefix: ms.ParameterTuple([_zeros_like(param, prefix) for param in params])
+            for prefix in ("adam_m", "adam_v")
         }
         self._adamw = kernels.adamw(
             decays, beta1=config.beta1, beta2=config.beta2, eps=config.eps, weight_decay=config.weight_decay

@@ -7,13 +7,13 @@ Ascend. Ranks that hold parts of one sum get parts of its gradient, so the backw
 
 import logging
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from math import prod
 from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 from mindspore.graph.api import _run_in_jit
 
 from mindmoe.errors import UserError
@@ -32,7 +32,7 @@ def _on_cpu() -> bool:
     return ms.get_context("device_target") == "CPU"
 
 
-@lru_cache(maxsize=None)
+@cache
 def primitives(group: Group) -> Any:
     """The collectives of a group on this device, without gradients."""
     return Composed(group) if _on_cpu() else Native(group)

@@ -136,9 +136,7 @@ class _Ring(nn.Cell):
             bands.append(np.where(visible, 0.0, _HIDDEN).astype(np.float32))
         self.bands = Tensor(np.stack(bands))
 
-    def construct(
-        self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, segment_ids: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def construct(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, segment_ids: Tensor) -> tuple[Tensor, Tensor]:
         """q (B, H, S, hd) scaled, k and v (B, KV, S, hd), sinks (H) -> (B, H, S, hd) and log-denominators (B, H, S)."""
         travelling = self.packed(k, v, segment_ids)
         out, log_sum = ops.zeros_like(q), ops.full(q.shape[:3], 2 * _HIDDEN, dtype=ms.float32)
@@ -211,6 +209,8 @@ class _Ring(nn.Cell):
         logits = self.score(self.cast(self.grouped(q, key.shape[1])), self.cast(key))
         logits = logits.reshape((*q.shape[:3], key.shape[2])) + self.bands[turn]
         if self.documents:
-            other = segment_ids.astype(ms.float32).expand_dims(1).expand_dims(3) != segments.expand_dims(1).expand_dims(2)
+            other = segment_ids.astype(ms.float32).expand_dims(1).expand_dims(3) != segments.expand_dims(1).expand_dims(
+                2
+            )
             logits = ops.masked_fill(logits, other, _HIDDEN)
         return logits

@@ -95,7 +95,13 @@ class VocabCrossEntropy(nn.Cell):
         return ops.select(held, local, ops.zeros_like(local)), held.astype(ms.float32)
 
     def bprop(
-        self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor, out: tuple[Tensor, Tensor], dout: tuple[Tensor, Tensor]
+        self,
+        x: Tensor,
+        w: Tensor,
+        labels: Tensor,
+        mask: Tensor,
+        out: tuple[Tensor, Tensor],
+        dout: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Gradients of x and w; the logits are computed again rather than kept."""
         x, w = self.cast(x), self.cast(w)
@@ -109,7 +115,10 @@ class VocabCrossEntropy(nn.Cell):
 def build_vocab_cross_entropy(
     cross_entropy: Callable[..., Tensor], group: Group, precision: str
 ) -> Callable[..., Tensor]:
-    """Returns loss(x (B, S/tp, D), w (V/tp, D), labels (B, S), mask (B, S)) -> summed loss [nats], equal on all ranks."""
+    """Returns loss(x (B, S/tp, D), w (V/tp, D), labels (B, S), mask (B, S)) -> summed loss [nats].
+
+    It is equal on all ranks of the group.
+    """
     if group.size == 1:
         return cross_entropy
     gather, spread = build_gather_sequence(group), VocabCrossEntropy(group, precision)

@@ -58,10 +58,10 @@ class StageProgram:
         def backward_weights(dy: Tensor, dbalance: Tensor, *arguments: Tensor) -> Any:
             return weights_only(differentiated, weights)(*arguments, (dy, dbalance))
 
-        functions = (forward, backward, backward_input, backward_weights)
-        self.forward, self.backward, self.backward_input, self.backward_weights = (
-            (ms.jit(function) for function in functions) if graph else functions
-        )
+        self.forward = ms.jit(forward) if graph else forward
+        self.backward = ms.jit(backward) if graph else backward
+        self.backward_input = ms.jit(backward_input) if graph else backward_input
+        self.backward_weights = ms.jit(backward_weights) if graph else backward_weights
 
 
 class _Differentiated(nn.Cell):

@@ -38,16 +38,15 @@ def open_run(run: Path) -> OpenedRun:
     """
     config = resolve(RunFolder(run).load_config().model_copy(update={"parallel": ParallelConfig()}), 1)
     config = config.model_copy(update={"optim": config.optim.model_copy(update={"type": "sgd"})})  # needs no moments
-    found = store.newest_valid(RunFolder(run).checkpoints)
-    if found is None:
-        raise UserError(f"{run} has no checkpoint yet", "train it first, or wait for its first checkpoint")
     quiet_mindspore(usable_cores())
-    from mindmoe.train.persist import check_identity, restore
+    from mindmoe.train.persist import reader_of, restore
     from mindmoe.train.setup import build_trainer, start_device
 
-    check_identity(found, config)
     alone_here = Place(rank=0, world=1, local_world=1)
     start_device(config, alone_here)
     trainer = build_trainer(config, alone_here)
-    restore(found, trainer.state, partial=True)
+    found = store.newest_valid(RunFolder(run).checkpoints, reader_of(config, trainer.state))
+    if found is None:
+        raise UserError(f"{run} has no checkpoint yet", "train it first, or wait for its first checkpoint")
+    restore(found.tensors, trainer.state)
     return OpenedRun(config=config, trainer=trainer, step=found.manifest.step)

@@ -12,7 +12,7 @@ from mindmoe.errors import CheckpointError
 from mindmoe.model.shapes import flops_per_token
 from mindmoe.moe.statistics import RoutingStatistics, routing_statistics
 from mindmoe.optim.schedule import learning_rate
-from mindmoe.parallel.collectives import barrier, host_sum
+from mindmoe.parallel.collectives import host_sum
 from mindmoe.position import during
 from mindmoe.train.evaluate import Evaluator
 from mindmoe.train.guard import StopRequest
@@ -32,14 +32,15 @@ class Loop:
         trainer: the parts of the run on this rank.
         batches: training batches.
         evaluator: held-out evaluation.
-        saver: writes checkpoints; None on ranks whose state another rank saves.
+        saver: writes checkpoints.
         sink: takes records; ignores them on ranks other than 0.
     """
 
-    def __init__(self, trainer: Trainer, batches: TokenBatches, evaluator: Evaluator, saver: Saver | None, sink: Sink):
+    def __init__(self, trainer: Trainer, batches: TokenBatches, evaluator: Evaluator, saver: Saver, sink: Sink):
         self.trainer, self.batches, self.evaluator, self.saver, self.sink = trainer, batches, evaluator, saver, sink
         self.config = trainer.config.train
         self.saved_step = -1
+        self.eval_loss: tuple[int, float] | None = None
         self.tokens_per_step = self.config.global_batch_size * self.config.seq_length
         peak = host_sum(np.array([gemm_peak(trainer.kernels.linear_out)]), trainer.groups["world"])[0]
         per_token = flops_per_token(trainer.config.model, trainer.config.moe, self.config.seq_length)
@@ -59,19 +60,23 @@ class Loop:
         self.event(start, "machine", self.machine)
         self.event(start, "compile", f"compiling the step ({self.config.mode} mode), then training")
         for step in range(start, self.config.steps):
+            # A save that failed stops all ranks at the same step, as a signal does.
             with during("step", number=step + 1):
-                result = self.step(step, stop.asked)
+                result = self.step(step, stop.asked or self.must_stop)
             done = step + 1
+            self.tell_saves()
+            self.tell_copies()
             if not result.finite:
                 return self.not_finite(step, result)
             last = done == self.config.steps
             if last or (self.config.eval_every and done % self.config.eval_every == 0):
-                with during("evaluation"):
-                    self.sink(self.evaluator.run(done))
+                self.evaluate(done)
             every = self.trainer.config.checkpoint.every
             if last or result.stop or (every and done % every == 0):
                 self.save(done)
-            if result.stop and not last:
+            if last or result.stop:
+                self.finish_saves()
+            if result.stop and not last and self.any_rank(stop.asked):
                 self.event(done, "signal", f"asked to stop: saved step {done}; the same command resumes there")
                 return stop.exit_code
         self.event(self.config.steps, "finish", f"finished {self.config.steps} steps")
@@ -80,8 +85,7 @@ class Loop:
     def step(self, step: int, asked: bool) -> StepResult:
         """One step and its records."""
         started = perf_counter()
-        with during("reading data"):
-            micro_batches = self.micro_batches(step)
+        micro_batches = self.micro_batches(step)
         num_valid = self.count_valid(micro_batches)
         data_seconds = perf_counter() - started
         lr = learning_rate(self.trainer.config.optim, step, self.config.steps)
@@ -147,33 +151,81 @@ class Loop:
             }
         return record
 
+    def evaluate(self, step: int) -> None:
+        """Measures the held-out loss."""
+        with during("evaluation"):
+            record = self.evaluator.run(step)
+        self.eval_loss = (step, record["loss"])
+        self.sink(record)
+
     def save(self, step: int) -> None:
-        """Makes a step durable before any rank goes on.
+        """Saves a step, in the background unless the config says otherwise."""
+        if self.saved_step == step:
+            return
+        measured = self.eval_loss is not None and self.eval_loss[0] == step
+        with during("saving", number=step):
+            self.saver.save(step, self.eval_loss[1] if self.eval_loss and measured else None)
+        self.saved_step = step
+        self.tell_saves()
+
+    @property
+    def must_stop(self) -> bool:
+        """Whether the last save failed and the config wants to stop for that."""
+        return self.saver.failed is not None and self.saver.stops
+
+    def tell_saves(self, wait: bool = False) -> None:
+        """Records how saves ended since the last call; a failure is never silent."""
+        for outcome in self.saver.outcomes(wait):
+            step = outcome.step
+            if outcome.error is None:
+                size = f"{outcome.nbytes / 2**20:.1f} MiB in {outcome.seconds:.1f} s"
+                self.event(step, "checkpoint", f"saved step {step}: {size}, training waited {outcome.stall:.2f} s")
+            else:
+                self.saved_step = -1
+                self.event(step, "checkpoint_failed", f"step {step} was NOT saved: {outcome.error}")
+                log.error("step %d was not saved: %s", step, outcome.error)
+            self.sink(
+                {
+                    "kind": "checkpoint",
+                    "step": step,
+                    "time": time(),
+                    "saved": outcome.error is None,
+                    "seconds": outcome.seconds,
+                    "stall_seconds": outcome.stall,
+                    "copy_seconds": outcome.copy,
+                    "bytes": outcome.nbytes,
+                }
+            )
+
+    def tell_copies(self, wait: bool = False) -> None:
+        """Records how copies to the second place ended; training goes on without one that failed."""
+        for copy in self.saver.copies(wait):
+            if copy.error is None:
+                where = f"copied step {copy.step} to {copy.path} and verified it in {copy.seconds:.1f} s"
+                self.event(copy.step, "checkpoint_copied", where)
+            else:
+                self.event(copy.step, "checkpoint_copy_failed", f"step {copy.step} was NOT copied: {copy.error}")
+                log.error("step %d was not copied: %s", copy.step, copy.error)
+
+    def finish_saves(self) -> None:
+        """Waits until no save is under way.
 
         Raises:
-            CheckpointError: it was not saved, on every rank.
+            CheckpointError: the last one failed, on every rank.
         """
-        failure = None
-        if self.saver is not None and self.saved_step != step:
-            try:
-                with during("saving", number=step):
-                    self.saver.save(step, self.trainer.state)
-                self.event(step, "checkpoint", f"saved step {step}")
-            except CheckpointError as error:
-                failure = error
-        failed = host_sum(np.array([failure is not None]), self.trainer.groups["world"])[0]
-        if failure is not None:
-            raise failure
-        if failed:
-            raise CheckpointError(
-                f"step {step} was not saved: the rank that writes reported the reason", "see its message"
-            )
-        self.saved_step = step
-        barrier(self.trainer.groups["world"])
+        self.tell_saves(wait=True)
+        self.tell_copies(wait=True)
+        if self.any_rank(self.saver.failed is not None):
+            raise self.saver.failed or CheckpointError("another rank could not save", "see its message")
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether a flag is set on any rank."""
+        return bool(host_sum(np.array([float(flag)]), self.trainer.groups["world"])[0])
 
     def not_finite(self, step: int, result: StepResult) -> int:
         """Stops with the last good state on disk."""
         self.save(step)
+        self.finish_saves()
         message = (
             f"loss {result.loss} or gradient norm {result.grad_norm} of step {step + 1} is not finite; the "
             f"weights before that step are saved as step {step}: lower optim.lr, look at the data of that "

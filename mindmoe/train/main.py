@@ -46,16 +46,19 @@ def train(config: RunConfig) -> int:
         from mindmoe.parallel.collectives import barrier
         from mindmoe.train.evaluate import Evaluator
         from mindmoe.train.loop import Loop
-        from mindmoe.train.persist import Saver
+        from mindmoe.train.persist import RankAgreement, Saver
         from mindmoe.train.setup import build_trainer, start_device
 
         with during("joining the cluster", range(at.world)):
             start_device(config, at)
         with during("building the model"):
             trainer = build_trainer(config, at)
-        saver = Saver(config, at.world) if at.rank == 0 else None
-        start, quarantined = resume(config, trainer, trainer.state)
+        held, agree = trainer.state, RankAgreement(trainer.groups["world"])
+        saver = Saver(config, held, at, agree)
+        start, quarantined = resume(config, held, agree)
+        trainer.publish()
         with ExitStack() as stack:
+            stack.callback(saver.close)
             sink = open_sinks(config, at, start, stack)
             evaluator = Evaluator(trainer.step, config, held_out, trainer.mesh, trainer.at)
             loop = Loop(trainer, batches, evaluator, saver, sink)
@@ -71,30 +74,21 @@ def train(config: RunConfig) -> int:
             return code
 
 
-def resume(config: RunConfig, trainer: Any, state: list[Any]) -> tuple[int, tuple[store.Quarantined, ...]]:
-    """Loads the newest valid checkpoint into the state; returns its step, 0 if there is none, and what was put aside.
+def resume(config: RunConfig, held: Any, agree: Any) -> tuple[int, tuple[store.Quarantined, ...]]:
+    """Loads the newest valid checkpoint into what this rank holds, whatever layout wrote it.
 
-    Rank 0 alone decides which step that is, as it may have to put a corrupt one aside; the others load the same.
+    Returns:
+        its step, 0 if there is none, and the corrupt ones that were put aside.
     """
-    import numpy as np
+    from mindmoe.train.persist import names_of_run, reader_of, restore, second_root
 
-    from mindmoe.parallel.collectives import host_sum
-    from mindmoe.train.persist import check_identity, restore
-
-    root = RunFolder.of(config).checkpoints
-    found = store.newest_valid(root) if trainer.place.rank == 0 else None
-    sent = np.array([found.manifest.step + 1.0 if found else 0.0])
-    step = int(host_sum(sent, trainer.groups["world"])[0]) - 1
-    if step < 0:
-        return 0, ()
+    read = reader_of(config, held, names_of_run(config))
+    with during("loading"):
+        found = store.newest_valid(RunFolder.of(config).checkpoints, read, agree, second_root(config))
     if found is None:
-        path = next(path for path in store.list_steps(root) if store.step_of(path) == step)
-        tensors, manifest = store.load(path)
-        found = store.Found(path=path, manifest=manifest, tensors=tensors, quarantined=())
-    with during("loading", number=step):
-        check_identity(found, config)
-        restore(found, state)
-    return step, found.quarantined
+        return 0, ()
+    restore(found.tensors, held)
+    return found.manifest.step, found.quarantined
 
 
 def open_sinks(config: RunConfig, at: Place, start: int, stack: ExitStack) -> Any:

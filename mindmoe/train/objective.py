@@ -80,7 +80,7 @@ class Objective(nn.Cell):
         aux, z = aux * micro_weight, z * micro_weight
         layers = counts.shape[0]
         balance = (self.moe.balance.aux_coef * aux + self.moe.balance.z_coef * z) * layers
-        report = (cross_entropy, aux.reshape(1) * layers, z.reshape(1) * layers, counts, entropy, dropped)
+        report: Report = (cross_entropy, aux.reshape(1) * layers, z.reshape(1) * layers, counts, entropy, dropped)
         if self.record_routing:
             report = (*report, ids)
         return (y, balance), ops.stop_gradient(report)

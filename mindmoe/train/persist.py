@@ -1,96 +1,190 @@
 """Between the training state and the checkpoint store."""
 
-import hashlib
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 import numpy as np
 from mindspore import Tensor
 
 from mindmoe.checkpoint import store
-from mindmoe.checkpoint.manifest import Meta
+from mindmoe.checkpoint.agree import Agreement, from_rank_0
+from mindmoe.checkpoint.chunks import Box, tag_of
+from mindmoe.checkpoint.identity import WEIGHTS_ONLY, check_identity, run_meta
+from mindmoe.checkpoint.reader import Checkpoint
+from mindmoe.checkpoint.retention import SCORE, Retention
+from mindmoe.checkpoint.tier import Copied, Tier
+from mindmoe.checkpoint.writer import Outcome, SavePolicy, Writer
 from mindmoe.config import RunConfig
+from mindmoe.env import Place
 from mindmoe.errors import CheckpointError
-from mindmoe.load import dump_config
+from mindmoe.model.shapes import param_specs
+from mindmoe.parallel.collectives import host_sum
+from mindmoe.parallel.groups import Group
 from mindmoe.parallel.held import Held
 from mindmoe.train.folder import RunFolder
 
+_MOMENTS = ("adam_m.", "adam_v.")
+_TEXT = 1024  # longest text that rank 0 can share [bytes]
 
-def model_identity(config: RunConfig) -> dict[str, Any]:
-    """What must be equal for a checkpoint to belong to a model."""
-    return {"model": config.model.model_dump(), "moe": config.moe.model_dump() if config.moe else None}
+
+class RankAgreement(Agreement):
+    """Agreement through collectives of the host."""
+
+    def __init__(self, group: Group):
+        self.group, self.rank = group, group.index
+
+    def share(self, text: str) -> str:
+        """The text of rank 0, cut to 1 KiB."""
+        codes = np.zeros(_TEXT)
+        if self.rank == 0:
+            raw = text.encode()[:_TEXT]
+            codes[: len(raw)] = list(raw)
+        return bytes(host_sum(codes, self.group).astype(np.uint8)).rstrip(b"\0").decode(errors="replace")
+
+    def worst(self, level: int) -> int:
+        """The greatest level of any rank."""
+        return int(np.flatnonzero(host_sum(np.eye(3)[level], self.group))[-1])
 
 
 class Saver:
-    """Writes checkpoints of one process into the run folder.
+    """Writes checkpoints of this rank's part of a run. A collective: every rank makes one and calls it alike.
 
     Args:
         config: the resolved run.
-        world: number of ranks, recorded for information.
-    """
-
-    def __init__(self, config: RunConfig, world: int):
-        self.root = RunFolder.of(config).checkpoints
-        self.policy = config.checkpoint
-        self.meta = Meta(
-            model=model_identity(config),
-            topology={**config.parallel.model_dump(), "world": world},
-            config_digest=hashlib.sha256(dump_config(config).encode()).hexdigest(),
-            generation=store.claim(self.root),
-        )
-
-    def save(self, step: int, state: list[Held]) -> None:
-        """Saves every tensor of the training state; returns once the step is durable.
-
-        Raises:
-            CheckpointError: it was not saved; earlier steps are untouched.
-        """
-        tensors = {held.name: held.param.asnumpy() for held in state}
-        store.save(self.root, step, tensors, self.meta, self.policy.keep_last, self.policy.min_free)
-
-
-def check_identity(found: store.Found, config: RunConfig) -> None:
-    """Refuses a checkpoint of another model.
+        held: what this rank holds of the training state.
+        at: this process among the others.
+        agree: between all ranks.
 
     Raises:
-        CheckpointError: names the keys that differ.
+        CheckpointError: the checkpoint folder cannot be used.
     """
-    theirs: dict[str, Any] = found.manifest.meta.model
-    ours = model_identity(config)
-    if theirs == ours:
-        return
-    differ = []
-    for section, values in ours.items():
-        there, here = theirs.get(section) or {}, values or {}
-        differ += [f"{section}.{key}" for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
-    raise CheckpointError(
-        f"{found.path} is a checkpoint of another model ({', '.join(differ)} differ)",
-        "continue it with its own config, or choose another name",
-    )
+
+    def __init__(self, config: RunConfig, held: Sequence[Held], at: Place, agree: Agreement):
+        root, rules = RunFolder.of(config).checkpoints, config.checkpoint
+        self.held = {item.name: item for item in held}
+        self.agree, self.stops, self.background = agree, rules.on_failure == "stop", rules.background
+        self.failed: CheckpointError | None = None
+        self.tier = second_tier(config) if at.rank == 0 else None
+        self.writer = Writer(
+            root,
+            {item.name: box_of(item) for item in held},
+            rank=at.rank,
+            world=at.world,
+            meta=run_meta(config, at.world, from_rank_0(agree, lambda: store.claim(root))),
+            policy=SavePolicy(
+                retention=Retention.of(rules),
+                min_free=rules.min_free,
+                timeout=rules.timeout,
+            ),
+            tier=self.tier,
+        )
+
+    def save(self, step: int, eval_loss: float | None) -> None:
+        """Starts to save the state of a step; `outcomes` tells how it went.
+
+        Args:
+            step: completed optimizer steps; also the data cursor.
+            eval_loss: held-out loss at this step, if it was measured [nats per token].
+        """
+        self.writer.save(
+            step,
+            lambda name: self.held[name].param.asnumpy(),
+            {"data_cursor": step} | ({SCORE: eval_loss} if eval_loss is not None else {}),
+        )
+
+    def outcomes(self, wait: bool = False) -> list[Outcome]:
+        """How saves ended since this was last asked; all of them if `wait`."""
+        done = self.writer.wait() if wait or not self.background else self.writer.poll()
+        for outcome in done:
+            self.failed = outcome.error
+        return done
+
+    def copies(self, wait: bool = False) -> list[Copied]:
+        """How copies to the second place ended since this was last asked; all of them if `wait`."""
+        if self.tier is None:
+            return []
+        if wait:
+            self.tier.join()
+        return self.tier.poll()
+
+    def close(self) -> None:
+        """Waits for a save under way, but not for ever."""
+        self.writer.close()
 
 
-def restore(found: store.Found, state: list[Held], partial: bool = False) -> None:
-    """Sets parameters from a verified checkpoint.
+def second_root(config: RunConfig) -> Path | None:
+    """The checkpoint folder of a run in its second place, if it has one."""
+    durable = config.checkpoint.durable
+    return Path(durable.path) / config.name if durable else None
+
+
+def second_tier(config: RunConfig) -> Tier | None:
+    """What copies steps of a run to its second place, if it has one."""
+    durable, root = config.checkpoint.durable, second_root(config)
+    if durable is None or root is None:
+        return None
+    return Tier(root, durable.every, Retention(keep_last=durable.keep_last), config.checkpoint.min_free)
+
+
+def box_of(item: Held) -> Box:
+    """The place of what a rank holds."""
+    dtype = tag_of(item.param.asnumpy()[:0] if item.param.ndim else item.param.asnumpy())
+    return Box(dtype=dtype, shape=item.shard.shape, global_shape=item.shape, offset=item.shard.offset)
+
+
+def names_of_run(config: RunConfig) -> set[str]:
+    """The names of every tensor of the training state, over all ranks."""
+    specs = param_specs(config.model, config.moe).values()
+    moments = _MOMENTS if config.optim.type == "adamw" else ()
+    return {spec.name for spec in specs} | {
+        f"{prefix}{spec.name}" for prefix in moments for spec in specs if spec.trainable
+    }
+
+
+def reader_of(
+    config: RunConfig, held: Sequence[Held], expected: Collection[str] | None = None
+) -> Callable[[Checkpoint], store.Tensors]:
+    """Returns read(checkpoint) -> the boxes that this rank holds, whatever layout wrote them; nothing is assigned.
 
     Args:
-        found: the checkpoint.
-        state: what to set.
-        partial: whether the checkpoint may hold more, as when only weights are wanted.
+        config: the run.
+        held: what is wanted.
+        expected: every name that the checkpoint may hold, None for any, as when only weights are wanted.
 
-    Raises:
-        CheckpointError: names or shapes differ; nothing is assigned then.
+    It raises CheckpointError if the model, names, shapes or dtypes differ, and names all of them.
     """
-    tensors: dict[str, np.ndarray] = found.tensors
-    names = {held.name for held in state}
-    wrong = [f"missing {name}" for name in names - tensors.keys()]
-    wrong += [] if partial else [f"unexpected {name}" for name in tensors.keys() - names]
-    wrong += [
-        f"{held.name} has shape {tensors[held.name].shape}, expected {held.shape}"
-        for held in state
-        if held.name in tensors and tensors[held.name].shape != held.shape
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"{found.path} does not fit the model: {'; '.join(sorted(wrong))}", "continue it with its own config"
-        )
-    for held in state:
-        held.param.set_data(Tensor(np.ascontiguousarray(tensors[held.name][held.shard.index])))
+
+    def read(checkpoint: Checkpoint) -> store.Tensors:
+        check_identity(checkpoint, config)
+        there = checkpoint.tensors
+        wanted = {item.name: item for item in held}
+        if checkpoint.manifest.meta.state.get(WEIGHTS_ONLY):
+            wanted = {name: item for name, item in wanted.items() if not name.startswith(_MOMENTS)}
+        wrong = [f"missing {name}" for name in wanted.keys() - there.keys()]
+        wrong += [f"unexpected {name}" for name in there.keys() - set(expected)] if expected is not None else []
+        for name in wanted.keys() & there.keys():
+            box = box_of(wanted[name])
+            if (there[name].shape, there[name].dtype) != (box.global_shape, box.dtype):
+                found = f"{there[name].dtype} {there[name].shape}"
+                wrong.append(f"{name} is {found}, expected {box.dtype} {box.global_shape}")
+        if wrong:
+            raise CheckpointError(
+                f"{checkpoint.path} does not fit the model: {'; '.join(sorted(wrong))}",
+                "continue it with its own config",
+            )
+        return checkpoint.read({name: (item.shard.offset, item.shard.shape) for name, item in wanted.items()})
+
+    return read
+
+
+def restore(tensors: store.Tensors, held: Sequence[Held]) -> None:
+    """Sets parameters from verified boxes and empties `tensors`, so that no second copy of the state stays.
+
+    Args:
+        tensors: what `reader_of` read.
+        held: the same as there.
+    """
+    for item in held:
+        values = tensors.pop(item.name, None)
+        if values is not None and values.size:
+            item.param.set_data(Tensor(values))

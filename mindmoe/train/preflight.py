@@ -1,6 +1,6 @@
 """Everything that can be refused before a process is started or MindSpore imported (dry)."""
 
-from mindmoe.checkpoint import store
+from mindmoe.checkpoint.folder import list_steps, step_of
 from mindmoe.config import RunConfig
 from mindmoe.data.dataset import Split
 from mindmoe.data.loader import TokenBatches
@@ -45,5 +45,5 @@ def open_held_out(config: RunConfig) -> TokenBatches:
 
 def finished_steps(config: RunConfig) -> int:
     """The newest step that the run folder seems to hold; whether it is valid shows when it is loaded."""
-    steps = store.list_steps(RunFolder.of(config).checkpoints)
-    return store.step_of(steps[0]) if steps else 0
+    steps = list_steps(RunFolder.of(config).checkpoints)
+    return step_of(steps[0]) if steps else 0

@@ -61,6 +61,11 @@ class Trainer:
             records += _held_biases(part)
         return _once(records)
 
+    def publish(self) -> None:
+        """Brings the model's parameters up to the state, after it was loaded."""
+        for part in self.step.parts:
+            part.owned.publish()
+
 
 def _held_biases(part: Part) -> list[Held]:
     """Records of the selection biases, which every rank of a stage holds whole."""

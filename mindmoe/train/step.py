@@ -109,9 +109,7 @@ class TrainStep:
         self.mode = "graph" if graph else "op by op"
         self._reduce = [part.reduction.build() for part in parts]
         if pipeline is None:
-            gradients = ms.value_and_grad(
-                parts[0].objective, None, ms.ParameterTuple(parts[0].params), has_aux=True
-            )
+            gradients = ms.value_and_grad(parts[0].objective, None, ms.ParameterTuple(parts[0].params), has_aux=True)
             self._gradients = _compiled(gradients, graph)
             self._forward = _compiled(parts[0].objective.construct, graph)
         self._update = _compiled(optimizer.build_update(), graph)
@@ -176,16 +174,14 @@ class TrainStep:
             report = self._forward(*self.as_tensors(batch), one, one)[1]
         return float(report[0].asnumpy()[0]) if self.groups["tp"].index == 0 else 0.0
 
-    def as_tensors(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def as_tensors(self, batch: Batch) -> tuple[Tensor, ...]:
         """The four arrays of a batch on the device, the tokens of this context rank only."""
-        arrays = (batch.input_ids, batch.labels, batch.loss_mask, batch.segment_ids)
+        arrays: tuple[np.ndarray, ...] = (batch.input_ids, batch.labels, batch.loss_mask, batch.segment_ids)
         if self.positions is not None:
             arrays = tuple(np.ascontiguousarray(array[:, self.positions]) for array in arrays)
         return tuple(Tensor(array) for array in arrays)
 
-    def _result(
-        self, reports: list[list[tuple[Any, ...]]], grads: Grads, num_valid: float, stop: bool
-    ) -> StepResult:
+    def _result(self, reports: list[list[tuple[Any, ...]]], grads: Grads, num_valid: float, stop: bool) -> StepResult:
         """What all ranks report, summed in one exchange."""
         experts = self.moe.num_experts if self.moe else 0
         sums = np.zeros(5, np.float64)  # cross-entropy, aux, z, squared norm, ranks that were asked to stop

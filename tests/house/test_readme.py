@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mindmoe.checkpoint.config import CheckpointConfig
 from mindmoe.cli import _parser
 from mindmoe.data.config import PrepareConfig
 from mindmoe.load import load_config, load_section
@@ -51,7 +52,7 @@ def _cli_problem(argv: list[str], root: Path) -> str | None:
         if getattr(args, "config", None):
             load_config(root / args.config, overrides)
         else:
-            load_section(PrepareConfig, overrides)
+            load_section(CheckpointConfig if argv[0] == "ckpt" else PrepareConfig, overrides)
     except ValueError as error:
         return str(error)
     return None

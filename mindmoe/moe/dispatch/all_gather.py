@@ -29,4 +29,6 @@ class AllGatherDispatch(nn.Cell):
         tokens, all_gates, all_ids = unpack_tokens(everywhere, gates.shape[1])
         held = local_ids(all_ids, self.place * gate_up.shape[0], gate_up.shape[0])
         once = bias if self.adds_bias else bias * 0.0
-        return self.scatter(self.expert_ffn(tokens, all_gates, held, gate_up, gate_up_bias, down, once)).reshape(x.shape)
+        return self.scatter(self.expert_ffn(tokens, all_gates, held, gate_up, gate_up_bias, down, once)).reshape(
+            x.shape
+        )

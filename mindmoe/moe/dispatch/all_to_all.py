@@ -66,9 +66,7 @@ class PaddedAllToAll(_ExpertTensor):
         number = ops.arange(0, experts, dtype=ms.int32).expand_dims(1)
         number = ops.broadcast_to(number, (experts, rows.shape[0] // experts)).reshape(-1)
         number = ops.select(ops.stop_gradient(rows[:, -1]) > 0.5, number, ops.full_like(number, experts))
-        done = through_experts(
-            self.expert_ffn, rows[:, :-1], number, (gate_up, gate_up_bias, down, self.once(bias))
-        )
+        done = through_experts(self.expert_ffn, rows[:, :-1], number, (gate_up, gate_up_bias, down, self.once(bias)))
         back = self.from_slots(self.travel(done, False), slot, source)
         return self.scatter(combine(back, all_gates)).reshape(x.shape)
 

@@ -44,9 +44,7 @@ class TwoHopDispatch(nn.Cell):
         arrived = AllToAllV(self.across, sent, received)(packed)
         rows, row_gates, row_ids = unpack_tokens(arrived, ids.shape[1])
         here = local_ids(row_ids, self.across.index * self.per_node, self.per_node)
-        done = exchange_rows(
-            self.expert_ffn, rows, row_gates, here, (gate_up, gate_up_bias, down, bias), self.inside
-        )
+        done = exchange_rows(self.expert_ffn, rows, row_gates, here, (gate_up, gate_up_bias, down, bias), self.inside)
         back = AllToAllV(self.across, received, sent)(done)
         parts = ops.gather(with_zero_row(back), Tensor(slot.reshape(-1)), 0)
         return parts.reshape((tokens, nodes, -1)).sum(1).reshape(x.shape)

@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from mindmoe.checkpoint import store
+from mindmoe.checkpoint.retention import Retention
 
 RAM = Path("/dev/shm")
 
@@ -37,7 +38,7 @@ def save(saver: ModuleType) -> Callable[..., Path]:
     """Saves the known state of a step as a new writer."""
 
     def run(root: Path, step: int, keep_last: int = 9, content: int | None = None) -> Path:
-        own = saver.meta(store.claim(root))
-        return store.save(root, step, saver.state(step if content is None else content), own, keep_last, 0)
+        state = saver.state(step if content is None else content)
+        return store.save(root, step, state, saver.meta(store.claim(root)), Retention(keep_last=keep_last), 0)
 
     return run

@@ -13,10 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from mindmoe.checkpoint.chunks import MAX_HEADER, Chunk, parse_header, read_shard, write_shard
-from mindmoe.checkpoint.manifest import CorruptCheckpoint
+from mindmoe.checkpoint.chunks import MAX_HEADER, Chunk, parse_header, write_shard
+from mindmoe.checkpoint.manifest import CorruptCheckpoint, Manifest, Meta, ShardRecord
+from mindmoe.checkpoint.reader import Checkpoint, ShardReader
 
 WHERE = Path("x.safetensors")
+
+
+def read_shard(file: Path, record: ShardRecord) -> dict[str, np.ndarray]:
+    meta = Meta(model={}, topology={}, config_digest="", generation="")
+    with Checkpoint(file.parent, Manifest(step=0, meta=meta, shards=(record,))) as checkpoint:
+        return checkpoint.read_all()
 
 
 def test_stock_library_reads_every_dtype(tmp_path: Path, saver: ModuleType) -> None:
@@ -26,7 +33,7 @@ def test_stock_library_reads_every_dtype(tmp_path: Path, saver: ModuleType) -> N
     stock = dict(safetensors.deserialize(file.read_bytes()))
     assert stock.keys() == state.keys()
     for name, chunk in state.items():
-        assert stock[name]["dtype"] == chunk.tag
+        assert stock[name]["dtype"] == chunk.box.dtype
         assert tuple(stock[name]["shape"]) == chunk.array.shape
         assert bytes(stock[name]["data"]) == chunk.array.tobytes()
 
@@ -38,12 +45,12 @@ def test_stock_numpy_loader_gives_equal_arrays(tmp_path: Path) -> None:
     assert all(np.array_equal(loaded[k], v) and loaded[k].dtype == np.asarray(v).dtype for k, v in arrays.items())
 
 
-def test_round_trip_is_bitwise_aligned_and_read_only(tmp_path: Path, saver: ModuleType) -> None:
+def test_round_trip_is_bitwise(tmp_path: Path, saver: ModuleType) -> None:
     record = write_shard(tmp_path / "a.safetensors", saver.state(5))
     arrays = read_shard(tmp_path / "a.safetensors", record)
     assert saver.is_state(5, arrays)
     assert record.size == (tmp_path / "a.safetensors").stat().st_size
-    assert all(array.flags.aligned and not array.flags.writeable for array in arrays.values())
+    assert all(array.flags.aligned and array.flags.c_contiguous for array in arrays.values())
     assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o600
 
 
@@ -123,7 +130,7 @@ def test_headers_that_are_no_headers_are_refused(text: bytes) -> None:
 @given(st.binary(max_size=64))
 def test_any_header_is_parsed_or_refused(text: bytes) -> None:
     try:
-        entries = parse_header(struct.pack("<Q", len(text)) + text, 8 + len(text), WHERE)
+        entries, _ = parse_header(struct.pack("<Q", len(text)) + text, 8 + len(text), WHERE)
     except CorruptCheckpoint:
         return
     assert all(entry.begin == entry.end == 8 + len(text) for entry in entries.values())
@@ -133,7 +140,7 @@ def test_a_header_of_the_stock_writer_is_understood(tmp_path: Path) -> None:
     save_file({"x": np.arange(3, dtype=np.float32), "y": np.zeros((2, 0), np.int64)}, tmp_path / "s.safetensors")
     raw = (tmp_path / "s.safetensors").read_bytes()
     head = raw[: 8 + struct.unpack("<Q", raw[:8])[0]]
-    entries = parse_header(head, len(raw), WHERE)
+    entries, _ = parse_header(head, len(raw), WHERE)
     assert raw[entries["x"].begin : entries["x"].end] == np.arange(3, dtype=np.float32).tobytes()
 
 
@@ -144,4 +151,4 @@ def test_a_header_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
         stream.write(struct.pack("<Q", MAX_HEADER + 1))
         stream.truncate(MAX_HEADER + 100)  # sparse: takes no space
     with pytest.raises(CorruptCheckpoint, match="header length"):
-        read_shard(file, replace(record, size=MAX_HEADER + 100))
+        ShardReader(file, replace(record, size=MAX_HEADER + 100))

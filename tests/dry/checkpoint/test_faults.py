@@ -24,7 +24,9 @@ from typing import Any
 import pytest
 
 from mindmoe.checkpoint import store
+from mindmoe.checkpoint.folder import list_steps
 from mindmoe.checkpoint.manifest import CorruptCheckpoint, Manifest
+from mindmoe.checkpoint.retention import Retention
 from mindmoe.errors import CheckpointError
 
 Save = Callable[..., Path]
@@ -116,7 +118,7 @@ def zeroed_page(newest: Path, older: Path) -> None:
 
 def altered_metadata(newest: Path, older: Path) -> None:
     shard = newest / "shard-00000.safetensors"
-    shard.write_bytes(shard.read_bytes().replace(b'{"format":"np"}', b'{"format":"pt"}'))
+    shard.write_bytes(shard.read_bytes().replace(b'"format":"np"', b'"format":"pt"'))
 
 
 def linked(newest: Path, older: Path) -> None:
@@ -183,7 +185,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, names: list[str], error: int, nth: 
 def test_every_failing_system_call_of_a_save(
     ram: Path, saver: ModuleType, save: Save, error: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = ["open", "write", "fsync", "rename", "mkdir", "unlink", "rmdir"]
+    calls = ["open", "pwrite", "fsync", "rename", "mkdir", "unlink", "rmdir"]
     outcomes = set()
     for nth in range(1, 100):
         folder = ram / f"{nth}"
@@ -222,7 +224,7 @@ def test_every_failing_system_call_of_a_load(
         if count[0] < nth:
             break
     assert nth > 5
-    assert [path.name for path in store.list_steps(ram)] == ["step-00000002", "step-00000001"]
+    assert [path.name for path in list_steps(ram)] == ["step-00000002", "step-00000001"]
 
 
 def test_a_disk_that_cannot_read_back_falls_back(
@@ -234,9 +236,9 @@ def test_a_disk_that_cannot_read_back_falls_back(
 
 
 def test_short_writes(ram: Path, saver: ModuleType, save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.write
+    real = os.pwrite
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", lambda fd, data: real(fd, data[:997]))
+        patch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[:997], at))
         save(ram, 1)
     found = store.newest_valid(ram)
     assert found is not None and saver.is_state(1, found.tensors)
@@ -285,7 +287,7 @@ def test_full_disk_of_every_size(
     for kib in range(12, 140, 4):
         folder = small_disk(kib)
         if preflight.random() < 0.5:  # the disk also fills after the check, by the hand of another
-            monkeypatch.setattr(store, "_require_space", lambda *_: None)
+            monkeypatch.setattr(store, "require_space", lambda *_: None)
         acknowledged = 0
         for step in (1, 2, 3):
             try:
@@ -304,8 +306,8 @@ def test_full_disk_of_every_size(
 def test_free_space_is_checked_before_writing(ram: Path, saver: ModuleType, save: Save) -> None:
     save(ram, 1)
     with pytest.raises(CheckpointError, match="checkpoint.min_free"):
-        store.save(ram, 2, saver.state(2), saver.meta(store.claim(ram)), 1, 2**60)
-    assert [path.name for path in store.list_steps(ram)] == ["step-00000001"]
+        store.save(ram, 2, saver.state(2), saver.meta(store.claim(ram)), Retention(), 2**60)
+    assert [path.name for path in list_steps(ram)] == ["step-00000001"]
 
 
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ WHERE = Path("MANIFEST.json")
 
 
 def chunk(offset: tuple[int, ...], shape: tuple[int, ...], whole: tuple[int, ...] = (4, 6)) -> ChunkRecord:
-    return ChunkRecord(dtype="F32", shape=shape, global_shape=whole, offset=offset, digest="d")
+    return ChunkRecord(dtype="F32", shape=shape, global_shape=whole, offset=offset, digest="00000000000000ad")
 
 
 def manifest(*chunks: ChunkRecord) -> Manifest:
@@ -53,13 +53,13 @@ def test_round_trip() -> None:
 def test_unknown_keys_of_the_same_major_version_are_ignored() -> None:
     body = WHOLE.to_bytes().rsplit(b"\n", 2)[0] + b"\n"
     assert parse(
-        signed(body.replace(b'"step": 20', b'"new": {"x": 1}, "step": 20').replace(b'"1.0"', b'"1.7"')), WHERE
-    ) == replace(WHOLE, version="1.7")
+        signed(body.replace(b'"step": 20', b'"new": {"x": 1}, "step": 20').replace(b'"2.0"', b'"2.7"')), WHERE
+    ) == replace(WHOLE, version="2.7")
 
 
 def test_another_major_version_is_refused_but_not_called_corrupt() -> None:
-    with pytest.raises(CheckpointError, match=r"version 2\.0") as raised:
-        parse(replace(WHOLE, version="2.0").to_bytes(), WHERE)
+    with pytest.raises(CheckpointError, match=r"version 3\.0") as raised:
+        parse(replace(WHOLE, version="3.0").to_bytes(), WHERE)
     assert not isinstance(raised.value, CorruptCheckpoint)
 
 
@@ -70,8 +70,8 @@ def test_another_major_version_is_refused_but_not_called_corrupt() -> None:
         b"{}\n",
         b"[]\n",
         b"{\n",
-        b'{"format": "x", "version": "1.0"}\n',
-        b'{"format": "mindmoe-checkpoint", "version": "1.0"}\n',
+        b'{"format": "x", "version": "2.0"}\n',
+        b'{"format": "mindmoe-checkpoint", "version": "2.0"}\n',
         b"[" * 9999 + b"\n",
     ],
 )
@@ -87,6 +87,7 @@ def test_signed_nonsense_is_corrupt(body: bytes) -> None:
         (b'"shard-0"', b'"../shard-0"'),
         (b'"shard-0"', b'".."'),
         (b'"size": 1', b'"size": 1.5'),
+        (b'"00000000000000ad"', b'"ad"'),
     ],
 )
 def test_signed_wrong_fields_are_corrupt(old: bytes, new: bytes) -> None:

@@ -1,212 +1,29 @@
-"""Simulated power loss (after ALICE, OSDI 2014): every state the disk may hold when the power fails.
+"""Simulated power loss: see mindmoe/checkpoint/torture/power_loss.py."""
 
-The system calls of a few saves are recorded. For a crash after each of them, the possible disks are built: an
-operation on a folder is durable once that folder was fsynced afterwards, written bytes once their file was;
-anything else may have happened or not. The newest valid step must never be older than the last acknowledged.
-The test of the test: without any single kind of fsync, or without the rename, it must find a loss.
-"""
-
-import itertools
 import os
-import random
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
-from mindmoe.checkpoint import store
-from mindmoe.errors import CheckpointError
+from mindmoe.checkpoint.torture.power_loss import MUTATIONS, Trace, losses, trace_saves, without
 
 STATES_PER_CRASH = int(os.environ.get("MINDMOE_TEST_CRASH_STATES", "12"))
-Op = tuple[Any, ...]  # (kind, ...); folders and files are numbers, the checkpoint folder is 0
-
-
-def of_fd(fd: int) -> Path:
-    return Path(os.readlink(f"/proc/self/fd/{fd}"))
-
-
-class Disk:
-    """Names in folders: (folder, name) -> number of a file or folder."""
-
-    def __init__(self) -> None:
-        self.names: dict[tuple[int, str], int] = {}
-
-    def find(self, path: Path) -> int:
-        """The number of a path relative to the checkpoint folder."""
-        number = 0
-        for part in path.parts:
-            number = self.names[number, part]
-        return number
-
-    def apply(self, op: Op) -> None:
-        kind, folder, name = op[:3]
-        if kind in ("mkdir", "create"):
-            self.names[folder, name] = op[3]
-        elif kind == "remove":
-            self.names.pop((folder, name), None)
-        elif kind == "rename" and (folder, name) in self.names:
-            self.names[op[3], op[4]] = self.names.pop((folder, name))
-
-    def tree(self, content: dict[int, bytes], folder: int = 0, prefix: str = "") -> dict[str, bytes | None]:
-        """Path -> content of a file, None for a folder."""
-        found: dict[str, bytes | None] = {}
-        for (inside, name), number in self.names.items():
-            if inside == folder:
-                found[prefix + name] = content.get(number)
-                found |= self.tree(content, number, f"{prefix}{name}/")
-        return found
-
-
-def record(root: Path, ops: list[Op], patch: pytest.MonkeyPatch) -> None:
-    """Appends every change under `root` to `ops` from now on."""
-    live = Disk()
-
-    def entry(path: Any, dir_fd: int | None = None) -> tuple[int, str]:
-        where = (of_fd(dir_fd) / path if dir_fd is not None else Path(path)).relative_to(root)
-        return live.find(where.parent), where.name
-
-    def number(fd: int) -> int:
-        return live.find(of_fd(fd).relative_to(root))
-
-    describe: dict[str, Callable[..., Op | None]] = {
-        "mkdir": lambda path, mode=0, dir_fd=None: ("mkdir", *entry(path, dir_fd), len(ops) + 1),
-        "open": lambda path, flags, mode=0, dir_fd=None: (
-            ("create", *entry(path, dir_fd), len(ops) + 1) if flags & os.O_CREAT else None
-        ),
-        "write": lambda fd, data: ("write", number(fd), "", bytes(data)),
-        "fsync": lambda fd: ("sync dir" if of_fd(fd).is_dir() else "sync file", number(fd), ""),
-        "rename": lambda old, new: ("rename", *entry(old), *entry(new)),
-        "unlink": lambda path, dir_fd=None: ("remove", *entry(path, dir_fd)),
-        "rmdir": lambda path, dir_fd=None: ("remove", *entry(path, dir_fd)),
-    }
-
-    def hook(name: str) -> None:
-        real = getattr(os, name)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            op = describe[name](*args, **kwargs)
-            result = real(*args, **kwargs)
-            if op:
-                ops.append(op)
-                live.apply(op)
-            return result
-
-        patch.setattr(os, name, call)
-
-    for name in describe:
-        hook(name)
-
-
-def crashes(ops: list[Op], rng: random.Random) -> Iterator[dict[str, bytes | None]]:
-    """Disks that may be found if the power fails after `ops`."""
-    writes, durable = dict[int, list[bytes]](), dict[int, int]()
-    for op in ops:
-        if op[0] == "create":
-            writes[op[3]] = []
-        elif op[0] == "write":
-            writes[op[1]].append(op[3])
-        elif op[0] == "sync file":
-            durable[op[1]] = len(writes[op[1]])
-    synced = {op[1]: index for index, op in enumerate(ops) if op[0] == "sync dir"}
-    naming = [i for i, op in enumerate(ops) if op[0] in ("mkdir", "create", "remove", "rename")]
-    volatile = {
-        i
-        for i in naming
-        if any(synced.get(folder, -1) < i for folder in {ops[i][1], ops[i][3 if ops[i][0] == "rename" else 1]})
-    }
-    prefixes = [{i for i in volatile if i < n} for n in (*sorted(volatile), len(ops))]
-    subsets = [{i for i in volatile if rng.random() < 0.5} for _ in range(STATES_PER_CRASH)]
-    for kept, lost in itertools.product(prefixes + subsets, ("all", "zero", "half", "mixed")):
-        disk = Disk()
-        for i in naming:
-            if i in kept or i not in volatile:
-                disk.apply(ops[i])
-        content = {}
-        for number, parts in writes.items():
-            safe = durable.get(number, 0)
-            content[number] = b"".join(parts[:safe]) + b"".join(torn(p, lost, rng) for p in parts[safe:])
-        yield disk.tree(content)
-
-
-def torn(part: bytes, lost: str, rng: random.Random) -> bytes:
-    """What may be left of bytes that were written but not synced."""
-    lost = rng.choice(["", "all", "zero", "half"]) if lost == "mixed" else lost
-    return {"": part, "all": b"", "zero": bytes(len(part)), "half": part[: len(part) // 2]}[lost]
-
-
-def losses(ops: list[Op], acknowledged: list[tuple[int, int]], folder: Path, saver: ModuleType) -> Iterator[str]:
-    """Builds every disk once and yields what is wrong with it, or an empty string."""
-    rng = random.Random(0)
-    done = set[tuple[int, frozenset[tuple[str, bytes | None]]]]()
-    for end in range(len(ops) + 1):
-        due = max((step for at, step in acknowledged if at <= end), default=0)
-        disks = {frozenset(disk.items()): disk for disk in crashes(ops[:end], rng)}
-        keys = [key for key in disks if (due, key) not in done]
-        for key in rng.sample(keys, min(STATES_PER_CRASH, len(keys))):
-            disk = disks[key]
-            done.add((due, key))
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            for path in sorted(disk):
-                if disk[path] is None:
-                    (folder / path).mkdir()
-                else:
-                    (folder / path).write_bytes(disk[path] or b"")
-            try:
-                found = store.newest_valid(folder)
-                for published in store.list_steps(folder):
-                    store.load(published)  # nothing half-written or half-deleted is ever visible
-            except CheckpointError as error:
-                yield str(error)
-                continue
-            step = found.manifest.step if found else 0
-            right = found is None or saver.is_state(step, found.tensors)
-            yield "" if right and step >= due else f"after {end} operations: step {step}, acknowledged {due}"
 
 
 @pytest.fixture
-def trace(ram: Path, saver: ModuleType, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Op], list[tuple[int, int]]]:
-    """The operations of saves with pruning and of a step saved again, and when each was acknowledged."""
-    ops: list[Op] = []
-    acknowledged = []
-    root = ram / "live"
-    root.mkdir()
-    with monkeypatch.context() as patch:
-        record(root, ops, patch)
-        for steps, keep_last in (((1, 2), 2), ((2, 3), 1)):  # the second writer saves step 2 again
-            own = saver.meta(store.claim(root))
-            for step in steps:
-                store.save(root, step, saver.state(step), own, keep_last, 0)
-                acknowledged.append((len(ops), step))
-    return ops, acknowledged
+def trace(ram: Path) -> Trace:
+    """What a few saves did."""
+    return trace_saves(ram / "live")
 
 
-def test_power_loss_at_any_moment(trace: tuple[list[Op], list[tuple[int, int]]], ram: Path, saver: ModuleType) -> None:
-    results = list(losses(*trace, ram / "crashed", saver))
+def test_power_loss_at_any_moment(trace: Trace, ram: Path) -> None:
+    results = list(losses(trace, ram / "crashed", STATES_PER_CRASH))
     assert len(results) > 200
     assert not [loss for loss in results if loss]
 
 
-@pytest.mark.parametrize("without", ["file shard", "file MANIFEST", "dir staging", "dir root", "rename"])
-def test_the_simulation_notices_what_is_left_out(
-    trace: tuple[list[Op], list[tuple[int, int]]], ram: Path, saver: ModuleType, without: str
-) -> None:
-    ops, acknowledged = trace
-    created = {op[3]: op[2] for op in ops if op[0] == "create"}
-
-    def left_out(op: Op) -> bool:
-        return {
-            "file shard": op[0] == "sync file" and "shard" in created[op[1]],
-            "file MANIFEST": op[0] == "sync file" and "MANIFEST" in created[op[1]],
-            "dir staging": op[0] == "sync dir" and op[1] != 0,
-            "dir root": op[0] == "sync dir" and op[1] == 0,
-            "rename": op[0] == "rename" and op[2].startswith(".tmp-step"),
-        }[without]
-
-    kept = [op for op in ops if not left_out(op)]
-    assert len(kept) < len(ops)
-    moved = [(sum(not left_out(op) for op in ops[:at]), step) for at, step in acknowledged]
-    assert any(losses(kept, moved, ram / "crashed", saver)), f"without {without} nothing was lost"
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_the_simulation_notices_what_is_left_out(trace: Trace, ram: Path, mutation: str) -> None:
+    changed = without(trace, mutation)
+    assert len(changed[0]) < len(trace[0])
+    assert any(losses(changed, ram / "crashed", STATES_PER_CRASH)), f"without {mutation} nothing was lost"

@@ -12,9 +12,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from mindmoe.checkpoint import store
+from mindmoe.checkpoint import folder, retention, store
 from mindmoe.checkpoint.chunks import Chunk
 from mindmoe.checkpoint.manifest import CorruptCheckpoint, Manifest
+from mindmoe.checkpoint.retention import Retention
 from mindmoe.errors import CheckpointError
 
 Save = Callable[..., Path]
@@ -49,9 +50,9 @@ def test_prune_counts_only_complete_steps(ram: Path, save: Save) -> None:
     for step in (1, 2, 3):
         save(ram, step)
     (ram / "step-00000003" / "shard-00000.safetensors").unlink()
-    assert store.prune(ram, 1) == [ram / "step-00000001"]
+    assert retention.prune(ram, Retention(keep_last=1)) == [ram / "step-00000001"]
     with pytest.raises(ValueError, match="at least 1"):
-        store.prune(ram, 0)
+        Retention(keep_last=0)
 
 
 def test_same_step_again_replaces_it(ram: Path, saver: ModuleType, save: Save) -> None:
@@ -85,8 +86,8 @@ def test_an_earlier_writer_cannot_publish(ram: Path, saver: ModuleType) -> None:
     with pytest.raises(CheckpointError):
         store.commit(ram, staging, Manifest(step=1, meta=first, shards=(record,)))
     with pytest.raises(CheckpointError, match="two runs share the folder"):
-        store.save(ram, 1, saver.state(1), first, 1, 0)
-    store.save(ram, 1, saver.state(1), second, 1, 0)
+        store.save(ram, 1, saver.state(1), first, Retention(), 0)
+    store.save(ram, 1, saver.state(1), second, Retention(), 0)
     assert names(ram) == ["step-00000001"]
 
 
@@ -97,7 +98,7 @@ def test_the_fence_holds_at_the_moment_of_publishing(ram: Path, saver: ModuleTyp
     (ram / "WRITER").write_text("another")  # claimed, but its cleaning has not come by yet
     with pytest.raises(CheckpointError, match="claimed by writer another"):
         store.commit(ram, staging, Manifest(step=1, meta=first, shards=(record,)))
-    assert store.list_steps(ram) == []
+    assert folder.list_steps(ram) == []
 
 
 def test_corrupt_newest_is_quarantined_and_named(
@@ -152,7 +153,7 @@ def test_a_step_replaced_while_it_is_read_is_not_quarantined(
     save(ram, 1)
     real = store.load
 
-    def load_slowly(path: Path) -> tuple[dict[str, np.ndarray], Manifest]:
+    def load_slowly(path: Path, read: object) -> tuple[dict[str, np.ndarray], Manifest]:
         monkeypatch.setattr(store, "load", real)
         shutil.rmtree(path)  # the writer saves the step again meanwhile
         save(ram, 1, content=5)
@@ -194,9 +195,9 @@ def test_a_folder_under_the_name_of_another_step(ram: Path, save: Save) -> None:
 def test_a_thousand_checkpoints(ram: Path, saver: ModuleType, save: Save) -> None:
     first = save(ram, 1)
     for step in range(2, 1000):
-        os.mkdir(ram / store.step_name(step))
+        os.mkdir(ram / folder.step_name(step))
         for file in first.iterdir():
-            os.link(file, ram / store.step_name(step) / file.name)
+            os.link(file, ram / folder.step_name(step) / file.name)
     save(ram, 1000, keep_last=1000)
     start = time.perf_counter()
     found = store.newest_valid(ram)

@@ -1,0 +1,328 @@
+"""`mindmoe ckpt`: what lies in a checkpoint folder, whether it is whole, and what to do about it. Needs no device."""
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mindmoe.checkpoint import disk, store
+from mindmoe.checkpoint.balance import share_out
+from mindmoe.checkpoint.chunks import Box, Chunk, Staging, numpy_dtype, write_shard
+from mindmoe.checkpoint.folder import (
+    QUARANTINE,
+    STEP,
+    list_steps,
+    parsed,
+    read_manifest,
+    shard_name,
+    step_of,
+)
+from mindmoe.checkpoint.manifest import Manifest, ShardRecord
+from mindmoe.checkpoint.reader import Checkpoint, total_digest
+from mindmoe.checkpoint.retention import PIN, SCORE, Retention, complete_manifest, prune, superfluous
+from mindmoe.errors import CheckpointError, UserError
+
+DAMAGED = 1  # exit code
+_PLAIN_WIDTH = 160
+_ABANDONED = 3600.0  # [s] after which an unfinished save without a new file is nobody's
+_DIFF_ROWS = 2**24  # [bytes] compared at a time
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(width=_PLAIN_WIDTH, highlight=False)
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table; columns whose name starts with `>` are right-aligned."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
+    return table
+
+
+def root_of(path: Path) -> Path:
+    """The checkpoint folder of a run folder, of a step's folder, or itself.
+
+    Raises:
+        UserError: there are no checkpoints.
+    """
+    for root in (path / "checkpoints", path, path.parent if STEP.fullmatch(path.name) else path):
+        if list_steps(root) or (root.is_dir() and list(root.glob(f"{QUARANTINE}*"))):
+            return root
+    raise UserError(f"{path} holds no checkpoints", "give a run folder, its checkpoints folder, or one step in it")
+
+
+def step_folder(path: Path, step: int | None) -> Path:
+    """One step: the folder itself, a numbered step of a run, or its newest.
+
+    Raises:
+        UserError: there is no such step.
+    """
+    if STEP.fullmatch(path.name) or path.name.startswith(QUARANTINE):
+        return path
+    steps = [found for found in list_steps(root_of(path)) if step is None or step_of(found) == step]
+    if not steps:
+        have = ", ".join(str(step_of(found)) for found in list_steps(root_of(path))) or "none"
+        raise UserError(f"{path} has no {'step' if step is None else f'step {step}'}", f"it holds: {have}")
+    return steps[0]
+
+
+def size_text(nbytes: float) -> str:
+    """A size for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if nbytes < 1024:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.2f} TiB"
+
+
+def _age(seconds: float) -> str:
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name} ago"
+    return f"{seconds / 86_400:.0f} days ago"
+
+
+def ls(path: Path) -> int:
+    """Lists the steps of a folder, what was set aside, and what is unfinished; digests are not read."""
+    root = root_of(path)
+    table = _table(f"checkpoints in {root}", ">step", "saved", ">size", ">shards", ">held-out loss", "content", "state")
+    for folder in list_steps(root):
+        manifest = complete_manifest(folder)
+        if manifest is None:
+            table.add_row(str(step_of(folder)), "", "", "", "", "", "[red]incomplete: run ckpt verify[/]")
+            continue
+        score = manifest.meta.state.get(SCORE)
+        state = "complete" + (", pinned" if (folder / PIN).exists() else "")
+        table.add_row(
+            str(manifest.step),
+            _age(time.time() - manifest.saved_at) if manifest.saved_at else "",
+            size_text(manifest.size),
+            str(len(manifest.shards)),
+            f"{score:.4f}" if isinstance(score, float) else "",
+            total_digest(manifest.tensors()),
+            state,
+        )
+    console = _console()
+    console.print(table)
+    aside = sorted(root.glob(f"{QUARANTINE}*"))
+    for folder in aside:
+        console.print(f"[red]set aside as corrupt[/]: {folder.name}")
+    for folder in sorted(root.glob(f"{disk.TEMPORARY}step-*")):
+        console.print(f"unfinished save: {folder.name}")
+    console.print(f"{size_text(shutil.disk_usage(root).free)} free on this disk")
+    return 0
+
+
+def show(path: Path, step: int | None, everything: bool) -> int:
+    """Prints what one step holds and belongs to."""
+    folder = step_folder(path, step)
+    with store.open_step(folder) as checkpoint:
+        manifest, tensors = checkpoint.manifest, checkpoint.tensors
+    facts = _table(str(folder), "what", "value")
+    facts.add_row("step", str(manifest.step))
+    facts.add_row("format version", manifest.version)
+    facts.add_row("size", f"{size_text(manifest.size)} in {len(manifest.shards)} shards")
+    facts.add_row("elements", f"{sum(math.prod(t.shape) for t in tensors.values()):,} in {len(tensors)} tensors")
+    facts.add_row("content digest", total_digest(tensors))
+    facts.add_row("config digest", manifest.meta.config_digest)
+    facts.add_row("written by", manifest.meta.generation)
+    facts.add_row("layout", ", ".join(f"{key}={value}" for key, value in manifest.meta.topology.items()))
+    for key, value in manifest.meta.state.items():
+        facts.add_row(key, str(value))
+    console = _console()
+    console.print(facts)
+    chunks: dict[str, int] = {}
+    for name, _ in manifest.chunks():
+        chunks[name] = chunks.get(name, 0) + 1
+    listed = list(tensors.items())[: None if everything else 20]
+    table = _table("tensors", "name", "dtype", "shape", ">chunks", "digest")
+    for name, tensor in listed:
+        table.add_row(name, tensor.dtype, "x".join(map(str, tensor.shape)) or "-", str(chunks[name]), tensor.digest)
+    console.print(table)
+    if len(listed) < len(tensors):
+        console.print(f"{len(tensors) - len(listed)} more: add --all")
+    return 0
+
+
+def verify(path: Path, step: int | None, everything: bool) -> int:
+    """Reads every byte of a step, or of all steps, and prints what is wrong; exit code 1 if something is."""
+    folders = list_steps(root_of(path)) if everything else [step_folder(path, step)]
+    console, damaged = _console(), 0
+    for folder in folders:
+        started = time.perf_counter()
+        problems = list(damage_of(folder))
+        if problems:
+            damaged += 1
+            console.print(f"[red]{folder.name}: DAMAGED[/]")
+            for problem in problems:
+                console.print(f"  {problem}", markup=False)
+        else:
+            manifest, seconds = read_manifest(folder), time.perf_counter() - started
+            speed = manifest.size / seconds / 1e9
+            console.print(f"{folder.name}: whole, {size_text(manifest.size)} verified at {speed:.2f} GB/s")
+    return DAMAGED if damaged else 0
+
+
+def damage_of(folder: Path) -> Iterator[str]:
+    """Everything that is wrong with a step."""
+    try:
+        with store.open_step(folder) as checkpoint:
+            yield from checkpoint.damage()
+    except CheckpointError as error:
+        yield error.message
+
+
+def diff(first: Path, second: Path) -> int:
+    """Compares two steps tensor by tensor, whatever their layouts; exit code 1 if they differ."""
+    console = _console()
+    with store.open_step(step_folder(first, None)) as one, store.open_step(step_folder(second, None)) as two:
+        table = _table("differences", "tensor", "what", ">largest difference", ">elements that differ")
+        for name in sorted(one.tensors.keys() | two.tensors.keys()):
+            here, there = one.tensors.get(name), two.tensors.get(name)
+            if here is None or there is None:
+                table.add_row(name, f"only in {(one if there is None else two).path}", "", "")
+            elif (here.shape, here.dtype) != (there.shape, there.dtype):
+                table.add_row(name, f"{here.dtype} {here.shape} / {there.dtype} {there.shape}", "", "")
+            elif here.digest != there.digest:
+                largest, count = _difference(one, two, name)
+                table.add_row(name, "content", f"{largest:.3g}", f"{count:,} of {math.prod(here.shape):,}")
+        equal = table.row_count == 0
+        console.print(f"equal: {len(one.tensors)} tensors, content {total_digest(one.tensors)}" if equal else table)
+    return 0 if equal else DAMAGED
+
+
+def _difference(one: Checkpoint, two: Checkpoint, name: str) -> tuple[float, int]:
+    """Largest absolute difference and number of elements that differ, in pieces of bounded size."""
+    record = one.tensors[name]
+    largest, count = 0.0, 0
+    for offset, shape in slabs(record.shape, numpy_dtype(record.dtype).itemsize, _DIFF_ROWS):
+        a, b = (source.read({name: (offset, shape)})[name] for source in (one, two))
+        count += int(np.count_nonzero(a.reshape(-1).view(np.uint8) != b.reshape(-1).view(np.uint8)) and (a != b).sum())
+        if record.dtype == "BF16":
+            a, b = ((x.astype(np.uint32) << 16).view(np.float32) for x in (a, b))
+        with np.errstate(invalid="ignore"):
+            gap = np.abs(a.astype(np.float64) - b.astype(np.float64))
+        largest = max(largest, float(np.nanmax(gap, initial=0.0)))
+    return largest, count
+
+
+def slabs(shape: tuple[int, ...], itemsize: int, limit: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Boxes (offset, shape) of whole rows that tile a tensor, each of at most `limit` bytes or one row."""
+    if not shape:
+        yield (), ()
+        return
+    row = math.prod(shape[1:]) * itemsize
+    step = max(1, limit // max(row, 1))
+    for start in range(0, shape[0], step):
+        yield (start,) + (0,) * (len(shape) - 1), (min(step, shape[0] - start), *shape[1:])
+
+
+def prune_steps(path: Path, rule: Retention, dry_run: bool) -> int:
+    """Deletes the complete steps that no rule wants, or says which they are."""
+    root = root_of(path)
+    if dry_run:
+        complete = [(folder, m) for folder in list_steps(root) if (m := complete_manifest(folder))]
+        gone = superfluous(complete, rule)
+    else:
+        gone = prune(root, rule)
+    for folder in gone:
+        print(f"{'would delete' if dry_run else 'deleted'} {folder.name}")
+    left = len(list_steps(root)) - len(gone) * dry_run
+    print(f"{len(gone)} steps {'would be ' * dry_run}deleted, {left} stay")
+    return 0
+
+
+def pin(path: Path, step: int | None, keep: bool) -> int:
+    """Marks a step so that it is never deleted, or takes the mark away."""
+    folder = step_folder(path, step)
+    with disk.reported(f"{'pin' if keep else 'unpin'} {folder}"):
+        if keep:
+            disk.replace_file(folder / PIN, b"")
+        else:
+            (folder / PIN).unlink(missing_ok=True)
+            disk.sync_dir(folder)
+    print(f"{folder.name} is {'kept until it is unpinned' if keep else 'no longer pinned'}")
+    return 0
+
+
+def reshard(path: Path, step: int | None, out: Path, num_shards: int) -> int:
+    """Writes a step anew with another number of shards, in memory of one shard; content and digests stay the same."""
+    with store.open_step(step_folder(path, step)) as source:
+        generation = store.claim(out)
+        wanted = source.manifest
+        staging_folder = store.begin(out, wanted.step, generation)
+        staging, records = Staging(), []
+        for rank, boxes in enumerate(cut(source, num_shards)):
+            with store.reading(source.path):
+                arrays = source.read({name: (box.offset, box.shape) for name, box in boxes.items()})
+            chunks = {n: Chunk(arrays[n], box.dtype, box.global_shape, box.offset) for n, box in boxes.items()}
+            with disk.reported(f"write the checkpoint in {out}"):
+                records.append(write_shard(staging_folder / shard_name(rank), chunks, staging))
+        published = store.commit(out, staging_folder, _resharded(wanted, generation, records))
+        with store.open_step(published) as result:
+            if result.tensors != source.tensors:
+                raise CheckpointError(f"{published} does not have the content of {source.path}", "report this")
+            digest = total_digest(result.tensors)
+    print(f"{published}: {num_shards} shards, content {digest}, as before")
+    return 0
+
+
+def _resharded(manifest: Manifest, generation: str, records: list[ShardRecord]) -> Manifest:
+    meta = replace(manifest.meta, generation=generation, topology={**manifest.meta.topology, "shards": len(records)})
+    return replace(manifest, meta=meta, shards=tuple(records))
+
+
+def cut(source: Checkpoint, num_shards: int) -> list[dict[str, Box]]:
+    """The boxes of each shard: every tensor is cut along its first dimension, small ones are shared out whole."""
+    small: dict[str, Box] = {}
+    shards: list[dict[str, Box]] = [{} for _ in range(num_shards)]
+    for name, tensor in source.tensors.items():
+        shape = tensor.shape
+        if not shape or shape[0] < num_shards:
+            small[name] = Box(tensor.dtype, shape, shape, (0,) * len(shape))
+            continue
+        start = 0
+        for rank, part in enumerate(np.array_split(np.arange(shape[0]), num_shards)):
+            rest = (0,) * (len(shape) - 1)
+            shards[rank][name] = Box(tensor.dtype, (len(part), *shape[1:]), shape, (start, *rest))
+            start += len(part)
+    for rank, names in enumerate(share_out([small] * num_shards)):
+        shards[rank] |= {name: small[name] for name in names}
+    return shards
+
+
+def repair(path: Path) -> int:
+    """Sets damaged steps aside, brings back those set aside that verify now, removes abandoned saves."""
+    root, done = root_of(path), 0
+    for folder in list_steps(root):
+        if problems := list(damage_of(folder)):
+            target = store.set_aside(folder)
+            print(f"set aside {folder.name} as {target.name}: {problems[0]}")
+            done += 1
+    for folder in sorted(root.glob(f"{QUARANTINE}*")):
+        match = STEP.search(folder.name)
+        if match and not (root / match[0]).exists() and not list(damage_of(folder)):
+            with disk.reported(f"bring back {folder}"):
+                os.rename(folder, root / match[0])
+                disk.sync_dir(root)
+            print(f"brought back {match[0]}: every byte of {folder.name} verifies")
+            done += 1
+    for folder in sorted(root.glob(f"{disk.TEMPORARY}*")):
+        newest = max((p.stat().st_mtime for p in (folder, *folder.rglob("*"))), default=0.0)
+        if time.time() - newest > _ABANDONED:
+            with disk.reported(f"remove {folder}"):
+                disk.remove(folder)
+            print(f"removed the abandoned {folder.name}")
+            done += 1
+    steps = [parsed(folder)[0] for folder in list_steps(root)]
+    print(f"{done} repairs; the newest valid step is {steps[0]}" if steps else f"{done} repairs; no valid step is left")
+    return 0 if steps else DAMAGED

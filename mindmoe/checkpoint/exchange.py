@@ -1,0 +1,110 @@
+"""Messages between the ranks of one save, through the shared folder.
+
+Collectives cannot be used here: the writer runs beside training, which has collectives of its own under way. A
+message is a small file that appears whole, by a rename; every wait has a deadline.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mindmoe.checkpoint import disk
+from mindmoe.errors import CheckpointError
+
+_POLL = 0.02  # [s]
+
+
+class Exchange:
+    """The message folder of one generation of writers.
+
+    Args:
+        root: the checkpoint folder.
+        generation: of the writer, equal on all ranks; the next `store.claim` removes the folder.
+        rank: this rank.
+        world: number of ranks.
+        timeout: longest wait for another rank [s].
+    """
+
+    def __init__(self, root: Path, generation: str, rank: int, world: int, timeout: float):
+        self.rank, self.world, self.timeout = rank, world, timeout
+        self.folder = root / f"{disk.TEMPORARY}ranks-{generation}"
+        with disk.reported(f"exchange messages in {root}"):
+            disk.make_dirs(self.folder)
+
+    def send(self, topic: str, message: Any) -> None:
+        """Leaves a message of this rank for the others.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        with disk.reported(f"write to {self.folder}"):
+            path = self._path(topic, self.rank)
+            aside = path.with_name(f".{path.name}")
+            aside.write_text(json.dumps(message), encoding="utf-8")
+            os.replace(aside, path)
+
+    def received(self, topic: str, rank: int) -> Any:
+        """The message of a rank, None if there is none yet."""
+        try:
+            return json.loads(self._path(topic, rank).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+
+    def wait(self, topic: str, rank: int, started: float, *, or_topic: str = "", patience: float = 1.0) -> Any:
+        """The message of a rank.
+
+        Args:
+            topic: what it is about.
+            rank: who sends it.
+            started: `time.monotonic()` when the waiting began; the timeout counts from there.
+            or_topic: another topic that ends the waiting.
+            patience: multiple of the timeout to wait.
+
+        Raises:
+            CheckpointError: it did not come in time.
+        """
+        while (message := self.received(topic, rank)) is None:
+            if or_topic and (message := self.received(or_topic, rank)) is not None:
+                return message
+            self._pause(topic, [rank], started, patience)
+        return message
+
+    def gather(self, topic: str, ranks: Iterable[int], started: float) -> dict[int, Any]:
+        """The messages of several ranks; as soon as one reports an error, what has come by then.
+
+        Raises:
+            CheckpointError: they did not come in time.
+        """
+        messages: dict[int, Any] = {}
+        missing = list(ranks)
+        while missing:
+            for rank in missing:
+                if (message := self.received(topic, rank)) is not None:
+                    messages[rank] = message
+                    if "error" in message:
+                        return messages
+            missing = [rank for rank in missing if rank not in messages]
+            if missing:
+                self._pause(topic, missing, started)
+        return messages
+
+    def _pause(self, topic: str, ranks: list[int], started: float, patience: float = 1.0) -> None:
+        """Sleeps a moment. Raises CheckpointError once the time is up."""
+        if time.monotonic() - started > self.timeout * patience:
+            who = f"rank {ranks[0]} has" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))} have"
+            raise CheckpointError(
+                f"{who} sent no word about {topic} for {self.timeout * patience:.0f} s (checkpoint.timeout)",
+                "see whether it lives and how full and fast its disk is; the next save is tried anew",
+            )
+        time.sleep(_POLL)
+
+    def forget(self, topic: str) -> None:
+        """Removes the messages of a topic."""
+        for rank in range(self.world):
+            self._path(topic, rank).unlink(missing_ok=True)
+
+    def _path(self, topic: str, rank: int) -> Path:
+        return self.folder / f"{topic}-{rank}.json"
