@@ -221,6 +221,15 @@ def _plan(args: argparse.Namespace) -> int:
     return plan(run, args.cards, args.hardware, args.explain, args.out, args.check)
 
 
+def _equiv(args: argparse.Namespace) -> int:
+    from mindmoe.equiv.main import equiv
+    from mindmoe.load import load_config
+
+    # Gradient descent is as smooth as its gradient; Adam divides small gradients by small ones.
+    run = load_config(args.config, ["optim.type=sgd", *args.words])
+    return equiv(run, args.layouts, args.steps, args.out)
+
+
 def _doctor(args: argparse.Namespace) -> int:
     from mindmoe.observe import doctor
 
@@ -253,6 +262,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_training(commands)
     _add_plan(commands)
+    _add_equiv(commands)
     _add_config_commands(commands)
     _add_data_commands(commands)
     _add_run_commands(commands)
@@ -299,6 +309,22 @@ def _add_training(commands: Any) -> None:
     )
     node.add_argument("path", type=Path, metavar="FOLDER", help="the folder that launch wrote")
     node.add_argument("--index", type=_whole, required=True, metavar="N", help="which node this is, from 0")
+
+
+def _add_equiv(commands: Any) -> None:
+    """`equiv`."""
+    equiv = _command(
+        commands,
+        "equiv",
+        _equiv,
+        "show that layouts compute what one process computes",
+        'mindmoe equiv configs/quickstart.yaml --layouts dp2 "tp2,ep2,graph" train.global_batch_size=4',
+    )
+    equiv.add_argument("config", metavar="CONFIG", help="a YAML file; its micro-batch is that of one process")
+    equiv.add_argument("words", nargs="*", metavar="key=value", help="settings that win over the file's")
+    equiv.add_argument("--layouts", nargs="+", default=[], metavar="LAYOUT", help='such as dp2 or "tp2,pp2,graph"')
+    equiv.add_argument("--steps", type=_positive, default=10, metavar="N", help="training steps (default 10)")
+    equiv.add_argument("--out", type=Path, metavar="FOLDER", help="keep the traces and equiv.json here")
 
 
 def _add_plan(commands: Any) -> None:

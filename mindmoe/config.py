@@ -14,6 +14,13 @@ from mindmoe.moe.config import MoeConfig
 from mindmoe.observe.config import ObserveConfig
 from mindmoe.optim.config import OptimConfig
 from mindmoe.parallel.config import ParallelConfig
+from mindmoe.parallel.rules import (
+    batch_problems,
+    dispatch_problems,
+    expert_problems,
+    slice_problems,
+    stage_problems,
+)
 from mindmoe.schema import Section
 from mindmoe.train.config import TrainConfig
 
@@ -100,53 +107,14 @@ def _schedule(optim: OptimConfig, train: TrainConfig) -> Iterator[str]:
         )
 
 
-def _batch(train: TrainConfig, parallel: ParallelConfig) -> Iterator[str]:
-    if parallel.dp != "auto" and train.global_batch_size % (train.micro_batch_size * parallel.dp):
-        rows = train.micro_batch_size * parallel.dp
-        nearest = max(round(train.global_batch_size / rows), 1) * rows
-        yield (
-            f"train.global_batch_size={train.global_batch_size} must be a multiple of "
-            f"train.micro_batch_size * parallel.dp = {train.micro_batch_size} * {parallel.dp} = {rows}: "
-            f"set train.global_batch_size={nearest}, or lower train.micro_batch_size"
-        )
-
-
-def _slices(model: ModelConfig, train: TrainConfig, parallel: ParallelConfig) -> Iterator[str]:
-    """Every dim that an axis cuts must be a multiple of its degree."""
-    for axis, degree, key, size in (
-        ("tp", parallel.tp, "model.num_attention_heads", model.num_attention_heads),
-        ("tp", parallel.tp, "model.num_key_value_heads", model.num_key_value_heads),
-        ("tp", parallel.tp, "model.intermediate_size", model.intermediate_size),
-        ("tp", parallel.tp, "model.vocab_size", model.vocab_size),
-        ("cp", parallel.cp, "train.seq_length", train.seq_length),
-    ):
-        if size % degree:
-            yield f"parallel.{axis}={degree} must divide {key}={size}: lower parallel.{axis}"
-    if parallel.pp > model.num_hidden_layers:
-        yield (
-            f"parallel.pp={parallel.pp} must be at most model.num_hidden_layers={model.num_hidden_layers}: "
-            "lower parallel.pp"
-        )
-
-
-def _experts(moe: MoeConfig | None, parallel: ParallelConfig) -> Iterator[str]:
-    if moe is None and parallel.ep > 1:
-        yield f"parallel.ep={parallel.ep} must be 1 without experts: set parallel.ep=1 or add a moe section"
-    elif moe is not None and moe.num_experts % parallel.ep:
-        yield f"parallel.ep={parallel.ep} must divide moe.num_experts={moe.num_experts}: lower parallel.ep"
-    if parallel.dp != "auto" and parallel.dp * parallel.cp % parallel.ep:
-        yield (
-            f"parallel.ep={parallel.ep} must divide dp*cp={parallel.dp * parallel.cp} "
-            f"({parallel.dp}*{parallel.cp}): lower parallel.ep or raise parallel.dp"
-        )
-
-
 _CHECKS: tuple[tuple[Callable[..., Iterator[str]], tuple[str, ...]], ...] = (
     (_sequence, ("model", "train")),
     (_schedule, ("optim", "train")),
-    (_batch, ("train", "parallel")),
-    (_slices, ("model", "train", "parallel")),
-    (_experts, ("moe", "parallel")),
+    (batch_problems, ("train", "parallel")),
+    (slice_problems, ("model", "moe", "train", "parallel")),
+    (expert_problems, ("moe", "parallel")),
+    (dispatch_problems, ("moe", "train", "parallel")),
+    (stage_problems, ("model", "train", "parallel")),
 )
 
 

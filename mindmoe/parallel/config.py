@@ -1,4 +1,4 @@
-"""How a run is laid over its ranks: degrees of the mesh axes, pipeline schedule, ZeRO stage, exchange and recomputation."""
+"""How a run is laid over its ranks: degrees of the axes, pipeline schedule, ZeRO stage, exchange, recomputation."""
 
 from typing import Literal
 

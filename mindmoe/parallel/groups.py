@@ -11,6 +11,8 @@ from mindmoe.parallel.mesh import Mesh, MeshAxis
 from mindmoe.parallel.sharding import ordered_groups
 
 WORLD = {"cpu": "mccl_world_group", "ascend": "hccl_world_group"}
+_CREATED: set[str] = set()
+"""Communicators of this process; MindSpore keeps them by name as long as it runs."""
 _BACKEND = {"cpu": "mccl", "ascend": "hccl"}
 
 
@@ -65,7 +67,9 @@ class Groups:
         for ranks in ordered_groups(wanted):
             if rank in ranks and ranks not in self._names:
                 self._names[ranks] = "mindmoe_" + "_".join(map(str, ranks))
-                ms.communication.create_group(self._names[ranks], list(ranks))
+                if self._names[ranks] not in _CREATED:
+                    ms.communication.create_group(self._names[ranks], list(ranks))
+                    _CREATED.add(self._names[ranks])
 
     def __getitem__(self, axis: MeshAxis) -> Group:
         """This rank's group of a mesh axis."""

@@ -126,18 +126,24 @@ class TrainStep:
         """
         started = perf_counter()
         grads, reports = self.gradients(micro_batches, num_valid)
+        seconds = perf_counter() - started
+        result = self.finish(step, grads, reports, num_valid, lr, stop=stop)
+        return replace(result, compute_seconds=seconds, update_seconds=perf_counter() - started - seconds)
+
+    def finish(
+        self, step: int, grads: Grads, reports: list[list[tuple[Any, ...]]], num_valid: float, lr: float, *, stop: bool
+    ) -> StepResult:
+        """Sums up what `gradients` made and updates the weights unless the result is not finite."""
         result = self._result(reports, grads, num_valid, stop)
-        result = replace(result, compute_seconds=perf_counter() - started)
         if not result.finite:
             return result
-        updating = perf_counter()
         with during("update", number=step):
             scale = Tensor(np.float32(clip_scale(result.grad_norm, self.clip_norm)))
             self._update(Tensor(np.float32(lr)), scale, Tensor(np.float32(step + 1)), *grads).asnumpy()
             for part in self.parts:
                 part.owned.publish()
             self._update_biases(result)
-        return replace(result, update_seconds=perf_counter() - updating)
+        return result
 
     def gradients(self, micro_batches: list[Batch], num_valid: float) -> tuple[Grads, list[list[tuple[Any, ...]]]]:
         """The gradient of the batch for what this rank updates, and what each part reported of each micro-batch."""

@@ -23,7 +23,7 @@ from mindmoe.parallel.groups import Group, Groups
 
 
 class _ExpertTensor(nn.Cell):
-    """Around an exchange over ep: the etp ranks that share an expert see each other's tokens, and sum what they made."""
+    """Around an exchange over ep: the etp ranks that share an expert share their tokens, and sum what they made."""
 
     def __init__(self, groups: Groups):
         super().__init__(auto_prefix=False)

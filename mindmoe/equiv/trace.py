@@ -1,0 +1,74 @@
+"""Runs a few steps under one layout and writes what this rank saw: losses, gradients, weights and routing."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindmoe.config import RunConfig
+from mindmoe.data.loader import TokenBatches
+from mindmoe.env import Place
+from mindmoe.optim.schedule import learning_rate
+from mindmoe.parallel.sequence import token_positions
+from mindmoe.parallel.sharding import Shard
+from mindmoe.train.setup import Trainer, build_trainer
+
+
+def trace(config: RunConfig, place: Place, batches: TokenBatches, steps: int, out: Path) -> None:
+    """Trains `steps` steps and writes `rank-R.npz`.
+
+    Keys: `loss` (steps, 4) loss, aux, z and norm; `g.STEP|NAME|OFFSET` and `p|NAME|OFFSET` boxes of gradients after
+    reduction and of the weights at the end; `r.STEP.LAYER|ROW` (S, K) chosen experts, -1 where another rank knows.
+    """
+    trainer = build_trainer(config, place, record_routing=config.moe is not None)
+    record: dict[str, np.ndarray] = {}
+    losses = []
+    for step in range(steps):
+        rows = _rows(config, trainer)
+        micro = [batches.batch(step, start, start + config.train.micro_batch_size) for start in rows]
+        valid = float(config.train.global_batch_size * config.train.seq_length)
+        if config.data.document_attention:
+            whole = batches.batch(step, 0, config.train.global_batch_size)
+            valid = float(whole.loss_mask.sum())
+        grads, reports = trainer.step.gradients(micro, valid)
+        owned = [part.owned for part in trainer.step.parts]
+        boxes = [pair for each in owned for pair in zip(each.placements, each.shards, strict=True)]
+        for (placement, shard), grad in zip(boxes, grads, strict=True):
+            record[_key(f"g.{step}", placement.spec.name, shard)] = grad.asnumpy()
+        if config.moe is not None:
+            _routing(record, trainer, config, step, list(rows), reports)
+        lr = learning_rate(config.optim, step, config.train.steps)
+        result = trainer.step.finish(step, grads, reports, valid, lr, stop=False)
+        losses.append([result.loss, result.aux_loss, result.z_loss, result.grad_norm])
+    for held in trainer.state:
+        record[_key("p", held.name, held.shard)] = held.param.asnumpy()
+    record["loss"] = np.array(losses)
+    out.mkdir(parents=True, exist_ok=True)
+    np.savez(out / f"rank-{place.rank}.npz", **record)
+
+
+def _rows(config: RunConfig, trainer: Trainer) -> range:
+    """First rows of this rank's micro-batches in the global batch."""
+    micro, dp = config.train.micro_batch_size, trainer.mesh.dp
+    return range(trainer.at.dp * micro, config.train.global_batch_size, dp * micro)
+
+
+def _key(kind: str, name: str, shard: Shard) -> str:
+    return f"{kind}|{name}|{'_'.join(map(str, shard.offset))}"
+
+
+def _routing(
+    record: dict[str, np.ndarray], trainer: Trainer, config: RunConfig, step: int, rows: list[int], reports: list[Any]
+) -> None:
+    """Adds the chosen experts of this rank's tokens."""
+    assert config.moe is not None
+    length, k = config.train.seq_length, config.moe.num_experts_per_tok
+    positions = token_positions(length, trainer.mesh, trainer.place.rank)
+    for part, of_part in zip(trainer.step.parts, reports, strict=True):
+        for first, report in zip(rows, of_part, strict=True):
+            ids = np.asarray(report[6]).reshape(len(part.layers), -1, positions.size, k)
+            for layer, of_layer in zip(part.layers, ids, strict=True):
+                for row, of_row in enumerate(of_layer):
+                    key = f"r.{step}.{layer}|{first + row}"
+                    known = record.setdefault(key, np.full((length, k), -1, np.int32))
+                    known[positions] = of_row

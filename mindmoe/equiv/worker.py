@@ -1,0 +1,55 @@
+"""The script that runs in every process of a comparison: one rank, under one layout after the other."""
+
+import faulthandler
+import json
+import os
+import sys
+from pathlib import Path
+
+
+def main(logs: Path, jobs_file: Path, device: str) -> int:
+    """Runs every job of the file; a job is a config, an output folder and a number of steps."""
+    from mindmoe.env import is_scheduler, place, quiet_mindspore, threads_per_rank
+    from mindmoe.launch.ranks import STACK_SIGNAL, Rank
+    from mindmoe.position import record_in
+
+    at = place()
+    quiet_mindspore(threads_per_rank(0, at.local_world))
+    if is_scheduler():
+        import mindspore as ms
+
+        from mindmoe.parallel.groups import connect
+
+        ms.set_device({"cpu": "CPU", "ascend": "Ascend"}[device])
+        connect(device)
+        return 0
+    faulthandler.enable()
+    faulthandler.register(STACK_SIGNAL, all_threads=True)
+    rank = Rank(at.rank, logs)
+    record_in(rank.position_file)
+    rank.pid_file.write_text(str(os.getpid()), encoding="utf-8")
+    code, reason = 1, ""
+    try:
+        from mindmoe.equiv.trace import trace
+        from mindmoe.load import load_config
+        from mindmoe.train.preflight import open_batches
+        from mindmoe.train.setup import start_device
+
+        jobs = json.loads(jobs_file.read_text(encoding="utf-8"))
+        start_device(load_config(jobs[0]["config"]), at)
+        for job in jobs:
+            config = load_config(job["config"])
+            trace(config, at, open_batches(config, "train"), job["steps"], Path(job["out"]))
+            print(f"done: {job['out']}", flush=True)
+        code = 0
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        rank.exit_file.write_text(f"{code}\n{reason}\n", encoding="utf-8")
+    return code
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])  # the package, not this folder
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))
