@@ -227,7 +227,7 @@ def _equiv(args: argparse.Namespace) -> int:
 
     # Gradient descent is as smooth as its gradient; Adam divides small gradients by small ones.
     run = load_config(args.config, ["optim.type=sgd", *args.words])
-    return equiv(run, args.layouts, args.steps, args.out)
+    return equiv(run, args.layouts, args.out)
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -323,7 +323,6 @@ def _add_equiv(commands: Any) -> None:
     equiv.add_argument("config", metavar="CONFIG", help="a YAML file; its micro-batch is that of one process")
     equiv.add_argument("words", nargs="*", metavar="key=value", help="settings that win over the file's")
     equiv.add_argument("--layouts", nargs="+", default=[], metavar="LAYOUT", help='such as dp2 or "tp2,pp2,graph"')
-    equiv.add_argument("--steps", type=_positive, default=10, metavar="N", help="training steps (default 10)")
     equiv.add_argument("--out", type=Path, metavar="FOLDER", help="keep the traces and equiv.json here")
 
 

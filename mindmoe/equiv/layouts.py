@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from pydantic import ValidationError
+
 from mindmoe.config import RunConfig, resolve
-from mindmoe.errors import UserError
+from mindmoe.errors import ConfigError, UserError
 from mindmoe.load import dump_config
 
 _NUMBERED = {"dp", "tp", "pp", "ep", "cp", "etp", "zero", "chunks", "node_size"}
@@ -96,4 +98,7 @@ def _with(config: RunConfig, changed: Mapping[str, Mapping[str, Any]]) -> RunCon
     raw["train"] |= changed["train"]
     if raw["moe"] is not None:
         raw["moe"]["dispatch"] |= changed["dispatch"]
-    return RunConfig.model_validate(raw)
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError([problem["msg"].removeprefix("Value error, ") for problem in error.errors()]) from None

@@ -23,13 +23,12 @@ from mindmoe.load import dump_config
 _POLL = 0.2  # [s]
 
 
-def equiv(config: RunConfig, words: Sequence[str], steps: int, out: Path | None) -> int:
+def equiv(config: RunConfig, words: Sequence[str], out: Path | None) -> int:
     """Runs the layouts and prints how far each is from one process; returns 0 if all are equal, else 1.
 
     Args:
-        config: the run, with the micro-batch of one process.
+        config: the run, with the micro-batch of one process; all its steps are trained.
         words: layouts, such as `tp2,ep2`.
-        steps: training steps of each.
         out: folder for the traces and `equiv.json`, by default a temporary one.
 
     Raises:
@@ -43,10 +42,10 @@ def equiv(config: RunConfig, words: Sequence[str], steps: int, out: Path | None)
         folder.mkdir(parents=True, exist_ok=True)
         baselines = {layout.baseline_key: layout.baseline for layout in layouts}
         places = {key: folder / f"one-process-{index}" for index, key in enumerate(baselines)}
-        _run([(baselines[key], path) for key, path in places.items()], 1, steps, folder)
+        _run([(baselines[key], path) for key, path in places.items()], 1, folder)
         for world in sorted({layout.world for layout in layouts}):
             jobs = [(layout.config, _place(folder, layout)) for layout in layouts if layout.world == world]
-            _run(jobs, world, steps, folder)
+            _run(jobs, world, folder)
         found = [
             (
                 layout,
@@ -56,7 +55,7 @@ def equiv(config: RunConfig, words: Sequence[str], steps: int, out: Path | None)
             )
             for layout in layouts
         ]
-        _report(found, steps, out)
+        _report(found, config.train.steps, out)
     return 0 if all(difference.equal for _, difference in found) else 1
 
 
@@ -64,7 +63,7 @@ def _place(folder: Path, layout: Layout) -> Path:
     return folder / layout.name.replace(",", "-").replace(" ", "")
 
 
-def _run(jobs: list[tuple[RunConfig, Path]], world: int, steps: int, folder: Path) -> None:
+def _run(jobs: list[tuple[RunConfig, Path]], world: int, folder: Path) -> None:
     """Runs jobs on `world` processes of this machine.
 
     Raises:
@@ -77,7 +76,7 @@ def _run(jobs: list[tuple[RunConfig, Path]], world: int, steps: int, folder: Pat
     for index, (run, out) in enumerate(jobs):
         file = logs / f"job-{index}.yaml"
         file.write_text(dump_config(run), encoding="utf-8")
-        listed.append({"config": str(file), "out": str(out), "steps": steps})
+        listed.append({"config": str(file), "out": str(out)})
     (logs / "jobs.json").write_text(json.dumps(listed), encoding="utf-8")
     ranks = LocalRanks(
         _command(config, world, logs),

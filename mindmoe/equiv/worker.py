@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def main(logs: Path, jobs_file: Path, device: str) -> int:
-    """Runs every job of the file; a job is a config, an output folder and a number of steps."""
+    """Runs every job of the file; a job is a config and an output folder."""
     from mindmoe.env import is_scheduler, place, quiet_mindspore, threads_per_rank
     from mindmoe.launch.ranks import STACK_SIGNAL, Rank
     from mindmoe.position import record_in
@@ -30,16 +30,16 @@ def main(logs: Path, jobs_file: Path, device: str) -> int:
     rank.pid_file.write_text(str(os.getpid()), encoding="utf-8")
     code, reason = 1, ""
     try:
-        from mindmoe.equiv.trace import trace
         from mindmoe.load import load_config
         from mindmoe.train.preflight import open_batches
         from mindmoe.train.setup import start_device
+        from mindmoe.train.trace import trace
 
         jobs = json.loads(jobs_file.read_text(encoding="utf-8"))
         start_device(load_config(jobs[0]["config"]), at)
         for job in jobs:
             config = load_config(job["config"])
-            trace(config, at, open_batches(config, "train"), job["steps"], Path(job["out"]))
+            trace(config, at, open_batches(config, "train"), Path(job["out"]))
             print(f"done: {job['out']}", flush=True)
         code = 0
     except BaseException as error:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from mindspore import Tensor, nn, ops
 
 from mindmoe.ops.precision import ROUND
+from mindmoe.ops.zeros import zeros_like
 
 
 class ProjectedCrossEntropy(nn.Cell):
@@ -36,7 +37,7 @@ class ProjectedCrossEntropy(nn.Cell):
         x, w = self.cast(x), self.cast(w)
         p = ops.softmax(self.project(x, w), 1)
         d = self.cast((p - self.one_hot(labels, w.shape[0], self.on, self.off)) * (mask * dout).expand_dims(1))
-        return self.plain(d, w), self.left_t(d, x), ops.zeros_like(labels), ops.zeros_like(mask)
+        return self.plain(d, w), self.left_t(d, x), zeros_like(labels), zeros_like(mask)
 
 
 def build_cross_entropy(precision: str) -> Callable[..., Tensor]:

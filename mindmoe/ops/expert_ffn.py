@@ -12,6 +12,7 @@ from mindspore import Tensor, nn, ops
 from mindmoe.ops.permute import FromSlots, ToSlots
 from mindmoe.ops.precision import ROUND
 from mindmoe.ops.swiglu import clamped_swiglu
+from mindmoe.ops.zeros import zeros_like
 
 
 class BlockMatmul(nn.Cell):
@@ -33,7 +34,7 @@ class BlockMatmul(nn.Cell):
         dout = self.cast(dout)
         dx = self.right_t(dout, ops.gather(self.cast(w), expert, 0))
         dw = ops.unsorted_segment_sum(self.left_t(self.cast(x), dout), expert, w.shape[0])
-        return dx, dw, ops.zeros_like(expert)
+        return dx, dw, zeros_like(expert)
 
 
 def block_rows(num_assignments: int, num_experts: int) -> int:

@@ -3,6 +3,8 @@
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from mindmoe.ops.zeros import zeros_like
+
 
 def with_zero_row(x: Tensor) -> Tensor:
     """x (N, D) with a row of zeros appended: what an index of N reads."""
@@ -31,7 +33,7 @@ class ToSlots(nn.Cell):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradient of a token is the sum over its slots."""
         rows = ops.gather(with_zero_row(dout), slot, 0).reshape((x.shape[0], -1, x.shape[1]))
-        return rows.sum(1), ops.zeros_like(slot), ops.zeros_like(source)
+        return rows.sum(1), zeros_like(slot), zeros_like(source)
 
 
 class FromSlots(nn.Cell):
@@ -45,4 +47,4 @@ class FromSlots(nn.Cell):
         self, y: Tensor, slot: Tensor, source: Tensor, out: Tensor, dout: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradient of a slot is that of its assignment."""
-        return ops.gather(with_zero_row(dout), source, 0), ops.zeros_like(slot), ops.zeros_like(source)
+        return ops.gather(with_zero_row(dout), source, 0), zeros_like(slot), zeros_like(source)

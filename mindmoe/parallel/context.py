@@ -15,6 +15,7 @@ from mindspore import Tensor, nn, ops
 from mindmoe.ops.precision import ROUND
 from mindmoe.ops.rope import rope_tables
 from mindmoe.ops.select import OpSet
+from mindmoe.ops.zeros import zeros_like
 from mindmoe.parallel.collectives import AllToAll, build_all_gather, primitives, shift
 from mindmoe.parallel.groups import Group
 from mindmoe.parallel.sequence import context_order, context_positions
@@ -139,7 +140,7 @@ class _Ring(nn.Cell):
     def construct(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, segment_ids: Tensor) -> tuple[Tensor, Tensor]:
         """q (B, H, S, hd) scaled, k and v (B, KV, S, hd), sinks (H) -> (B, H, S, hd) and log-denominators (B, H, S)."""
         travelling = self.packed(k, v, segment_ids)
-        out, log_sum = ops.zeros_like(q), ops.full(q.shape[:3], 2 * _HIDDEN, dtype=ms.float32)
+        out, log_sum = zeros_like(q), ops.full(q.shape[:3], 2 * _HIDDEN, dtype=ms.float32)
         for turn in range(self.ranks):
             key, value, segments = self.unpacked(travelling, k.shape)
             logits = self.logits(q, key, segment_ids, segments, turn)
@@ -171,8 +172,8 @@ class _Ring(nn.Cell):
         y, log_sum = out
         dy = dout[0]
         delta = (dy * y).sum(-1)
-        dq = ops.zeros_like(q)
-        travelling = ops.concat((self.packed(k, v, segment_ids), ops.zeros_like(k), ops.zeros_like(v)), -1)
+        dq = zeros_like(q)
+        travelling = ops.concat((self.packed(k, v, segment_ids), zeros_like(k), zeros_like(v)), -1)
         kept = 2 * k.shape[-1] + 1
         gathered_dy = self.grouped(dy, k.shape[1])
         for turn in range(self.ranks):
@@ -187,8 +188,8 @@ class _Ring(nn.Cell):
             travelling = shift(self.group, self.on, ops.concat((travelling[..., :kept], grads), -1))
         dk, dv = travelling[..., kept : kept + k.shape[-1]], travelling[..., kept + k.shape[-1] :]
         sink = ops.exp(sinks.reshape((1, -1, 1)) - log_sum)
-        dsinks = -(sink * delta).sum((0, 2)) if self.has_sinks else ops.zeros_like(sinks)
-        return dq, dk, dv, dsinks, ops.zeros_like(segment_ids)
+        dsinks = -(sink * delta).sum((0, 2)) if self.has_sinks else zeros_like(sinks)
+        return dq, dk, dv, dsinks, zeros_like(segment_ids)
 
     def packed(self, k: Tensor, v: Tensor, segment_ids: Tensor) -> Tensor:
         """What travels: keys, values and the document of each (B, KV, S, 2*hd + 1)."""

@@ -45,8 +45,11 @@ def slice_problems(
             "change parallel.tp"
         )
     if train.seq_length % sequence:
-        product = f"2*cp*tp={sequence}" if cp > 1 else f"tp={tp}"
-        yield f"train.seq_length={train.seq_length} must be a multiple of {product}: lower parallel.cp or parallel.tp"
+        axis, parts = (f"cp={cp}", f"2*cp*tp={sequence}") if cp > 1 else (f"tp={tp}", f"tp={tp}")
+        yield (
+            f"parallel.{axis} must divide train.seq_length={train.seq_length} into {parts} equal parts: "
+            f"lower parallel.{axis[:2]}"
+        )
     heads, kv_local = model.num_attention_heads // tp, max(1, kv_heads // tp)
     if cp > 1 and parallel.cp_method == "ulysses" and (heads % cp or (kv_local % cp and cp % kv_local)):
         yield (

@@ -11,6 +11,7 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from mindmoe.ops.precision import ROUND
+from mindmoe.ops.zeros import zeros_like
 from mindmoe.parallel.collectives import AllGather, Verb, build_all_gather, build_reduce_scatter
 from mindmoe.parallel.groups import Group
 
@@ -56,7 +57,7 @@ def build_vocab_embedding(embedding: Callable[..., Tensor], group: Group) -> Cal
     def embed(ids: Tensor, w: Tensor) -> Tensor:
         local = ids - index * w.shape[0]
         held = ops.logical_and(local >= 0, local < w.shape[0])
-        rows = embedding(ops.select(held, local, ops.zeros_like(local)), w)
+        rows = embedding(local * held.astype(ms.int32), w)
         return scatter(rows * held.astype(ms.float32).expand_dims(-1))
 
     return embed
@@ -92,7 +93,7 @@ class VocabCrossEntropy(nn.Cell):
         """Rows of labels here, 0 for those elsewhere, and whether they are here (T) fp32."""
         local = labels - self.index * rows
         held = ops.logical_and(local >= 0, local < rows)
-        return ops.select(held, local, ops.zeros_like(local)), held.astype(ms.float32)
+        return local * held.astype(ms.int32), held.astype(ms.float32)
 
     def bprop(
         self,
@@ -109,7 +110,7 @@ class VocabCrossEntropy(nn.Cell):
         local, held = self.placed(labels, w.shape[0])
         chosen = self.one_hot(local, w.shape[0], self.yes, self.no) * held.expand_dims(1)
         d = self.cast((p - chosen) * (mask * dout[0]).expand_dims(1))
-        return self.plain(d, w), self.left_t(d, x), ops.zeros_like(labels), ops.zeros_like(mask)
+        return self.plain(d, w), self.left_t(d, x), zeros_like(labels), zeros_like(mask)
 
 
 def build_vocab_cross_entropy(

@@ -6,7 +6,7 @@ stream, router scores, softmax, norms and loss stay in fp32.
 
 from collections.abc import Callable
 
-from mindspore import Tensor, float32, ops
+from mindspore import Tensor, float32
 
 from mindmoe.ops.cpu.attention import Attention
 from mindmoe.ops.cpu.cross_entropy import CrossEntropy
@@ -19,6 +19,7 @@ from mindmoe.ops.cpu.rms_norm import RmsNorm
 from mindmoe.ops.rope import rope_tables
 from mindmoe.ops.select import OpSet, OpShape
 from mindmoe.ops.swiglu import clamped_swiglu
+from mindmoe.ops.zeros import zeros_like
 
 
 def cpu_ops(shape: OpShape, threads: int) -> OpSet:
@@ -37,7 +38,7 @@ def cpu_ops(shape: OpShape, threads: int) -> OpSet:
 
         def attend(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, segment_ids: Tensor) -> Tensor:
             # The op always respects documents; one document a row is how it is told not to.
-            segments = segment_ids if shape.documents else ops.zeros_like(segment_ids)
+            segments = segment_ids if shape.documents else zeros_like(segment_ids)
             return op(q, k, v, cos, sin, sinks, segments)
 
         return attend

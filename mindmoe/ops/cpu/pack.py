@@ -38,6 +38,7 @@ from mindspore import ops
 
 from mindmoe.errors import UserError
 from mindmoe.ops.cpu.build import Isa, fast_bf16, library, supported_isas
+from mindmoe.ops.zeros import zeros_like
 
 Precision = Literal["fp32", "bf16"]
 Gemm = Literal["own", "onednn_widened", "onednn"]  # in the order of their numbers in gemm.h
@@ -144,4 +145,4 @@ def absent() -> ms.Tensor:
 
 def no_gradient(x: ms.Tensor) -> ms.Tensor:
     """The zero that a backward pass returns for an input it does not differentiate."""
-    return ops.zeros_like(x)
+    return zeros_like(x)

@@ -83,9 +83,12 @@ def test_impossible_layouts_name_the_divisor(load: Any, overrides: tuple[str, ..
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        (("parallel.tp=4",), "override parallel.tp=4: must divide model.num_key_value_heads=2: lower parallel.tp"),
+        (("parallel.tp=3",), "override parallel.tp=3: must divide model.num_key_value_heads=2 or be a multiple of it"),
         (("parallel.tp=3",), "override parallel.tp=3: must divide model.vocab_size=64: lower parallel.tp"),
-        (("parallel.cp=3",), "override parallel.cp=3: must divide train.seq_length=8: lower parallel.cp"),
+        (
+            ("parallel.cp=3",),
+            "override parallel.cp=3: must divide train.seq_length=8 into 2*cp*tp=6 equal parts: lower",
+        ),
         (("parallel.pp=3",), "override parallel.pp=3: must be at most model.num_hidden_layers=2: lower parallel.pp"),
         (("parallel.ep=3",), "override parallel.ep=3: must divide moe.num_experts=8: lower parallel.ep"),
         (("parallel.ep=2", "moe=null"), "parallel.ep=2: must be 1 without experts: set parallel.ep=1 or add a moe"),

@@ -7,7 +7,7 @@ from mindmoe.errors import UserError
 from mindmoe.model.shapes import ParamSpec
 from mindmoe.parallel.init import initial_value
 from mindmoe.parallel.mesh import Mesh
-from mindmoe.parallel.sharding import Shard, local_shard, replica_axes
+from mindmoe.parallel.sharding import Shard, local_shard, replicas
 
 EXPERT = ParamSpec(name="experts.w", shape=(6, 10, 8), axes=("expert", None, "expert_ffn"))
 DENSE = ParamSpec(name="q.weight", shape=(12, 10), axes=("heads", None))
@@ -17,7 +17,9 @@ def whole(spec: ParamSpec, seed: int = 1) -> np.ndarray:
     return initial_value(spec, Shard(offset=(0,) * len(spec.shape), shape=spec.shape), seed, 0.02)
 
 
-@pytest.mark.parametrize("mesh", [Mesh(dp=3, ep=3), Mesh(tp=2), Mesh(dp=2, tp=4, ep=2), Mesh(dp=6, ep=6, tp=2)])
+@pytest.mark.parametrize(
+    "mesh", [Mesh(dp=3, ep=3), Mesh(tp=2, etp=2), Mesh(dp=2, tp=4, ep=2, etp=4), Mesh(dp=6, ep=6, tp=2)]
+)
 @pytest.mark.parametrize("spec", [EXPERT, DENSE])
 def test_shards_are_boxes_of_the_whole(mesh, spec):
     full, covered = whole(spec), np.zeros(spec.shape, int)
@@ -25,7 +27,7 @@ def test_shards_are_boxes_of_the_whole(mesh, spec):
         shard = local_shard(spec, mesh, rank)
         np.testing.assert_array_equal(initial_value(spec, shard, 1, 0.02), full[shard.index])
         covered[shard.index] += 1
-    assert set(covered.ravel()) == {mesh.degree(replica_axes(spec))}
+    assert set(covered.ravel()) == {len(replicas(spec, mesh, 0, (0,)))}
 
 
 def test_long_parameters_are_drawn_in_chunks_without_a_seam(monkeypatch):

@@ -14,8 +14,8 @@ from mindmoe.parallel.sharding import Shard
 from mindmoe.train.setup import Trainer, build_trainer
 
 
-def trace(config: RunConfig, place: Place, batches: TokenBatches, steps: int, out: Path) -> None:
-    """Trains `steps` steps and writes `rank-R.npz`.
+def trace(config: RunConfig, place: Place, batches: TokenBatches, out: Path) -> None:
+    """Trains all steps of a run and writes `rank-R.npz`.
 
     Keys: `loss` (steps, 4) loss, aux, z and norm; `g.STEP|NAME|OFFSET` and `p|NAME|OFFSET` boxes of gradients after
     reduction and of the weights at the end; `r.STEP.LAYER|ROW` (S, K) chosen experts, -1 where another rank knows.
@@ -23,7 +23,7 @@ def trace(config: RunConfig, place: Place, batches: TokenBatches, steps: int, ou
     trainer = build_trainer(config, place, record_routing=config.moe is not None)
     record: dict[str, np.ndarray] = {}
     losses = []
-    for step in range(steps):
+    for step in range(config.train.steps):
         rows = _rows(config, trainer)
         micro = [batches.batch(step, start, start + config.train.micro_batch_size) for start in rows]
         valid = float(config.train.global_batch_size * config.train.seq_length)

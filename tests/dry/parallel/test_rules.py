@@ -1,0 +1,51 @@
+"""Illegal layouts are refused before any process starts, with the value, the rule and the remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from mindmoe.config import resolve
+from mindmoe.errors import UserError
+from mindmoe.load import load_config
+
+CONFIG = Path(__file__).resolve().parents[3] / "configs" / "equiv.yaml"
+
+
+@pytest.mark.parametrize(
+    ("words", "cards", "expected"),
+    [
+        (["parallel.tp=3"], 3, ["parallel.tp=3", "num_attention_heads=8"]),
+        (["parallel.tp=8", "model.num_key_value_heads=2"], 8, []),
+        (["parallel.ep=3"], 3, ["parallel.ep=3", "num_experts=16"]),
+        (["parallel.ep=2"], 1, ["parallel.ep=2", "dp*cp=1"]),
+        (["parallel.tp=2", "parallel.ep=4", "parallel.etp=1"], 2, ["ep*etp=4", "dp*cp*tp=2"]),
+        (["parallel.etp=5", "parallel.ep=1"], 5, ["parallel.etp=5", "intermediate_size"]),
+        (["parallel.cp=3"], 3, ["parallel.cp=3", "seq_length=64", "2*cp*tp=6"]),
+        (["parallel.cp=2", "parallel.tp=8", "parallel.cp_method=ulysses"], 16, ["parallel.cp=2", "cp_method=ring"]),
+        (["parallel.pp=5"], 5, ["parallel.pp=5", "num_hidden_layers=4"]),
+        (["parallel.pp=2", "parallel.split=[1,2]"], 2, ["add up", "num_hidden_layers=4"]),
+        (["parallel.pp=2", "parallel.split=[4]"], 2, ["split", "pp*chunks=2"]),
+        (["parallel.pp=2", "parallel.chunks=2"], 2, ["chunks=2", "interleaved"]),
+        (["parallel.pp=2", "parallel.recompute=full"], 2, ["recompute=full", "always"]),
+        (["parallel.zero=3", "train.mode=graph", "train.micro_batch_size=2"], 2, ["zero=3", "pynative"]),
+        (
+            ["parallel.ep=2", "parallel.dispatcher=all_to_all", "train.mode=graph", "train.micro_batch_size=2"],
+            2,
+            ["dispatcher=all_to_all", "all_gather"],
+        ),
+        (
+            ["parallel.ep=2", "parallel.dispatcher=two_hop", "train.micro_batch_size=2"],
+            2,
+            ["node_size=8", "parallel.ep=2"],
+        ),
+        (["moe.dispatch.kind=capacity", "parallel.tp=2"], 2, ["capacity_chunk=64", "capacity_chunk=32"]),
+        (["parallel.dp=8"], 8, ["global_batch_size=8", "micro_batch_size"]),
+    ],
+)
+def test_layouts(words, cards, expected):
+    if not expected:
+        assert resolve(load_config(CONFIG, words), cards)
+        return
+    with pytest.raises(UserError) as caught:
+        resolve(load_config(CONFIG, words), cards)
+    assert all(word in str(caught.value) for word in expected), str(caught.value)

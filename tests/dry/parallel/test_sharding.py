@@ -1,0 +1,57 @@
+"""Boxes, their replicas and ZeRO's parts, against brute force over all elements."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from mindmoe.model.shapes import ParamSpec
+from mindmoe.parallel.mesh import Mesh
+from mindmoe.parallel.sharding import local_shard, replica_groups, replicas, zero_shard
+
+SPECS = [
+    ParamSpec(name="dense", shape=(5, 3), axes=(None, None)),
+    ParamSpec(name="q", shape=(24, 6), axes=("heads", None), heads=12),
+    ParamSpec(name="k", shape=(8, 6), axes=("kv_heads", None), heads=2),
+    ParamSpec(name="up", shape=(12, 6, 24), axes=("expert", None, "expert_ffn")),
+    ParamSpec(name="bias", shape=(12, 6), axes=("expert", None)),
+]
+MESHES = [
+    Mesh(dp=dp, tp=tp, cp=cp, pp=pp, ep=ep, etp=etp)
+    for dp, tp, cp, pp in product((1, 2, 3), (1, 2, 4), (1, 2), (1, 2))
+    for ep, etp in product((1, 2, 3, 4, 6), (1, 2, 4))
+    if dp * tp * cp % (ep * etp) == 0 and etp in (1, tp) and not (etp == tp and dp * cp % ep)
+]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_boxes_tile_and_replicas_are_the_ranks_with_the_same_box(spec):
+    for mesh in MESHES:
+        stages = tuple(range(mesh.pp))[:1]
+        ranks = [place.world for place in mesh.places if place.pp == 0]
+        boxes = {rank: local_shard(spec, mesh, rank) for rank in ranks}
+        seen = np.zeros(spec.shape, int)
+        for group in replica_groups(spec, mesh, stages):
+            assert len({boxes[rank] for rank in group}) == 1
+            seen[boxes[group[0]].index] += 1
+        assert (seen == 1).all(), mesh
+        for rank in ranks:
+            same = tuple(other for other in ranks if boxes[other] == boxes[rank])
+            assert replicas(spec, mesh, rank, stages) == same, mesh
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 16])
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_zero_parts_tile_a_box(spec, count):
+    box = local_shard(spec, Mesh(), 0)
+    seen = np.zeros(spec.shape, int)
+    for index in range(count):
+        seen[zero_shard(box, count, index).index] += 1
+    assert (seen == 1).all()
+
+
+def test_key_heads_are_shared_by_neighbours_and_never_cut():
+    mesh = Mesh(tp=4)
+    offsets = [local_shard(SPECS[2], mesh, rank).offset[0] for rank in range(4)]
+    assert offsets == [0, 0, 4, 4]
+    assert replicas(SPECS[2], mesh, 1, (0,)) == (0, 1)
