@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from mindmoe.model.block import Block
@@ -14,6 +13,7 @@ from mindmoe.ops.select import OpSet
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.groups import Groups
 from mindmoe.parallel.mesh import Mesh
+from mindmoe.parallel.recompute import Recomputed
 from mindmoe.parallel.sharding import local_shard, replicas
 from mindmoe.parallel.tensor import build_vocab_cross_entropy, build_vocab_embedding
 from mindmoe.parallel.unit import Entry, Placement, Unit
@@ -93,9 +93,12 @@ class CausalLM(nn.Cell):
         self.tied = tied
         self.again = _redone(parallel, len(piece.layers))
         self.redo, self.graph = parallel.recompute, graph
-        if graph:
-            for index in range(self.again):
+        self.replays: list[Recomputed] = []
+        for index in range(self.again):
+            if graph:
                 (self.layers[index] if self.redo == "full" else self.layers[index].ffn).recompute()
+            else:
+                self.replays.append(self.replayed(index))
 
     @property
     def entries(self) -> list[Entry]:
@@ -119,13 +122,18 @@ class CausalLM(nn.Cell):
         """A layer that keeps its input (or that of its FFN half) and is computed again in the backward pass."""
         layer, unit = self.layers[index], self.units[index]
         if self.redo == "full":
-
-            def block(x: Tensor, segment_ids: Tensor, *params: Tensor) -> Any:
-                return layer(x, segment_ids, *unit.whole(params))
-
-            return ms.recompute(block, x, segment_ids, *unit.params, use_reentrant=False)
+            return self.replays[index](x, segment_ids, *unit.params)
         weights = unit.whole(unit.params)
-        return ms.recompute(layer.ffn, layer.attend(x, segment_ids, *weights), *weights, use_reentrant=False)
+        return self.replays[index](layer.attend(x, segment_ids, *weights), *weights)
+
+    def replayed(self, index: int) -> Recomputed:
+        """What `redone` calls for a layer."""
+        layer, unit = self.layers[index], self.units[index]
+
+        def block(x: Tensor, segment_ids: Tensor, *params: Tensor) -> Any:
+            return layer(x, segment_ids, *unit.whole(params))
+
+        return Recomputed(block if self.redo == "full" else layer.ffn)
 
     def hidden(self, input_ids: Tensor, segment_ids: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
         """input_ids (B, S) -> hidden states (B, S/tp, D) before the final norm, and stacked statistics."""
