@@ -66,8 +66,7 @@ std::string forward(const Call &c)
     return launch(c, mindmoe::tiling::planAttention(r, AttentionPass::FORWARD, {c.cores}),
                   [&](GM_ADDR workspace, GM_ADDR tiling) {
                       kernel(c.in(0), c.in(1), c.in(2), c.in(3), c.in(4), c.out(0), c.out(1), workspace, tiling);
-                  },
-                  2);
+                  });
 }
 
 // inputs: grad, out, lse, sinks; outputs: delta, grad_sinks
@@ -102,8 +101,7 @@ std::string gradQuery(const Call &c)
                   [&](GM_ADDR workspace, GM_ADDR tiling) {
                       kernel(c.in(0), c.in(1), c.in(2), c.in(3), c.in(4), c.in(5), c.in(6), c.out(0), workspace,
                              tiling);
-                  },
-                  2);
+                  });
 }
 
 // the same inputs; outputs: grad_k, grad_v
@@ -116,8 +114,7 @@ std::string gradKeyValue(const Call &c)
                   [&](GM_ADDR workspace, GM_ADDR tiling) {
                       kernel(c.in(0), c.in(1), c.in(2), c.in(3), c.in(4), c.in(5), c.in(6), c.out(0), c.out(1),
                              workspace, tiling);
-                  },
-                  2);
+                  });
 }
 
 }  // namespace

@@ -1,12 +1,14 @@
-"""Mutation job: breaks the kernels one place at a time and expects the tests to notice.
+"""Mutation job: breaks the kernels and the host model one place at a time and expects the tests to notice.
 
-Operators: drop a barrier, fence or FreeTensor; skip a queue; shift one stride, mask, count, index or base address; let
-a loop run one step further; shift the boundary of a comparison; take the first operand of a minimum. A survivor must
-be listed in kernels/surviving_mutants.json with the reason why it changes nothing; any other survivor, and any listed
-one that is killed, fails the job. A mutant that does not compile says nothing and is counted apart.
+Operators on kernels: drop a barrier, fence or FreeTensor; skip a queue; shift one stride, mask, count, index or base
+address; let a loop run one step further; shift the boundary of a comparison; take the first operand of a minimum. On
+the host model: drop a check. A survivor must be listed in kernels/surviving_mutants.json with the reason why it changes
+nothing; any other survivor, and any listed one that is killed, fails the job. A mutant that does not compile says
+nothing and is counted apart.
 
-Verdicts are kept in build/kernels/mutants.txt under a digest of everything they depend on, so an interrupted job goes
-on where it stopped and a change repeats only what it touches.
+Verdicts are kept in build/kernels/mutants.txt under a digest of what they depend on, so an interrupted job goes on
+where it stopped and a change repeats what it touches. New tests repeat survivors only: a mutant once killed stays so
+until its sources change. Remove the file after weakening a test.
 
     python tests/kernels/mutants.py [--jobs N] [--only FILE ...] [--match REGEX] [--list]
 """
@@ -28,7 +30,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import pytest
 from host_model import BUILD, ROOT
@@ -44,6 +46,7 @@ SECONDS = 120  # per mutant; an endless loop counts as noticed
 TARGETS = {
     "moe_gating.h": ("gating", "not backward"),
     "moe_gating_grad.h": ("gating", "backward"),
+    "moe_logits.h": ("gating", ""),
     "moe_capacity.h": ("permute", "capacity"),
     "moe_permute.h": ("permute", "permute_is or order"),
     "unowned_rows.h": ("permute", "permute_is or combine_grad"),
@@ -60,6 +63,13 @@ TARGETS = {
     "attention_grad_key_value.h": ("attention", "backward"),
     "rows.h": ("attention", "oracle or epilogue"),
     "common.h": ("permute", ""),
+    "detail/copy.h": ("model", ""),
+    "detail/machine.h": ("model", ""),
+    "detail/matmul.h": ("model", ""),
+    "detail/sort.h": ("model", ""),
+    "detail/sync.h": ("model", ""),
+    "detail/tensor.h": ("model", ""),
+    "detail/vector.h": ("model", ""),
 }
 # Parameters that are all shifted, and calls of which the last arguments are.
 SHIFTED = ("BinaryRepeatParams", "BrcbRepeatParams", "GatherMaskParams", "DataCopyExtParams")
@@ -151,12 +161,25 @@ def edits(source: str) -> Iterator[tuple[str, int, int, str]]:
             yield "boundary", m.start(), m.end(), f"{m[1]} {other} "
 
 
+def dropped_checks(source: str) -> Iterator[tuple[str, int, int, str]]:
+    """(operator, start, end, replacement) of every check of the host model that can be left out."""
+    for m in re.finditer(r"^ +((?:host_model::)?(HOST_MODEL_REQUIRE|require\w+|check\w+|touch\w*)\()", source, re.M):
+        end = arguments(source, m.end() - 1)[-1][1] + 1
+        if source[end] == ";":
+            yield "drop check", m.start(1), end + 1, ";"
+
+
+def path_of(file: str) -> Path:
+    """Where a target lies in kernels/."""
+    return Path("host_model" if file.startswith("detail/") else "op_kernel") / file
+
+
 def mutants(file: str) -> list[Mutant]:
-    """All mutants of one kernel header; declarations and comments are left alone."""
-    source = (KERNELS / "op_kernel" / file).read_text()
+    """All mutants of one header; declarations and comments are left alone."""
+    source = (KERNELS / path_of(file)).read_text()
     found: list[Mutant] = []
     seen: Counter[tuple[str, str]] = Counter()
-    for operator, start, end, replacement in edits(source):
+    for operator, start, end, replacement in (dropped_checks if file.startswith("detail/") else edits)(source):
         line_start = source.rfind("\n", 0, start) + 1
         line = source[line_start : source.find("\n", start)]
         if line.lstrip().startswith(("//", "#", "__aicore__ inline", "template")) or "//" in line[: start - line_start]:
@@ -175,18 +198,24 @@ def prepare() -> Path:
     """A work folder of this process with the sources and their precompiled common header."""
     work = WORK / str(os.getpid())
     shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(KERNELS / "op_kernel", work / "op_kernel")
-    for folder in ("host_model", "tiling"):
-        (work / folder).symlink_to(KERNELS / folder)
-    for path in [TESTS / "driver.h", *TESTS.glob("drive_*.cpp")]:
+    for folder in ("op_kernel", "host_model"):
+        shutil.copytree(KERNELS / folder, work / folder)
+    (work / "tiling").symlink_to(KERNELS / "tiling")
+    for folder in ("headers", "precompiled"):
+        (work / folder).mkdir()
+    for path in TESTS.glob("*.h"):
+        shutil.copy(path, work / "headers")
+    for path in TESTS.glob("drive_*.cpp"):
         shutil.copy(path, work)
-    command = ["g++", *FLAGS, *includes(work), "-x", "c++-header", "driver.h", "-o", "driver.h.gch"]
+    compiled = work / "precompiled" / "driver.h.gch"
+    command = ["g++", *FLAGS, *includes(work, False), "-x", "c++-header", "headers/driver.h", "-o", str(compiled)]
     subprocess.run(command, cwd=work, check=True)
     return work
 
 
-def includes(work: Path) -> list[str]:
-    return [f"-I{folder}" for folder in (work, work / "host_model", work / "op_kernel")]
+def includes(work: Path, precompiled: bool) -> list[str]:
+    folders = [work / "headers", work, work / "host_model", work / "op_kernel"]
+    return [f"-I{folder}" for folder in ([work / "precompiled"] if precompiled else []) + folders]
 
 
 def run_tests(driver: str, library: Path, selection: str) -> int:
@@ -200,42 +229,51 @@ def run_tests(driver: str, library: Path, selection: str) -> int:
         os.dup2(silence, 2)
         plugins = ["-p", "no:cacheprovider", "-p", "no:faulthandler"]
         options = ["-x", "-q", "--no-header", *plugins, "-k", selection]
-        os._exit(int(pytest.main([*options, str(TESTS / f"test_{driver}.py")])))
+        os._exit(int(pytest.main([*options, str(tests_of(driver))])))
     return os.waitpid(child, 0)[1]
+
+
+def tests_of(driver: str) -> Path:
+    return TESTS / ("test_host_model.py" if driver == "model" else f"test_{driver}.py")
 
 
 def judge_file(file: str, text: str | None, work: Path) -> Verdict:
     """What the tests of a kernel header say when it reads `text`; None leaves it as it is."""
     driver, selection = TARGETS[file]
-    target, library = work / "op_kernel" / file, work / f"{driver}.so"
+    target, library = work / path_of(file), work / f"{driver}.so"
     if text is not None:
         target.write_text(text)
-    command = ["g++", *FLAGS, "-shared", *includes(work), f"drive_{driver}.cpp", "-o", str(library)]
+    headers = includes(work, path_of(file).parts[0] == "op_kernel")
+    command = ["g++", *FLAGS, "-shared", *headers, f"drive_{driver}.cpp", "-o", str(library)]
     try:
         if subprocess.run(command, cwd=work, capture_output=True).returncode:
             return "invalid"
         return "killed" if run_tests(driver, library, selection) else "survived"
     finally:
-        shutil.copy(KERNELS / "op_kernel" / file, target)
+        shutil.copy(KERNELS / path_of(file), target)
 
 
 @functools.cache
-def surroundings(file: str) -> str:
-    """Digest of all that a verdict on a header depends on, beside its text: sources, tests and this job."""
+def surroundings(file: str) -> tuple[str, str]:
+    """Digests of what a verdict on a header depends on beside its text: sources and flags; the tests."""
     driver, selection = TARGETS[file]
-    includes = [f"-I{folder}" for folder in (KERNELS, KERNELS / "host_model", KERNELS / "op_kernel", TESTS)]
-    command = ["g++", "-std=c++17", "-MM", *includes, str(TESTS / f"drive_{driver}.cpp")]
+    headers = [f"-I{folder}" for folder in (KERNELS, KERNELS / "host_model", KERNELS / "op_kernel", TESTS)]
+    command = ["g++", "-std=c++17", "-MM", *headers, str(TESTS / f"drive_{driver}.cpp")]
     rule = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    sources = {Path(name).resolve() for name in rule.replace("\\\n", " ").split()[1:]}
-    tests = {TESTS / name for name in (f"test_{driver}.py", "host_model.py", "conftest.py")}
-    digest = hashlib.sha256(f"{FLAGS} {selection}".encode())
-    for path in sorted((sources | tests) - {KERNELS / "op_kernel" / file}):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    sources = {Path(name).resolve() for name in rule.replace("\\\n", " ").split()[1:]} - {KERNELS / path_of(file)}
+    code, tests = hashlib.sha256(f"{FLAGS} {selection}".encode()), hashlib.sha256()
+    for path in sorted(sources):
+        code.update(path.read_bytes())
+    for path in (tests_of(driver), TESTS / "host_model.py", TESTS / "conftest.py"):
+        tests.update(path.read_bytes())
+    return code.hexdigest(), tests.hexdigest()
 
 
-def digest_of(mutant: Mutant) -> str:
-    return hashlib.sha256((surroundings(mutant.file) + mutant.text).encode()).hexdigest()[:24]
+def digest_of(mutant: Mutant, verdict: Verdict) -> str:
+    """What a verdict holds for: the sources, and for a survivor the tests as well."""
+    code, tests = surroundings(mutant.file)
+    parts = [code, mutant.text, tests if verdict == "survived" else ""]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
 work_folder: Path | None = None  # of this process of the pool
@@ -253,15 +291,17 @@ def sweep(chosen: list[Mutant], jobs: int) -> dict[str, Verdict]:
     """Verdicts by key; those that are known are not repeated, new ones are written down as they come."""
     VERDICTS.parent.mkdir(parents=True, exist_ok=True)
     VERDICTS.touch()
-    known = dict(line.split() for line in VERDICTS.read_text().splitlines())
-    verdicts: dict[str, Verdict] = {m.key: known[d] for m in chosen if (d := digest_of(m)) in known}
+    known = set(VERDICTS.read_text().splitlines())
+    verdicts: dict[str, Verdict] = {
+        m.key: v for m in chosen for v in get_args(Verdict) if f"{digest_of(m, v)} {v}" in known
+    }
     left, start = [m for m in chosen if m.key not in verdicts], time.monotonic()
     print(f"{len(chosen)} mutants, {len(verdicts)} with a verdict from before", flush=True)
     shutil.rmtree(WORK, ignore_errors=True)
     with multiprocessing.get_context("fork").Pool(jobs) as pool, VERDICTS.open("a") as file:
         for number, (mutant, verdict) in enumerate(pool.imap_unordered(judge, left), 1):
             verdicts[mutant.key] = verdict
-            print(digest_of(mutant), verdict, file=file, flush=True)
+            print(digest_of(mutant, verdict), verdict, file=file, flush=True)
             if verdict == "survived":
                 print(f"survived {mutant.file}:{mutant.line} {mutant.key}", flush=True)
             if number % 50 == 0:

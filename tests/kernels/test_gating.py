@@ -16,7 +16,7 @@ def scores_of(x, score):
 
 def reference(x, bias, topk, score, normalize, groups, topk_groups, scale):
     """float64 weights (T, K) and ids (T, K)."""
-    x = x.astype(np.float64)
+    x = np.clip(x.astype(np.float64), -1e30, 1e30)  # infinite logits mask an expert, or force it
     tokens, experts = x.shape
     gates = scores_of(x, score)
     key = gates + (0 if bias is None else bias.astype(np.float64))
@@ -42,8 +42,23 @@ def logits(rng, kind, shape):
         "ties": rng.integers(-2, 3, shape),
         "wide": rng.standard_normal(shape) * 60,
         "const": np.full(shape, 0.5),
+        "masked": rng.standard_normal(shape) * 2,
     }[kind]
-    return (np.round(x * 64) / 64).astype(np.float32)
+    x = (np.round(x * 64) / 64).astype(np.float32)
+    if kind == "masked":  # in some rows fewer experts remain than are chosen
+        x[rng.random(shape) < rng.random((shape[0], 1))] = -np.inf
+        x[::5] = -np.inf
+        x[1::5, -1] = np.inf
+    return x
+
+
+def deciding_bias(rng, experts, groups):
+    """A bias that decides by itself between experts and between groups, whose gates may be equal in float32."""
+    while True:
+        bias = rng.permutation(experts) * 1.5  # gates lie in [0, 1]
+        best = np.sort(np.sort(bias.reshape(groups, -1), 1)[:, -2:].sum(1))
+        if groups == 1 or np.diff(best).min() > 2:
+            return bias.astype(np.float32)
 
 
 def launch(run, x, bias, topk, score, normalize, groups, topk_groups, scale, bf16, cores, seed):
@@ -77,7 +92,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["normal", "ties", "wide", "const"])
+@pytest.mark.parametrize("kind", ["normal", "ties", "wide", "const", "masked"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_gating_equals_the_float64_oracle(driver, case, kind):
     rows, experts, topk, score, normalize, groups, topk_groups, has_bias, cores = case
@@ -85,9 +100,11 @@ def test_gating_equals_the_float64_oracle(driver, case, kind):
     x = logits(rng, kind, (rows, experts))
     if score != SOFTMAX_AFTER_TOPK and kind == "wide":
         x = np.clip(x, -15, 15)  # beyond that distinct logits have equal float32 gates
+    if score == SOFTMAX and kind == "masked":
+        x[:, 0] = np.where(np.isinf(x).all(1), 0, x[:, 0])  # there is no softmax over nothing
     bias = (rng.integers(-8, 8, experts) / 4).astype(np.float32) if has_bias else None
     if score != SOFTMAX_AFTER_TOPK and has_bias:
-        bias = (rng.permutation(experts) * 1.5).astype(np.float32)  # decides also between near-equal gates
+        bias = deciding_bias(rng, experts, groups)
     w, ids = launch(driver("gating"), x, bias, topk, score, normalize, groups, topk_groups, 1.25, False, cores, rows)
     want_w, want_ids = reference(x, bias, topk, score, normalize, groups, topk_groups, 1.25)
     np.testing.assert_array_equal(ids, want_ids)
