@@ -48,7 +48,7 @@ TARGETS = {
     "moe_gating_grad.h": ("gating", "backward"),
     "moe_logits.h": ("gating", ""),
     "moe_capacity.h": ("permute", "capacity"),
-    "moe_permute.h": ("permute", "permute_is or order"),
+    "moe_permute.h": ("permute", "permute_is"),
     "unowned_rows.h": ("permute", "permute_is or combine_grad"),
     "moe_combine.h": ("permute", "combine and not grad"),
     "moe_combine_grad.h": ("permute", "combine_grad"),
