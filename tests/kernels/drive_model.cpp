@@ -4,9 +4,8 @@
 
 namespace {
 
-using Mm =
-    Matmul<MatmulType<TPosition::GM, CubeFormat::ND, float>, MatmulType<TPosition::GM, CubeFormat::ND, float, true>,
-           MatmulType<TPosition::GM, CubeFormat::ND, float>>;
+using Plain = MatmulType<TPosition::GM, CubeFormat::ND, float>;
+using Mm = Matmul<Plain, MatmulType<TPosition::GM, CubeFormat::ND, float, true>, Plain>;
 
 void matmul(Mm &mm)  // output[0..63] = input[0..63] as 8x8 times itself transposed
 {
@@ -23,6 +22,18 @@ const Table kCube = {
          Mm m;
          matmul(m);
          m.SetTensorA(input(), true);
+     }},
+    {"transposed B not declared",
+     [] {
+         Matmul<Plain, Plain, Plain> m;
+         m.SetTensorB(input(), true);
+     }},
+    {"right operand past the tensor",
+     [] {
+         Mm m;
+         matmul(m);
+         m.SetTensorB(input()[250], true);
+         m.IterateAll(output());
      }},
     {"larger than the tiling",
      [] {

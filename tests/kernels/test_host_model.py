@@ -128,6 +128,8 @@ MEMORY = {
 }
 CUBE = {
     "transposed A not declared": "not declared transposable",
+    "transposed B not declared": "MatmulType B is not declared",
+    "right operand past the tensor": "of a GlobalTensor of",
     "larger than the tiling": "exceeds the single-core shape",
     "object not initialised": "not initialised",
     "operand past the tensor": "of a GlobalTensor of",
