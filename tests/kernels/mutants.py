@@ -237,20 +237,13 @@ def tests_of(driver: str) -> Path:
     return TESTS / ("test_host_model.py" if driver == "model" else f"test_{driver}.py")
 
 
-def judge_file(file: str, text: str | None, work: Path) -> Verdict:
-    """What the tests of a kernel header say when it reads `text`; None leaves it as it is."""
-    driver, selection = TARGETS[file]
-    target, library = work / path_of(file), work / f"{driver}.so"
-    if text is not None:
-        target.write_text(text)
-    headers = includes(work, path_of(file).parts[0] == "op_kernel")
-    command = ["g++", *FLAGS, "-shared", *headers, f"drive_{driver}.cpp", "-o", str(library)]
-    try:
-        if subprocess.run(command, cwd=work, capture_output=True).returncode:
-            return "invalid"
-        return "killed" if run_tests(driver, library, selection) else "survived"
-    finally:
-        shutil.copy(KERNELS / path_of(file), target)
+def judge_driver(driver: str, selection: str, work: Path, precompiled: bool = True) -> Verdict:
+    """What the selected tests say to a driver compiled from the sources in `work`."""
+    library = work / f"{driver}.so"
+    command = ["g++", *FLAGS, "-shared", *includes(work, precompiled), f"drive_{driver}.cpp", "-o", str(library)]
+    if subprocess.run(command, cwd=work, capture_output=True).returncode:
+        return "invalid"
+    return "killed" if run_tests(driver, library, selection) else "survived"
 
 
 @functools.cache
@@ -284,7 +277,13 @@ def judge(mutant: Mutant) -> tuple[Mutant, Verdict]:
     global work_folder
     if work_folder is None:
         work_folder = prepare()
-    return mutant, judge_file(mutant.file, mutant.text, work_folder)
+    path, original = path_of(mutant.file), work_folder / "original"
+    shutil.copy(work_folder / path, original)
+    (work_folder / path).write_text(mutant.text)
+    try:
+        return mutant, judge_driver(*TARGETS[mutant.file], work_folder, path.parts[0] == "op_kernel")
+    finally:
+        shutil.copy(original, work_folder / path)
 
 
 def sweep(chosen: list[Mutant], jobs: int) -> dict[str, Verdict]:
@@ -343,8 +342,8 @@ def main() -> int:
         print("\n".join(m.key for m in chosen), f"\n{len(chosen)} mutants")
         return 0
     work = prepare()
-    for file in dict.fromkeys({TARGETS[f]: f for f in options.only}.values()):
-        assert judge_file(file, None, work) == "survived", f"the tests of {file} fail on the unchanged kernels"
+    for driver in sorted({TARGETS[file][0] for file in options.only}):
+        assert judge_driver(driver, "", work) == "survived", f"the {driver} tests fail on the unchanged sources"
     return report(chosen, sweep(chosen, options.jobs), options.only, not options.match)
 
 
