@@ -22,8 +22,8 @@ import json
 import multiprocessing
 import os
 import re
+import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -40,7 +40,7 @@ Verdict = Literal["killed", "survived", "invalid"]
 KERNELS, TESTS, WORK = ROOT / "kernels", ROOT / "tests" / "kernels", BUILD / "mutants"
 SURVIVORS, VERDICTS = KERNELS / "surviving_mutants.json", BUILD / "mutants.txt"
 FLAGS = ("-std=c++17", "-O0", "-w", "-fPIC", "-pthread")
-SECONDS = 120  # per mutant; an endless loop counts as noticed
+SECONDS = 120  # of processor per mutant; an endless loop counts as noticed
 
 # file -> drivers whose tests execute it, with the expression that selects them
 TARGETS = {
@@ -222,7 +222,7 @@ def run_tests(driver: str, library: Path, selection: str) -> int:
     """Exit status of the tests in a forked child, which keeps the imports: 0 means that they pass."""
     child = os.fork()
     if child == 0:
-        signal.alarm(SECONDS)
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
         os.environ["MINDMOE_KERNEL_LIBRARY"] = str(library)
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
@@ -269,21 +269,21 @@ def digest_of(mutant: Mutant, verdict: Verdict) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
-work_folder: Path | None = None  # of this process of the pool
+@functools.cache
+def work_folder() -> Path:
+    """The work folder of this process of the pool."""
+    return prepare()
 
 
 def judge(mutant: Mutant) -> tuple[Mutant, Verdict]:
-    """The verdict on one mutant, in a process of the pool."""
-    global work_folder
-    if work_folder is None:
-        work_folder = prepare()
-    path, original = path_of(mutant.file), work_folder / "original"
-    shutil.copy(work_folder / path, original)
-    (work_folder / path).write_text(mutant.text)
+    """The verdict on one mutant."""
+    work, path = work_folder(), path_of(mutant.file)
+    original = (work / path).read_text()
+    (work / path).write_text(mutant.text)
     try:
-        return mutant, judge_driver(*TARGETS[mutant.file], work_folder, path.parts[0] == "op_kernel")
+        return mutant, judge_driver(*TARGETS[mutant.file], work, path.parts[0] == "op_kernel")
     finally:
-        shutil.copy(original, work_folder / path)
+        (work / path).write_text(original)
 
 
 def sweep(chosen: list[Mutant], jobs: int) -> dict[str, Verdict]:
@@ -338,6 +338,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the mutants and stop")
     options = parser.parse_args()
     chosen = [m for file in options.only for m in mutants(file) if re.search(options.match, m.key)]
+    chosen.sort(key=lambda m: not m.operator.startswith(("drop", "skip")))  # what matters most comes first
     if options.list:
         print("\n".join(m.key for m in chosen), f"\n{len(chosen)} mutants")
         return 0
