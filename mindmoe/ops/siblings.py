@@ -16,6 +16,7 @@ from mindmoe.ops.ascend.pack import Pack, load
 from mindmoe.ops.ascend.swiglu import Swiglu
 from mindmoe.ops.routing import Score
 from mindmoe.ops.swiglu import build_swiglu as reference_swiglu
+from mindmoe.ops.swiglu import clamped_swiglu
 
 Sibling = Literal["reference", "cpu", "ascend"]
 
@@ -87,6 +88,25 @@ def build_combine(sibling: Sibling, *, pack: Pack | None = None) -> Callable[...
 
         return combine
     return routing.build_combine()
+
+
+def build_weighted_swiglu(
+    sibling: Literal["reference", "triton"], alpha: float, limit: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Returns swiglu(h (N, 2F), weight (N)) -> (N, F), each row times its weight.
+
+    Raises:
+        UserError: Triton is not installed.
+    """
+    if sibling == "triton":
+        from mindmoe.ops.triton_swiglu import WeightedSwiglu
+
+        return WeightedSwiglu(alpha, limit)
+
+    def swiglu(h: Tensor, weight: Tensor) -> Tensor:
+        return clamped_swiglu(h, alpha, limit) * weight.expand_dims(1)
+
+    return swiglu
 
 
 def build_swiglu(
