@@ -86,7 +86,8 @@ CASES = [
     (17, 64, 8, SOFTMAX, 1, 1, 1, False, 2),
     (41, 256, 8, SIGMOID, 1, 8, 4, True, 2),  # DeepSeek-V3
     (26, 256, 1, SIGMOID, 0, 1, 1, False, 1),  # two levels of merging
-    (33, 40, 3, SIGMOID, 1, 4, 2, True, 3),  # groups of 10
+    (33, 40, 8, SIGMOID, 1, 4, 2, True, 3),  # groups of 10
+    (128, 40, 4, SOFTMAX_AFTER_TOPK, 1, 1, 1, False, 1),  # two whole tiles with gaps behind the experts
     (20, 160, 6, SOFTMAX, 0, 8, 3, False, 1),  # DeepSeek-V2
     (9, 3, 3, SOFTMAX_AFTER_TOPK, 1, 1, 1, False, 2),  # every expert
 ]

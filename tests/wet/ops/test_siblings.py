@@ -15,12 +15,14 @@ import pytest
 from mindspore import Tensor
 
 from mindmoe.errors import UserError
+from mindmoe.model.config import ModelConfig
 from mindmoe.ops import siblings
 from mindmoe.ops.ascend import roofline, timing
 from mindmoe.ops.ascend.attention import build_attention
 from mindmoe.ops.ascend.pack import InstalledPack, load
 from mindmoe.ops.ascend.routing import CapacityLimit, Permute
 from mindmoe.ops.attention import build_attention as reference_attention
+from mindmoe.ops.select import OpShape, select_ops
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "kernels"))
 
@@ -295,3 +297,21 @@ def test_the_kernels_are_refused_where_they_cannot_run():
         pytest.skip("they can run here")
     with pytest.raises(UserError, match="do not run on CPU: use the siblings"):
         siblings.build_route("ascend", 2)
+    model = ModelConfig(
+        vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+        intermediate_size=8,
+    )  # fmt: skip
+    shape = OpShape(model=model, moe=None, seq_length=4)
+    with pytest.raises(UserError, match="do not run on CPU"):
+        select_ops(shape, device="cpu", kernels="ascend", threads=1)
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(ms, "get_context", lambda _: "Ascend")
+    monkeypatch.setenv("ASCEND_CUSTOM_OPP_PATH", f"{tmp_path}:/nowhere")
+    with pytest.raises(UserError, match="holds no mindmoe kernels: run kernels/build_ascend.sh"):
+        load()
+    header = tmp_path / "op_api" / "include" / "aclnn_moe_gating.h"
+    header.parent.mkdir(parents=True)
+    header.touch()
+    assert isinstance(load(), InstalledPack)
