@@ -1,5 +1,5 @@
 // Drops what exceeds the capacity of each expert, lowest weight first and, among equal weights, the later pair first:
-//   ids, weights [tokens, topk] (weights >= 0) -> kept [tokens, topk], the id or -1
+//   ids, weights [tokens, topk] (weights >= 0) -> kept [tokens, topk], the id, or `experts` where the pair is dropped
 // A core finds, for each of its experts, the capacity-th largest weight by bisection on the bits of the float, whose
 // order is that of the non-negative value; then the last pair of that weight to keep by bisection on the position.
 // After the barrier each core decides its share of the pairs.
@@ -160,15 +160,15 @@ private:
         Load(p, n);
         Fence<HardEvent::MTE2_S>();
         for (uint32_t i = 0; i < n; ++i) {
-            const int32_t id = ids.GetValue(i);
+            const uint32_t expert = static_cast<uint32_t>(ids.GetValue(i));
             bool keep = false;
-            if (id >= 0) {
-                const int32_t limit = limits.GetValue(static_cast<uint32_t>(id) * ENTRY);
-                const int32_t last = limits.GetValue(static_cast<uint32_t>(id) * ENTRY + 1);
+            if (expert < t_.experts) {
+                const int32_t limit = limits.GetValue(expert * ENTRY);
+                const int32_t last = limits.GetValue(expert * ENTRY + 1);
                 const int32_t weight = bits.GetValue(i);
                 keep = weight > limit || (weight == limit && static_cast<int32_t>(p + i) <= last);
             }
-            kept.SetValue(i, keep ? id : -1);
+            kept.SetValue(i, static_cast<int32_t>(keep ? expert : t_.experts));
         }
         Fence<HardEvent::S_MTE3>();
         CopyOut(keptGm_[p], kept, n);

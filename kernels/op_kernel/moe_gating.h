@@ -6,7 +6,7 @@
 #ifndef MINDMOE_MOE_GATING_H
 #define MINDMOE_MOE_GATING_H
 #include "moe_gating_tiling.h"
-#include "rows.h"
+#include "moe_logits.h"
 
 namespace mindmoe {
 template <typename T> class MoeGating {
@@ -130,8 +130,9 @@ private:
         ToFloat(score, x, n * t_.pitch);
         PipeBarrier<PIPE_V>();
         logitsIn_.FreeTensor(x);
+        MakeFinite(score, n * t_.pitch);
         if (t_.score == MOE_SCORE_SOFTMAX) {
-            Softmax(score, n);
+            SoftmaxRows(score, rowBuf_.Get<float>(), spreadBuf_.Get<float>(), sortedBuf_.Get<float>(), n, t_.pitch);
         } else if (t_.score == MOE_SCORE_SIGMOID) {
             Sigmoid(score, n);
         }
@@ -144,27 +145,6 @@ private:
         PipeBarrier<PIPE_V>();
         Choose(key, n);
         Weigh(score, n);
-    }
-
-    __aicore__ inline void Softmax(const LocalTensor<float> &x, uint32_t n)
-    {
-        LocalTensor<float> row = rowBuf_.Get<float>();
-        LocalTensor<float> spread = spreadBuf_.Get<float>();
-        LocalTensor<float> fold = sortedBuf_.Get<float>();
-        FoldRows<true>(fold, x, n, t_.pitch);
-        WholeReduceMax(row, fold, static_cast<int32_t>(LANES), static_cast<int32_t>(n), 1, 1, 8,
-                       ReduceOrder::ORDER_ONLY_VALUE);
-        PipeBarrier<PIPE_V>();
-        SpreadRows(spread, row, n);
-        PipeBarrier<PIPE_V>();
-        ByRow<RowOp::SUB>(x, spread, n, t_.pitch);
-        Exp(x, x, static_cast<int32_t>(n * t_.pitch));
-        FoldRows<false>(fold, x, n, t_.pitch);
-        WholeReduceSum(row, fold, static_cast<int32_t>(LANES), static_cast<int32_t>(n), 1, 1, 8);
-        PipeBarrier<PIPE_V>();
-        SpreadRows(spread, row, n);
-        PipeBarrier<PIPE_V>();
-        ByRow<RowOp::DIV>(x, spread, n, t_.pitch);
     }
 
     __aicore__ inline void Sigmoid(const LocalTensor<float> &x, uint32_t n)
@@ -233,7 +213,8 @@ private:
         }
     }
 
-    // A group scores the sum of its two best keys; the keys of the groups not chosen become LOWEST.
+    // A group scores the sum of its two best keys; the keys of the groups not chosen fall below all others,
+    // those of masked experts (LOWEST) and of padding (twice that) included.
     __aicore__ inline void DropGroups(const LocalTensor<float> &sorted, uint32_t n)
     {
         Fence<HardEvent::V_S>();
@@ -256,7 +237,7 @@ private:
             for (uint32_t g = 0; g < t_.groups; ++g) {
                 if ((chosen >> g & 1) == 0) {
                     uint64_t scores[2] = {0x5555, 0};  // even lanes of the BEST first pairs
-                    Duplicate(row[g * RUN * PAIR], LOWEST, scores, 1, 1, 8);
+                    Duplicate(row[g * RUN * PAIR], 4.0f * LOWEST, scores, 1, 1, 8);
                 }
             }
         }

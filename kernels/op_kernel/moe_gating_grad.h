@@ -7,7 +7,7 @@
 #ifndef MINDMOE_MOE_GATING_GRAD_H
 #define MINDMOE_MOE_GATING_GRAD_H
 #include "moe_gating_tiling.h"
-#include "rows.h"
+#include "moe_logits.h"
 
 namespace mindmoe {
 template <typename T> class MoeGatingGrad {
@@ -113,7 +113,7 @@ private:
         idsIn_.FreeTensor(ids);
         gradIn_.FreeTensor(g);
         Muls(offset, position, static_cast<int32_t>(sizeof(float)), blocks);
-        PipeBarrier<PIPE_V>();
+        MakeFinite(score, n * t_.pitch);  // orders the offsets as well
         GatherChosen(blocks);
     }
 
@@ -132,7 +132,7 @@ private:
         LocalTensor<float> w = weightBuf_.Get<float>(), spread = spreadBuf_.Get<float>();
         if (t_.score == MOE_SCORE_SOFTMAX && t_.normalize == 0) {
             const int32_t blocks = static_cast<int32_t>(n * BLOCK_F);
-            SoftmaxAll(score, n);
+            SoftmaxRows(score, rowBuf_.Get<float>(), spread, foldBuf_.Get<float>(), n, t_.pitch);
             GatherChosen(blocks);
             Adds(w, chosenBuf_.Get<float>(), 0.0f, blocks);
             PipeBarrier<PIPE_V>();
@@ -195,26 +195,6 @@ private:
         SpreadSum(chosen, n);
         Div(w, chosen, spread, blocks);
         PipeBarrier<PIPE_V>();
-    }
-
-    // score = softmax over all experts.
-    __aicore__ inline void SoftmaxAll(const LocalTensor<float> &x, uint32_t n)
-    {
-        const int32_t rows = static_cast<int32_t>(n), lanes = static_cast<int32_t>(LANES);
-        LocalTensor<float> row = rowBuf_.Get<float>(), spread = spreadBuf_.Get<float>(), fold = foldBuf_.Get<float>();
-        FoldRows<true>(fold, x, n, t_.pitch);
-        WholeReduceMax(row, fold, lanes, rows, 1, 1, 8, ReduceOrder::ORDER_ONLY_VALUE);
-        PipeBarrier<PIPE_V>();
-        SpreadRows(spread, row, n);
-        PipeBarrier<PIPE_V>();
-        ByRow<RowOp::SUB>(x, spread, n, t_.pitch);
-        Exp(x, x, static_cast<int32_t>(n * t_.pitch));
-        FoldRows<false>(fold, x, n, t_.pitch);
-        WholeReduceSum(row, fold, lanes, rows, 1, 1, 8);
-        PipeBarrier<PIPE_V>();
-        SpreadRows(spread, row, n);
-        PipeBarrier<PIPE_V>();
-        ByRow<RowOp::DIV>(x, spread, n, t_.pitch);
     }
 
     // temp = d * p * (1 - p) with p = sigmoid of the chosen logits.

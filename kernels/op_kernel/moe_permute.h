@@ -1,5 +1,5 @@
 // Stable permutation of tokens by expert, a counting sort over (token, choice) pairs.
-//   x [tokens, hidden], ids [tokens, topk] (negative: the pair goes nowhere)
+//   x [tokens, hidden], ids [tokens, topk] (outside 0..experts-1: the pair goes nowhere)
 //   -> y [rowsOut, hidden], slot [tokens, topk] = row of the pair in y or -1, counts [experts] = rows kept
 // With a capacity, the pairs of an expert beyond it are dropped in token order; moe_capacity drops by score first.
 //
@@ -70,9 +70,9 @@ private:
         for (uint32_t p = 0; p < mine_; p += t_.chunk) {
             const uint32_t n = LoadIds(p);
             for (uint32_t i = 0; i < n; ++i) {
-                const int32_t expert = ids.GetValue(i);
-                if (expert >= 0) {
-                    share.SetValue(static_cast<uint32_t>(expert), share.GetValue(static_cast<uint32_t>(expert)) + 1);
+                const uint32_t expert = static_cast<uint32_t>(ids.GetValue(i));
+                if (expert < t_.experts) {
+                    share.SetValue(expert, share.GetValue(expert) + 1);
                 }
             }
             Fence<HardEvent::S_MTE2>();  // ids are overwritten by the next load
@@ -132,10 +132,9 @@ private:
         LocalTensor<int32_t> start = startBuf_.Get<int32_t>();
         const uint32_t n = LoadIds(p);
         for (uint32_t i = 0; i < n; ++i) {
-            const int32_t id = ids.GetValue(i);
+            const uint32_t expert = static_cast<uint32_t>(ids.GetValue(i));
             int32_t row = -1;
-            if (id >= 0) {
-                const uint32_t expert = static_cast<uint32_t>(id);
+            if (expert < t_.experts) {
                 const int32_t rank = next.GetValue(expert);
                 next.SetValue(expert, rank + 1);
                 if (t_.capacity == 0 || rank < static_cast<int32_t>(t_.capacity)) {

@@ -48,13 +48,16 @@ def block_rows(num_assignments: int, num_experts: int) -> int:
     return rows
 
 
-def build_block_layout() -> Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor]]:
-    """Returns layout(ids (A) int32, num_experts) -> slot (A), source (N*R), expert (N); num_experts where dropped."""
+def build_block_layout(block: int | None = None) -> Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor]]:
+    """Returns layout(ids (A) int32, num_experts) -> slot (A), source (N*R), expert (N); num_experts where dropped.
+
+    R rows make a block: `block`, or what `block_rows` finds best.
+    """
     on, off = Tensor(1.0), Tensor(0.0)
 
     def layout(ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
         num = ids.shape[0]
-        rows = block_rows(num, num_experts)
+        rows = block or block_rows(num, num_experts)
         num_blocks = num // rows + num_experts
         chosen = ops.one_hot(ids, num_experts, on, off)  # (A, E); a dropped assignment is a row of zeros
         rank = ((ops.cumsum(chosen, 0) - chosen) * chosen).sum(-1).astype(ms.int32)

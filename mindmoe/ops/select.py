@@ -79,7 +79,8 @@ def select_ops(shape: OpShape, *, device: str, kernels: str, threads: int) -> Op
     Args:
         shape: what they are bound to.
         device: `cpu` or `ascend`.
-        kernels: `reference`, `cpu`, or `auto`: the C++ pack on a CPU that has a compiler, else the reference.
+        kernels: `reference`, `cpu`, `ascend` (needs the installed Ascend C kernels), or `auto`: the C++ pack on a CPU
+            that has a compiler, else the reference.
         threads: threads of this rank.
 
     Raises:
@@ -87,6 +88,10 @@ def select_ops(shape: OpShape, *, device: str, kernels: str, threads: int) -> Op
     """
     if kernels == "cpu" and device != "cpu":
         raise UserError(f"train.kernels=cpu does not run on train.device={device}", "set train.kernels=auto")
+    if kernels == "ascend":
+        from mindmoe.ops.ascend.opset import ascend_ops
+
+        return _logged(ascend_ops(shape), "asked for")
     if kernels == "reference" or device != "cpu":
         return _logged(reference_ops(shape), "asked for" if kernels == "reference" else f"device {device}")
     from mindmoe.ops.cpu.opset import cpu_ops

@@ -12,7 +12,8 @@ class TrainConfig(Section):
 
     `precision`: `fp32`, or `bf16` (GEMM operands in bf16 with fp32 accumulation; fp32 weights, norms, router
     scores, softmax and loss). `mode`: `graph` compiles the step, `pynative` runs it op by op.
-    `kernels`: `auto` takes the C++ pack on a CPU with a compiler, else plain MindSpore ops (`reference`).
+    `kernels`: `auto` takes the C++ pack on a CPU with a compiler, else plain MindSpore ops (`reference`). `ascend`
+    takes the Ascend C kernels that kernels/build_ascend.sh installs; they have not run on a card yet.
     """
 
     steps: PositiveInt
@@ -24,7 +25,7 @@ class TrainConfig(Section):
     eval_every: NonNegativeInt = 100
     eval_batches: PositiveInt = 8
     device: Literal["cpu", "ascend"] = "cpu"
-    kernels: Literal["auto", "reference", "cpu"] = "auto"
+    kernels: Literal["auto", "reference", "cpu", "ascend"] = "auto"
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":

@@ -1,41 +1,6 @@
-#define MINDMOE_USES_MATMUL
 #include "driver.h"
+#include "kernels_attention.h"
 #include "tiling/attention.h"
-
-#define DTYPE_Q float
-#define DTYPE_GRAD float
-#define DTYPE_OUT float
-#define attention attention_fp32
-#define attention_delta attention_delta_fp32
-#define attention_grad_key_value attention_grad_key_value_fp32
-#define attention_grad_query attention_grad_query_fp32
-#define attention_sink attention_sink_fp32
-#include "op_kernel/attention.cpp"
-#include "op_kernel/attention_delta.cpp"
-#include "op_kernel/attention_grad_key_value.cpp"
-#include "op_kernel/attention_grad_query.cpp"
-#include "op_kernel/attention_sink.cpp"
-#undef DTYPE_Q
-#undef DTYPE_GRAD
-#undef DTYPE_OUT
-#undef attention
-#undef attention_delta
-#undef attention_grad_key_value
-#undef attention_grad_query
-#undef attention_sink
-#define DTYPE_Q bfloat16_t
-#define DTYPE_GRAD bfloat16_t
-#define DTYPE_OUT bfloat16_t
-#define attention attention_bf16
-#define attention_delta attention_delta_bf16
-#define attention_grad_key_value attention_grad_key_value_bf16
-#define attention_grad_query attention_grad_query_bf16
-#define attention_sink attention_sink_bf16
-#include "op_kernel/attention.cpp"
-#include "op_kernel/attention_delta.cpp"
-#include "op_kernel/attention_grad_key_value.cpp"
-#include "op_kernel/attention_grad_query.cpp"
-#include "op_kernel/attention_sink.cpp"
 
 namespace {
 
@@ -66,8 +31,7 @@ std::string forward(const Call &c)
     return launch(c, mindmoe::tiling::planAttention(r, AttentionPass::FORWARD, {c.cores}),
                   [&](GM_ADDR workspace, GM_ADDR tiling) {
                       kernel(c.in(0), c.in(1), c.in(2), c.in(3), c.in(4), c.out(0), c.out(1), workspace, tiling);
-                  },
-                  2);
+                  });
 }
 
 // inputs: grad, out, lse, sinks; outputs: delta, grad_sinks
@@ -102,8 +66,7 @@ std::string gradQuery(const Call &c)
                   [&](GM_ADDR workspace, GM_ADDR tiling) {
                       kernel(c.in(0), c.in(1), c.in(2), c.in(3), c.in(4), c.in(5), c.in(6), c.out(0), workspace,
                              tiling);
-                  },
-                  2);
+                  });
 }
 
 // the same inputs; outputs: grad_k, grad_v
@@ -116,8 +79,7 @@ std::string gradKeyValue(const Call &c)
                   [&](GM_ADDR workspace, GM_ADDR tiling) {
                       kernel(c.in(0), c.in(1), c.in(2), c.in(3), c.in(4), c.in(5), c.in(6), c.out(0), c.out(1),
                              workspace, tiling);
-                  },
-                  2);
+                  });
 }
 
 }  // namespace

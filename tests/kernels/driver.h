@@ -31,7 +31,7 @@ struct Call {
 
 /// Runs `kernel(workspace, tiling)` under a plan on as many cores as it asks for; "" or the violation.
 template <typename Plan, typename Kernel>
-std::string launch(const Call &call, Plan plan, Kernel kernel, int coresPerBlock = 1)
+std::string launch(const Call &call, Plan plan, Kernel kernel)
 {
     if (plan.error != nullptr) {
         return plan.error;
@@ -44,7 +44,6 @@ std::string launch(const Call &call, Plan plan, Kernel kernel, int coresPerBlock
         return "";
     }
     host_model::Launch machine;
-    machine.coresPerBlock = coresPerBlock;
     for (size_t i = 0; i < call.inputs.size(); ++i) {
         machine.add("input " + std::to_string(i), call.inputs[i].data, call.inputs[i].bytes, true);
     }

@@ -55,7 +55,7 @@ class Driver:
         self,
         kernel: str,
         inputs: Sequence[np.ndarray | None],
-        outputs: Sequence[np.ndarray],
+        outputs: Sequence[np.ndarray | None],
         ints: Sequence[int],
         reals: Sequence[float] = (),
         *,
@@ -63,11 +63,30 @@ class Driver:
         cores: int = 4,
         seed: int = 0,
     ) -> None:
-        """Launches a kernel; `outputs` are written in place.
+        """Launches a kernel in three orders of its cores, which must agree in every bit; writes `outputs` in place.
 
         Raises:
             KernelError: with the rule of the tiling or the violation that the model found.
         """
+        before = [None if out is None else out.copy() for out in outputs]
+        self._launch(kernel, inputs, outputs, ints, reals, bf16, cores, seed)
+        for other in (seed + 1, seed + 2) if cores > 1 and not kernel.startswith("plan ") else ():
+            again = [None if out is None else out.copy() for out in before]
+            self._launch(kernel, inputs, again, ints, reals, bf16, cores, other)
+            for a, b in zip(outputs, again, strict=True):
+                assert a is None or a.tobytes() == b.tobytes(), f"{kernel}: the order of the cores changes the result"
+
+    def _launch(
+        self,
+        kernel: str,
+        inputs: Sequence[np.ndarray | None],
+        outputs: Sequence[np.ndarray | None],
+        ints: Sequence[int],
+        reals: Sequence[float],
+        bf16: bool,
+        cores: int,
+        seed: int,
+    ) -> None:
         arrays = [*inputs, *outputs]
         assert all(a is None or a.flags.c_contiguous for a in arrays)
         pointers = (ctypes.c_void_p * len(arrays))(*[None if a is None else a.ctypes.data for a in arrays])

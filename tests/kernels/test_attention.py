@@ -195,6 +195,22 @@ def test_the_sink_epilogue_completes_stock_attention(driver, case, bf16):
     # exp(s - max') / sum' is what the stock gradient op recomputes: it must be the probability with the sink.
     np.testing.assert_allclose(new_max[..., 0] + np.log(new_sum[..., 0]), want_lse, rtol=0, atol=3e-6)
     assert (new_max == new_max[..., :1]).all() and (new_sum == new_sum[..., :1]).all()
+    grad = np.random.default_rng(2).standard_normal(q.shape)
+    got = stock_gradients(case, q, k, v, grad, value(out, bf16), new_max[..., :1], new_sum[..., :1])
+    for a, b in zip(got, gradients(case, q, k, v, sinks, grad)[:3], strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=(2e-2 if bf16 else 3e-6) * max(1.0, np.abs(b).max()))
+
+
+def stock_gradients(case, q, k, v, grad, out, top, total):
+    """q, k and v gradients as the stock op computes them: from its own outputs, knowing nothing of sinks."""
+    group = case.heads // case.kv_heads
+    wide_k, wide_v = (np.repeat(x, group, 1).astype(np.float64) for x in (k, v))
+    s = np.where(visible(case), q.astype(np.float64) @ wide_k.swapaxes(2, 3) * case.scale, -np.inf)
+    p = np.exp(s - top) / total
+    ds = p * (grad @ wide_v.swapaxes(2, 3) - (grad * out).sum(-1, keepdims=True)) * case.scale
+    by_group = (case.batch, case.kv_heads, group, case.seq, case.head_dim)
+    dk = (ds.swapaxes(2, 3) @ q).reshape(by_group).sum(2)
+    return ds @ wide_k, dk, (p.swapaxes(2, 3) @ grad).reshape(by_group).sum(2)
 
 
 def test_extreme_scores_stay_finite(driver):
@@ -205,15 +221,6 @@ def test_extreme_scores_stay_finite(driver):
     _, want, want_lse = reference(case, q, k, v, sinks)
     np.testing.assert_allclose(out, want, rtol=0, atol=2e-3)  # scores of 1e4 carry 1e-3 of float32 rounding
     np.testing.assert_allclose(lse, want_lse, rtol=1e-6)
-
-
-def test_the_order_of_cores_changes_no_bit(driver):
-    case = Case(1, 4, 2, 130, window=40, sinks=True, cores=4)
-    args = tensors(case, False)
-    first, *others = [launch_forward(driver("attention"), case, *args, False, seed) for seed in (1, 2, 3)]
-    for out, lse in others:
-        np.testing.assert_array_equal(out.view(np.int32), first[0].view(np.int32))
-        np.testing.assert_array_equal(lse.view(np.int32), first[1].view(np.int32))
 
 
 @pytest.mark.parametrize(

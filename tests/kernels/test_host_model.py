@@ -6,6 +6,7 @@ import subprocess
 import numpy as np
 import pytest
 from host_model import ROOT, KernelError, from_bf16, to_bf16
+from test_sources import VECTOR_API
 
 ORDER = {  # broken rule -> what the model must say
     "V reads what V wrote": "RAW hazard in UB.*missing PipeBarrier",
@@ -49,6 +50,28 @@ OPERANDS = {
     "operand overrun": "operand ends at byte",
     "count overrun": "65 elements into a tensor",
     "count 0": "element count 0",
+    "misaligned dst of a masked instruction": "Add: dst must start on 32",
+    "misaligned src of a masked instruction": "Add: src must start on 32",
+    "misaligned dst of a block reduction": "BlockReduceSum: dst must start on 32",
+    "block reduction of 256 repeats": "repeat count 256",
+    "whole reduction past dst": "WholeReduceSum: dst ends at byte",
+    "block reduction past dst": "BlockReduceSum: dst ends at byte",
+    "misaligned dst of a whole reduction": "WholeReduceSum: dst must start on 4",
+    "misaligned offsets of a gather": "Gather: src must start on 32",
+    "misaligned src of a gather": "Gather: src must start on 32",
+    "other select mode": "VSEL_TENSOR_SCALAR_MODE",
+    "short select mask": "mask tensor too short",
+    "misaligned select mask": "mask must start on 32",
+    "misaligned dst of Sort32": "Sort32: dst must start on 32",
+    "misaligned scores of Sort32": "scores must start on 32",
+    "misaligned indices of Sort32": "indices must start on 32",
+    "Sort32 of 256 repeats": "repeat count 256",
+    "misaligned dst of MrgSort": "MrgSort: dst must start on 32",
+    "MrgSort with suspension": "one repeat, no suspension",
+    "MrgSort into a short tensor": "dst is shorter than 16 pairs",
+    "misaligned list of MrgSort": "list must start on 8",
+    "misaligned dst of GatherMask": "GatherMask: dst must start on 32",
+    "GatherMask in normal mode": "counter mode",
     "repeat 256 wraps to 0": "repeat count 0",
     "reduce repeat 256": "repeat count 256",
     "mask of 65 lanes": "mask 65",
@@ -71,7 +94,26 @@ OPERANDS = {
 MEMORY = {
     "DataCopy of part of a block": "not whole blocks",
     "DataCopy overrun": "64 bytes into a tensor of 32",
+    "DataCopy to an odd place": "dst must start on 32",
+    "store of part of a block": "UB->GM: 36 bytes are not whole blocks",
+    "store from an odd place": "src must start on 32",
+    "store overrun": "64 bytes from a tensor of 32",
+    "store past the GlobalTensor": "UB->GM: byte 32 of a GlobalTensor of 16",
+    "DataCopy within the machine but past the GlobalTensor": "GM->UB: byte 64 of a GlobalTensor of 32",
+    "store within the machine but past the GlobalTensor": "UB->GM: byte 64 of a GlobalTensor of 32",
     "4096 blocks": "blockCount 4096",
+    "4096 blocks of a store": "UB->GM: blockCount 4096",
+    "padded load to an odd place": "dst must start on 32",
+    "padded load overrun": "DataCopyPad GM->UB: byte 64 of a tensor of 32",
+    "padded load past the GlobalTensor": "DataCopyPad GM->UB: byte 12 of a GlobalTensor of 8",
+    "padded store from an odd place": "src must start on 32",
+    "padded store overrun": "DataCopyPad UB->GM: byte 36 of a tensor of 32",
+    "padded store past the GlobalTensor": "DataCopyPad UB->GM: byte 12 of a GlobalTensor of 8",
+    "padded load of what MTE3 writes": "DataCopyPad GM->UB: RAW hazard in GM",
+    "padded load onto what V reads": "DataCopyPad GM->UB: WAW hazard in UB",
+    "padded store of what V writes": "DataCopyPad UB->GM: RAW hazard in UB",
+    "store onto a store in flight": "WAW hazard in GM",
+    "GlobalTensor index": "GlobalTensor index 256 of 256",
     "empty block": "blockLen 0",
     "padding of 36 bytes": "more than 32 bytes",
     "read past the GlobalTensor": "of a GlobalTensor of",
@@ -87,6 +129,8 @@ MEMORY = {
 }
 CUBE = {
     "transposed A not declared": "not declared transposable",
+    "transposed B not declared": "MatmulType B is not declared",
+    "right operand past the tensor": "of a GlobalTensor of",
     "larger than the tiling": "exceeds the single-core shape",
     "object not initialised": "not initialised",
     "operand past the tensor": "of a GlobalTensor of",
@@ -151,6 +195,80 @@ def test_broadcasts_and_reductions(driver):
     row = np.arange(128) + np.repeat([0, 8], 64) + np.tile(np.arange(8), 16)
     assert (run(driver, "broadcast block", x)[:128] == row).all()
     assert (run(driver, "Gather", x)[:8] == np.arange(15, -1, -2)).all()
+
+
+# example -> its first results on 256 positive numbers; what follows keeps the -1 it held
+EXAMPLES = {
+    "Add": lambda x: x[:70] + x[128:198],
+    "Sub": lambda x: x[:70] - x[128:198],
+    "Mul": lambda x: x[:70] * x[128:198],
+    "Div": lambda x: x[:70] / x[128:198],
+    "Max": lambda x: np.maximum(x[:70], x[128:198]),
+    "Min": lambda x: np.minimum(x[:70], x[128:198]),
+    "Adds": lambda x: x[:65] + np.float32(2.5),
+    "Muls": lambda x: x[:65] * np.float32(-3),
+    "Maxs": lambda x: np.maximum(x[:65], 9),
+    "Mins": lambda x: np.minimum(x[:65], 9),
+    "Exp": lambda x: np.exp(x[:65]),
+    "Ln": lambda x: np.log(x[:65]),
+    "Axpy": lambda x: 2 * x[:65] - 1,
+    "every second block": lambda x: strides(x),
+    "WholeReduceSum": lambda x: [x[:64].sum(), -1, -1, x[64:128].sum()],
+    "BlockReduceMax": lambda x: x[:128].reshape(16, 8).max(1),
+    "Duplicate by bits": lambda x: np.where(np.arange(192) % 2 + (np.arange(192) // 64 == 1), -1, 7),
+    "CreateVecIndex, ShiftRight and Cast": lambda x: np.arange(5, 69) >> 2,
+    "GatherMask 1": lambda x: x[:128:2],
+    "GatherMask 3": lambda x: x[:128:4],
+    "GatherMask 5": lambda x: x[2:128:4],
+    "GatherMask 6": lambda x: x[3:128:4],
+    "GatherMask 7": lambda x: x[:128],
+}
+
+
+def strides(x):
+    """Twice 16 lanes, whose blocks land on every second block; the second repeat 16 blocks further."""
+    out = np.full(152, -1, np.float32)
+    for to, start in ((0, 0), (16, 8), (128, 64), (144, 72)):
+        out[to : to + 8] = 2 * x[start : start + 8]
+    return out
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_instruction_does_what_its_table_says(driver, name):
+    x = np.random.default_rng(1).integers(1, 40, 256).astype(np.float32) / 4
+    want = np.asarray(EXAMPLES[name](x), np.float32)
+    out = run(driver, name, x)
+    np.testing.assert_allclose(out[: len(want)], want, rtol=3e-7)
+    assert (out[len(want) :] == -1).all()
+
+
+@pytest.mark.parametrize(("name", "lists"), [("MrgSort of two", [3, 4]), ("MrgSort of three", [4, 4, 4])])
+def test_mrgsort_merges_as_many_lists_as_are_valid(driver, name, lists):
+    x = np.zeros((4, 4, 2), np.float32)
+    x[..., 0] = [[9, 5, 4, 1], [8, 5, 5, 0], [6, 5, 3, 2], [7, 7, 7, 7]]
+    x[..., 1] = np.arange(16, dtype=np.int32).reshape(4, 4).view(np.float32)
+    scores, index = pairs(run(driver, name, x.ravel()), sum(lists) + 1)
+    taken = np.concatenate([4 * i + np.arange(n) for i, n in enumerate(lists)])
+    order = taken[np.argsort(-x[..., 0].ravel()[taken], kind="stable")]
+    assert (index[:-1] == order).all() and (scores[:-1] == x[..., 0].ravel()[order]).all() and scores[-1] == -1
+
+
+def test_a_store_skips_blocks_of_ub_and_bytes_of_gm(driver):
+    out = run(driver, "DataCopyPad of a store", np.arange(256))
+    assert (out[:14] == [0, 1, 2, 0, 0, 16, 17, 18, 0, 0, 32, 33, 34, 0]).all()
+
+
+def test_matmul_of_a_transposed_left_operand(driver):
+    x = np.arange(96, dtype=np.float32)
+    left, right = x[:32].reshape(8, 4).T, x[32:].reshape(8, 8)
+    np.testing.assert_array_equal(
+        run(driver, "Matmul of a transposed left operand", x)[:32].reshape(4, 8), left @ right
+    )
+
+
+def test_every_instruction_that_a_kernel_may_use_has_an_example():
+    examples = (ROOT / "tests" / "kernels" / "model_examples.h").read_text()
+    assert {name for name in VECTOR_API if f"{name}(" not in examples} == set()
 
 
 def test_select_takes_the_scalar_where_the_bit_is_clear(driver):

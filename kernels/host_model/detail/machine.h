@@ -217,7 +217,6 @@ inline void touchUb(const void *address, size_t bytes, pipe_t pipe, bool write)
 /// One kernel launch: the registered GM buffers, the cores and the turn-taking between them.
 class Launch {
 public:
-    int coresPerBlock = 1;  // vector cores served by one cube core in MIX kernels
     uint64_t instructions = 0;
 
     void add(const std::string &name, const void *data, size_t bytes, bool readOnly)
@@ -254,8 +253,6 @@ public:
         }
         return most;
     }
-
-    int numCores() const { return static_cast<int>(cores_.size()); }
 
     GmBuffer &find(const void *address, size_t bytes)
     {

@@ -54,8 +54,6 @@ template <pipe_t pipe> inline void PipeBarrier()
 }
 
 inline int64_t GetBlockIdx() { return host_model::core->index; }
-inline int64_t GetBlockNum() { return host_model::core->launch->numCores() / host_model::core->launch->coresPerBlock; }
-inline int64_t GetTaskRation() { return host_model::core->launch->coresPerBlock; }
 
 template <bool isAIVOnly = true> inline void SyncAll()
 {

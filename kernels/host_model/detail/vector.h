@@ -217,6 +217,7 @@ namespace AscendC {
                      const int32_t &count)                                                                         \
     {                                                                                                              \
         static_assert(SUPPORTED, #NAME ": element type not supported on A2");                                      \
+        host_model::core->instruction = #NAME;                                                                     \
         const auto s0 = host_model::contiguous(src0), s1 = host_model::contiguous(src1);                           \
         host_model::counted(#NAME, dst, host_model::lanesOf<T>, count, [&](uint32_t r, uint32_t i) {               \
             const T a = s0.get(r, i), b = s1.get(r, i);                                                            \
@@ -228,6 +229,7 @@ namespace AscendC {
                      uint64_t mask, const uint8_t repeatTime, const BinaryRepeatParams &p)                         \
     {                                                                                                              \
         static_assert(SUPPORTED, #NAME ": element type not supported on A2");                                      \
+        host_model::core->instruction = #NAME;                                                                     \
         const auto s0 = host_model::strided(src0, p.src0BlkStride, p.src0RepStride);                               \
         const auto s1 = host_model::strided(src1, p.src1BlkStride, p.src1RepStride);                               \
         host_model::repeated(                                                                                      \
@@ -249,6 +251,7 @@ HOST_MODEL_BINARY(Div, host_model::isFloat<T>, a / b)
     template <typename T> inline void NAME(const LocalTensor<T> &dst, const LocalTensor<T> &src, const int32_t &count) \
     {                                                                                                              \
         static_assert(host_model::isFloat<T>, #NAME ": element type not supported on A2");                         \
+        host_model::core->instruction = #NAME;                                                                     \
         const auto s = host_model::contiguous(src);                                                                \
         host_model::counted(#NAME, dst, host_model::lanesOf<T>, count, [&](uint32_t r, uint32_t i) {               \
             const T a = s.get(r, i);                                                                               \
@@ -264,6 +267,7 @@ HOST_MODEL_UNARY(Ln, std::log(a))
     inline void NAME(const LocalTensor<T> &dst, const LocalTensor<T> &src, const T &b, const int32_t &count)       \
     {                                                                                                              \
         static_assert(host_model::isArithmetic<T>, #NAME ": element type not supported on A2");                    \
+        host_model::core->instruction = #NAME;                                                                     \
         const auto s = host_model::contiguous(src);                                                                \
         host_model::counted(#NAME, dst, host_model::lanesOf<T>, count, [&](uint32_t r, uint32_t i) {               \
             const T a = s.get(r, i);                                                                               \
@@ -280,6 +284,7 @@ template <typename T>
 inline void ShiftRight(const LocalTensor<T> &dst, const LocalTensor<T> &src, const T &bits, const int32_t &count)
 {
     static_assert(std::is_same_v<T, int32_t> || std::is_same_v<T, uint32_t>, "model: ShiftRight of 32-bit integers");
+    host_model::core->instruction = "ShiftRight";
     const auto s = host_model::contiguous(src);
     host_model::counted("ShiftRight", dst, host_model::lanesOf<T>, count,
                         [&](uint32_t r, uint32_t i) { return static_cast<T>(s.get(r, i) >> bits); });
@@ -290,6 +295,7 @@ template <typename T>
 inline void Axpy(const LocalTensor<T> &dst, const LocalTensor<T> &src, const T &scalar, const int32_t &count)
 {
     static_assert(host_model::isFloat<T>, "Axpy: element type not supported on A2");
+    host_model::core->instruction = "Axpy";
     const auto d = host_model::contiguous(dst), s = host_model::contiguous(src);
     host_model::counted("Axpy", dst, host_model::lanesOf<T>, count,
                         [&](uint32_t r, uint32_t i) { return d.get(r, i) + scalar * s.get(r, i); });
@@ -338,6 +344,7 @@ inline void Brcb(const LocalTensor<T> &dst, const LocalTensor<T> &src, const uin
                  const BrcbRepeatParams &p)
 {
     static_assert(sizeof(T) == 4, "model: Brcb of 4-byte elements");
+    host_model::core->instruction = "Brcb";
     const auto s = host_model::strided(src, 1, 1);
     host_model::repeated("Brcb", host_model::Operand<T>{dst, p.dstBlkStride, p.dstRepStride}, host_model::lanesOf<T>,
                          host_model::Mask::count(host_model::lanesOf<T>, host_model::lanesOf<T>), repeatTime,
@@ -389,6 +396,7 @@ inline void Gather(const LocalTensor<T> &dst, const LocalTensor<T> &src, const L
                    const uint32_t base, const uint32_t count)
 {
     static_assert(sizeof(T) == 4, "model: Gather of 4-byte elements");
+    host_model::core->instruction = "Gather";
     const auto index = host_model::contiguous(offset);
     host_model::requireAligned(src, "src");
     host_model::counted("Gather", dst, host_model::lanesOf<T>, count, [&](uint32_t r, uint32_t i) {

@@ -1,0 +1,132 @@
+"""Routing on the Ascend C kernels: choose experts, bound their load, move rows into their order and back."""
+
+from mindspore import Tensor, float32, int32, nn, ops
+
+from mindmoe.ops.ascend.pack import Pack
+from mindmoe.ops.routing import SCORES, Score
+
+
+class Route(nn.Cell):
+    """The k experts with the largest score + bias; `mindmoe.ops.routing.build_route` says what it computes.
+
+    Args:
+        pack: where the kernels come from.
+        k, score, norm_topk, scale, groups, topk_groups: as there.
+    """
+
+    def __init__(
+        self,
+        pack: Pack,
+        k: int,
+        score: Score = "softmax_after_topk",
+        norm_topk: bool = True,
+        scale: float = 1.0,
+        groups: int = 1,
+        topk_groups: int = 1,
+    ):
+        super().__init__(auto_prefix=False)
+        kind = SCORES.index(score)
+        self.forward, self.attributes = pack.op(
+            "MoeGating",
+            lambda logits, *_: ((logits[0], k), (logits[0], k)),
+            lambda *_: (float32, int32),
+            k,
+            kind,
+            norm_topk,
+            groups,
+            topk_groups,
+            float(scale),
+        )
+        self.backward, self.backward_attributes = pack.op(
+            "MoeGatingGrad", lambda logits, *_: logits, lambda logits, *_: logits, kind, norm_topk, float(scale)
+        )
+
+    def construct(self, logits: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Gates (T, K) fp32 and ids (T, K) int32 of logits (T, E), fp32 or bf16, and bias (E) fp32."""
+        return self.forward(logits, bias, *self.attributes)
+
+    def bprop(self, logits: Tensor, bias: Tensor, out: tuple, dout: tuple) -> tuple[Tensor, Tensor]:
+        """Gradient of the logits through the gates; the choice has none."""
+        return self.backward(logits, out[1], dout[0], *self.backward_attributes), ops.zeros_like(bias)
+
+
+class CapacityLimit(nn.Cell):
+    """Drops what exceeds `capacity` assignments of an expert, lowest gate first. It selects, so it has no gradient."""
+
+    def __init__(self, pack: Pack, num_experts: int, capacity: int):
+        super().__init__(auto_prefix=False)
+        self.forward, self.attributes = pack.op(
+            "MoeCapacity", lambda ids, *_: ids, lambda ids, *_: ids, num_experts, capacity
+        )
+
+    def construct(self, ids: Tensor, gates: Tensor) -> Tensor:
+        """ids (T, K) with num_experts in place of a dropped assignment; gates (T, K) fp32, none negative."""
+        return self.forward(ids, gates, *self.attributes)
+
+    def bprop(self, ids: Tensor, gates: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+        """Zeros."""
+        return ops.zeros_like(ids), ops.zeros_like(gates)
+
+
+class Permute(nn.Cell):
+    """Copies of token rows in order of expert, by token inside an expert.
+
+    Args:
+        pack: where the kernels come from.
+        num_experts: E.
+        capacity: 0 for rows without gaps; else expert e owns rows e * capacity and following, and drops the rest.
+    """
+
+    def __init__(self, pack: Pack, num_experts: int, capacity: int = 0):
+        super().__init__(auto_prefix=False)
+        self.forward, self.attributes = pack.op(
+            "MoePermute",
+            lambda x, ids, *_: ((num_experts * capacity or ids[0] * ids[1], x[1]), ids, (num_experts,)),
+            lambda x, *_: (x, int32, int32),
+            num_experts,
+            capacity,
+        )
+        self.backward, self.backward_attributes = pack.op(
+            "MoeCombine", lambda rows, slot, *_: (slot[0], rows[1]), lambda rows, *_: rows
+        )
+
+    def construct(self, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows (R, D), slot (T, K) int32 and counts (E) int32 of x (T, D) and ids (T, K)."""
+        return self.forward(x, ids, *self.attributes)
+
+    def bprop(self, x: Tensor, ids: Tensor, out: tuple, dout: tuple) -> tuple[Tensor, Tensor]:
+        """Gradient of x: the sum over its rows."""
+        ones = ops.ones_like(ids).astype(float32)
+        return self.backward(dout[0], out[1], ones, *self.backward_attributes), ops.zeros_like(ids)
+
+
+class Combine(nn.Cell):
+    """The sum over k of gates[:, k] * rows[slot[:, k]]; slot -1 adds nothing.
+
+    Args:
+        pack: where the kernels come from.
+        capacity: of the layout of the rows, as in `Permute`.
+    """
+
+    def __init__(self, pack: Pack, capacity: int = 0):
+        super().__init__(auto_prefix=False)
+        self.forward, self.attributes = pack.op(
+            "MoeCombine", lambda rows, slot, *_: (slot[0], rows[1]), lambda rows, *_: rows
+        )
+        self.backward, self.backward_attributes = pack.op(
+            "MoeCombineGrad",
+            lambda dout, rows, slot, *_: (rows, slot),
+            lambda dout, rows, *_: (rows, float32),
+            capacity,
+        )
+
+    def construct(self, rows: Tensor, slot: Tensor, gates: Tensor, counts: Tensor) -> Tensor:
+        """(T, D) of rows (R, D), slot (T, K) int32, gates (T, K) fp32 and counts (E) int32 of `Permute`."""
+        return self.forward(rows, slot, gates, *self.attributes)
+
+    def bprop(
+        self, rows: Tensor, slot: Tensor, gates: Tensor, counts: Tensor, out: Tensor, dout: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of rows and gates."""
+        drows, dgates = self.backward(dout, rows, slot, gates, counts, *self.backward_attributes)
+        return drows, ops.zeros_like(slot), dgates, ops.zeros_like(counts)
