@@ -22,7 +22,7 @@ FLOORS = [
     "parallel.sharding",
     "parallel.init",
     "data checkpoint moe.statistics optim.schedule pipeline.schedule",
-    "planner interop.mindformers_keys",
+    "planner interop.mindformers_keys interop.mindformers_rows",
     "interop.mindformers",
     "ops",
     "parallel",
