@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--form", choices=("bf16", "mxfp4"), default="mxfp4")
     parser.add_argument("--layers", type=int, default=24)
     args = parser.parse_args()
-    run = load_config("configs/gpt-oss-20b.yaml", [f"model.num_hidden_layers={args.layers}"])
+    run = load_config("configs/gpt-oss-20b.yaml", [f"model.num_hidden_layers={args.layers}", "parallel.pp=1"])
     shapes = weight_shapes(run.model, run.moe)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     started = time.perf_counter()
