@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mindmoe import cli_ckpt
 from mindmoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -153,70 +154,6 @@ def _report(args: argparse.Namespace) -> int:
 
     print(f"wrote {write_report(args.path, args.out)}")
     return 0
-
-
-def _ckpt_ls(args: argparse.Namespace) -> int:
-    from mindmoe.checkpoint import commands
-
-    return commands.ls(args.path)
-
-
-def _ckpt_show(args: argparse.Namespace) -> int:
-    from mindmoe.checkpoint import commands
-
-    return commands.show(args.path, args.step, args.all)
-
-
-def _ckpt_verify(args: argparse.Namespace) -> int:
-    from mindmoe.checkpoint import commands
-
-    return commands.verify(args.path, args.step, args.all)
-
-
-def _ckpt_diff(args: argparse.Namespace) -> int:
-    from mindmoe.checkpoint import commands
-
-    return commands.diff(args.path, args.other)
-
-
-def _ckpt_prune(args: argparse.Namespace) -> int:
-    from mindmoe.checkpoint import commands
-    from mindmoe.checkpoint.config import CheckpointConfig
-    from mindmoe.checkpoint.retention import Retention
-    from mindmoe.load import load_section
-
-    rule = Retention.of(load_section(CheckpointConfig, args.words))
-    return commands.prune_steps(args.path, rule, args.dry_run)
-
-
-def _ckpt_pin(args: argparse.Namespace) -> int:
-    from mindmoe.checkpoint import commands
-
-    return commands.pin(args.path, args.step, keep=True)
-
-
-def _ckpt_unpin(args: argparse.Namespace) -> int:
-    from mindmoe.checkpoint import commands
-
-    return commands.pin(args.path, args.step, keep=False)
-
-
-def _ckpt_reshard(args: argparse.Namespace) -> int:
-    from mindmoe.checkpoint import commands
-
-    return commands.reshard(args.path, args.step, args.out, args.shards)
-
-
-def _ckpt_repair(args: argparse.Namespace) -> int:
-    from mindmoe.checkpoint import commands
-
-    return commands.repair(args.path)
-
-
-def _ckpt_torture(args: argparse.Namespace) -> int:
-    from mindmoe.checkpoint.torture.main import torture
-
-    return torture(args.trials, ["mindmoe", *args.against])
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -459,21 +396,21 @@ def _add_ckpt_commands(commands: Any) -> None:
     made = {
         name: _command(ckpt, name, run, what, f"mindmoe ckpt {name} {words}")
         for name, run, what, words in (
-            ("ls", _ckpt_ls, "list the steps of a run", "runs/quickstart"),
-            ("show", _ckpt_show, "print what a step holds", "runs/quickstart --step 400"),
-            ("verify", _ckpt_verify, "read every byte of a step and say what is wrong", "runs/quickstart --all"),
-            ("diff", _ckpt_diff, "compare two steps, whatever their layouts", "runs/quickstart runs/other"),
-            ("prune", _ckpt_prune, "delete steps that no rule wants", "runs/quickstart keep_last=2 --dry-run"),
-            ("pin", _ckpt_pin, "keep a step whatever the rules say", "runs/quickstart --step 400"),
-            ("unpin", _ckpt_unpin, "let the rules decide about a step again", "runs/quickstart --step 400"),
-            ("reshard", _ckpt_reshard, "write a step anew in other shards", "runs/quickstart --out copy --shards 8"),
-            ("repair", _ckpt_repair, "set damaged steps aside and clear what is unfinished", "runs/quickstart"),
+            ("ls", cli_ckpt.ls, "list the steps of a run", "runs/quickstart"),
+            ("show", cli_ckpt.show, "print what a step holds", "runs/quickstart --step 400"),
+            ("verify", cli_ckpt.verify, "read every byte of a step and say what is wrong", "runs/quickstart --all"),
+            ("diff", cli_ckpt.diff, "compare two steps, whatever their layouts", "runs/quickstart runs/other"),
+            ("prune", cli_ckpt.prune, "delete steps that no rule wants", "runs/quickstart keep_last=2 --dry-run"),
+            ("pin", cli_ckpt.pin, "keep a step whatever the rules say", "runs/quickstart --step 400"),
+            ("unpin", cli_ckpt.unpin, "let the rules decide about a step again", "runs/quickstart --step 400"),
+            ("reshard", cli_ckpt.reshard, "write a step anew in other shards", "runs/quickstart --out copy --shards 8"),
+            ("repair", cli_ckpt.repair, "set damaged steps aside and clear what is unfinished", "runs/quickstart"),
         )
     }
     torture = _command(
         ckpt,
         "torture",
-        _ckpt_torture,
+        cli_ckpt.torture,
         "break checkpoints in every way, ours and others', and print what survives",
         "mindmoe ckpt torture --trials 4000",
     )

@@ -8,15 +8,16 @@ from mindmoe.schema import ByteSize, Seconds, Section
 
 
 class DurableConfig(Section):
-    """A second, safer home of checkpoints: a folder on another disk, which all ranks can read.
+    """A second, safer home of checkpoints: a folder on another disk, or `s3://bucket/prefix`.
 
     Saved steps that are a multiple of `every` are copied to `path`/<name of the run> in the background and verified
-    there; `keep_last` of them stay.
+    there; `keep_last` of them stay. `endpoint` is the URL of an S3-compatible service that is not Amazon's.
     """
 
     path: str = Field(min_length=1)
     every: PositiveInt = 1000
     keep_last: PositiveInt = 2
+    endpoint: str | None = None
 
 
 class CheckpointConfig(Section):

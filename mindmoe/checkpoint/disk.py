@@ -98,6 +98,15 @@ def write_new(path: Path, data: bytes) -> None:
         write_all(fd, data)
 
 
+def sync_file(path: Path) -> None:
+    """Makes the content of a file durable that another library wrote."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def sync_dir(path: Path) -> None:
     """Makes the names inside a folder durable: creations, renames and removals."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

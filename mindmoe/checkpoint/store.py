@@ -157,6 +157,11 @@ def commit(root: Path, staging: Path, manifest: Manifest) -> Path:
         return _publish(root, staging, manifest.step)
 
 
+def as_writer(manifest: Manifest, generation: str) -> Manifest:
+    """The manifest of a copy that another writer publishes."""
+    return replace(manifest, meta=replace(manifest.meta, generation=generation))
+
+
 def _publish(root: Path, staging: Path, step: int) -> Path:
     """Renames a complete staging folder to the name of its step, replacing an earlier save of that step."""
     final = root / step_name(step)

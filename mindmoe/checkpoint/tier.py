@@ -8,7 +8,8 @@ import logging
 import os
 import threading
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from mindmoe.checkpoint import disk, store
@@ -27,7 +28,7 @@ class Copied:
     """How a copy ended: where it lies, or why there is none."""
 
     step: int
-    path: Path | None
+    place: str | None
     error: CheckpointError | None
     seconds: float
 
@@ -54,8 +55,7 @@ def copy_step(source: Path, root: Path, generation: str, retention: Retention, m
             for shard in manifest.shards:
                 _copy_file(source / shard.file, staging / shard.file)
         _verify(staging, manifest)
-        own = replace(manifest, meta=replace(manifest.meta, generation=generation))
-        path = store.commit(root, staging, own)
+        path = store.commit(root, staging, store.as_writer(manifest, generation))
     except BaseException:
         disk.remove(staging)
         raise
@@ -80,22 +80,26 @@ def _verify(staging: Path, manifest: Manifest) -> None:
         raise CheckpointError(f"the copy does not verify: {problem}", "run ckpt verify on the original")
 
 
-class Tier:
-    """Copies steps of a run while training goes on, one at a time; belongs to rank 0.
-
-    Args:
-        root: the checkpoint folder of the run in the second place.
-        every: steps that are a multiple of this are copied.
-        retention: which steps survive there.
-        min_free: space that must remain free there [bytes].
+def folder_copier(root: Path, retention: Retention, min_free: int) -> Callable[[Path], str]:
+    """Returns put(source) -> where its copy lies, for another checkpoint folder, which is claimed.
 
     Raises:
         CheckpointError: the folder cannot be written.
     """
+    generation = store.claim(root)
+    return lambda source: str(copy_step(source, root, generation, retention, min_free))
 
-    def __init__(self, root: Path, every: int, retention: Retention, min_free: int):
-        self.root, self.every, self.retention, self.min_free = root, every, retention, min_free
-        self.generation = store.claim(root)
+
+class Tier:
+    """Copies steps of a run while training goes on, one at a time; belongs to rank 0.
+
+    Args:
+        put: copies a published step durably and verified, and returns where it lies.
+        every: steps that are a multiple of this are copied.
+    """
+
+    def __init__(self, put: Callable[[Path], str], every: int):
+        self.put, self.every = put, every
         self.copying: Path | None = None
         self._thread: threading.Thread | None = None
         self._finished: list[Copied] = []
@@ -120,9 +124,9 @@ class Tier:
         return done
 
     def _run(self, source: Path) -> None:
-        started, path, error = time.perf_counter(), None, None
+        started, place, error = time.perf_counter(), None, None
         try:
-            path = copy_step(source, self.root, self.generation, self.retention, self.min_free)
+            place = self.put(source)
         except CheckpointError as raised:
             error = raised
         except Exception as raised:  # a bug must not look like a copy that worked
@@ -131,4 +135,4 @@ class Tier:
         finally:
             self.copying = None
         seconds = time.perf_counter() - started
-        self._finished.append(Copied(step=step_of(source), path=path, error=error, seconds=seconds))
+        self._finished.append(Copied(step=step_of(source), place=place, error=error, seconds=seconds))

@@ -201,7 +201,7 @@ class Loop:
         """Records how copies to the second place ended; training goes on without one that failed."""
         for copy in self.saver.copies(wait):
             if copy.error is None:
-                where = f"copied step {copy.step} to {copy.path} and verified it in {copy.seconds:.1f} s"
+                where = f"copied step {copy.step} to {copy.place} and verified it in {copy.seconds:.1f} s"
                 self.event(copy.step, "checkpoint_copied", where)
             else:
                 self.event(copy.step, "checkpoint_copy_failed", f"step {copy.step} was NOT copied: {copy.error}")

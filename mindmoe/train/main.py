@@ -55,6 +55,7 @@ def train(config: RunConfig) -> int:
             trainer = build_trainer(config, at)
         held, agree = trainer.state, RankAgreement(trainer.groups["world"])
         saver = Saver(config, held, at, agree)
+        saver.bring_newer(config)
         start, quarantined = resume(config, held, agree)
         trainer.publish()
         with ExitStack() as stack:

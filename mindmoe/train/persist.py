@@ -1,5 +1,6 @@
 """Between the training state and the checkpoint store."""
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
@@ -10,9 +11,10 @@ from mindmoe.checkpoint import store
 from mindmoe.checkpoint.agree import Agreement, from_rank_0
 from mindmoe.checkpoint.chunks import Box, tag_of
 from mindmoe.checkpoint.identity import WEIGHTS_ONLY, check_identity, run_meta
+from mindmoe.checkpoint.objects import SCHEME, ObjectStore
 from mindmoe.checkpoint.reader import Checkpoint
 from mindmoe.checkpoint.retention import SCORE, Retention
-from mindmoe.checkpoint.tier import Copied, Tier
+from mindmoe.checkpoint.tier import Copied, Tier, folder_copier
 from mindmoe.checkpoint.writer import Outcome, SavePolicy, Writer
 from mindmoe.config import RunConfig
 from mindmoe.env import Place
@@ -23,6 +25,7 @@ from mindmoe.parallel.groups import Group
 from mindmoe.parallel.held import Held
 from mindmoe.train.folder import RunFolder
 
+log = logging.getLogger(__name__)
 _MOMENTS = ("adam_m.", "adam_v.")
 _TEXT = 1024  # longest text that rank 0 can share [bytes]
 
@@ -107,23 +110,46 @@ class Saver:
             self.tier.join()
         return self.tier.poll()
 
+    def bring_newer(self, config: RunConfig) -> None:
+        """Fetches a step from the run's object store if it holds a newer one, as when the local disk was lost."""
+        objects = object_store(config) if self.writer.rank == 0 else None
+
+        def bring() -> str:
+            path = objects.bring(self.writer.root, self.writer.meta.generation) if objects else None
+            return path.name if path else ""
+
+        if name := from_rank_0(self.agree, bring):
+            log.info("fetched %s from the second place", name)
+
     def close(self) -> None:
         """Waits for a save under way, but not for ever."""
         self.writer.close()
 
 
 def second_root(config: RunConfig) -> Path | None:
-    """The checkpoint folder of a run in its second place, if it has one."""
+    """The checkpoint folder of a run in its second place, if that is a folder."""
     durable = config.checkpoint.durable
-    return Path(durable.path) / config.name if durable else None
+    return Path(durable.path) / config.name if durable and not durable.path.startswith(SCHEME) else None
+
+
+def object_store(config: RunConfig) -> ObjectStore | None:
+    """The second place of a run, if that is an object store."""
+    durable = config.checkpoint.durable
+    if durable is None or not durable.path.startswith(SCHEME):
+        return None
+    return ObjectStore(f"{durable.path.rstrip('/')}/{config.name}", durable.endpoint, durable.keep_last)
 
 
 def second_tier(config: RunConfig) -> Tier | None:
     """What copies steps of a run to its second place, if it has one."""
-    durable, root = config.checkpoint.durable, second_root(config)
-    if durable is None or root is None:
+    durable, root, objects = config.checkpoint.durable, second_root(config), object_store(config)
+    if durable is None:
         return None
-    return Tier(root, durable.every, Retention(keep_last=durable.keep_last), config.checkpoint.min_free)
+    if objects is not None:
+        return Tier(objects.put, durable.every)
+    assert root is not None
+    rule = Retention(keep_last=durable.keep_last)
+    return Tier(folder_copier(root, rule, config.checkpoint.min_free), durable.every)
 
 
 def box_of(item: Held) -> Box:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-PART_OF = {"pydantic-core": "pydantic"}  # which pins it to one version
+PART_OF = {"pydantic-core": "pydantic", "botocore": "boto3"}  # which pins it to one version
 # Used without an import: started as a program, loaded as a plugin, or stubs for the type checker.
-NOT_IMPORTED = {"mypy", "ruff", "pytest-timeout", "types-psutil", "types-pyyaml", "mindformers"}
+NOT_IMPORTED = {"mypy", "ruff", "pytest-timeout", "types-psutil", "types-pyyaml", "mindformers", "flask", "flask-cors"}
 
 
 def _name(requirement: str) -> str:

@@ -40,7 +40,7 @@ FLOORS = [
     "train",
     "train.main",
     "launch generate transfer",
-    "equiv",
+    "equiv cli_ckpt",
     "cli",
     "__main__",
 ]
@@ -51,7 +51,7 @@ FLOOR = {unit: floor for floor, line in enumerate(FLOORS) for unit in line.split
 DRY = {unit for unit in FLOOR if FLOOR[unit] < FLOOR["ops"]}
 DRY |= {unit for unit in FLOOR if unit.startswith("interop.")}
 DRY |= {"observe", "train.folder", "train.guard", "train.preflight", "train.main"}
-DRY |= {"launch", "generate", "transfer", "equiv", "cli"}
+DRY |= {"launch", "generate", "transfer", "equiv", "cli_ckpt", "cli"}
 
 HEAVY = {"mindspore", "torch", "transformers", "matplotlib"}
 

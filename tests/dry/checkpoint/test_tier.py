@@ -12,7 +12,7 @@ from mindmoe.checkpoint import store, tier
 from mindmoe.checkpoint.chunks import Box
 from mindmoe.checkpoint.folder import list_steps, step_of
 from mindmoe.checkpoint.retention import Retention
-from mindmoe.checkpoint.tier import Tier, copy_step
+from mindmoe.checkpoint.tier import Tier, copy_step, folder_copier
 from mindmoe.checkpoint.writer import SavePolicy, Writer
 from mindmoe.errors import CheckpointError
 
@@ -29,14 +29,14 @@ def steps(root: Path) -> list[int]:
 
 def test_some_steps_are_copied_and_found_where_they_are(ram: Path, saver: ModuleType) -> None:
     near, far = ram / "near", ram / "far"
-    second = Tier(far, 2, Retention(keep_last=2), 0)
+    second = Tier(folder_copier(far, Retention(keep_last=2), 0), 2)
     one = writer(near, saver, second)
     for step in range(1, 8):
         one.save(step, lambda _, now=step: np.full(50, now, np.float32))
         one.wait()
     one.close()
     copied = second.poll()
-    assert [c.step for c in copied] == [2, 4, 6] and all(c.path and c.error is None for c in copied)
+    assert [c.step for c in copied] == [2, 4, 6] and all(c.place and c.error is None for c in copied)
     assert steps(near) == [7] and steps(far) == [6, 4]
     found = store.newest_valid(near, second=far)
     assert found is not None and found.path.parent == near and found.manifest.step == 7
@@ -52,7 +52,7 @@ def test_some_steps_are_copied_and_found_where_they_are(ram: Path, saver: Module
 def test_a_copy_that_does_not_verify_is_not_published(
     ram: Path, saver: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    second = Tier(ram / "far", 1, Retention(keep_last=2), 0)
+    second = Tier(folder_copier(ram / "far", Retention(keep_last=2), 0), 1)
     one = writer(ram / "near", saver, second)
     real = tier._copy_file
 
@@ -67,13 +67,13 @@ def test_a_copy_that_does_not_verify_is_not_published(
     (outcome,) = one.wait()
     one.close()
     (copied,) = second.poll()
-    assert outcome.error is None and copied.path is None and copied.error is not None
+    assert outcome.error is None and copied.place is None and copied.error is not None
     assert "the copy does not verify" in str(copied.error) and steps(ram / "far") == []
     assert not list((ram / "far").glob(".tmp-*"))
 
 
 def test_what_is_being_copied_is_not_pruned(ram: Path, saver: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    second = Tier(ram / "far", 2, Retention(keep_last=2), 0)
+    second = Tier(folder_copier(ram / "far", Retention(keep_last=2), 0), 2)
     one = writer(ram / "near", saver, second)
     go, real = threading.Event(), tier._copy_file
 
