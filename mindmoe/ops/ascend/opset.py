@@ -26,8 +26,15 @@ def ascend_ops(shape: OpShape, pack: Pack | None = None) -> OpSet:
     cos, sin = rope_tables(model, shape.seq_length)
 
     def attention(window: int) -> Callable[..., Tensor]:
-        bound = {"head_dim": model.head_dim, "documents": shape.documents, "precision": shape.precision}
-        return build_attention(pack, cos=cos, sin=sin, window=window, **bound)
+        return build_attention(
+            pack,
+            cos=cos,
+            sin=sin,
+            window=window,
+            head_dim=model.head_dim,
+            documents=shape.documents,
+            precision=shape.precision,
+        )
 
     return replace(
         reference_ops(shape),
