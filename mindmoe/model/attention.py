@@ -3,7 +3,6 @@
 from mindspore import Tensor, nn
 
 from mindmoe.model.config import ModelConfig
-from mindmoe.ops.fork import Fork
 from mindmoe.ops.select import OpSet
 from mindmoe.parallel.context import build_context_attention
 from mindmoe.parallel.groups import Groups
@@ -19,7 +18,7 @@ class SelfAttention(nn.Cell):
         self.linear = kernels.linear
         self.gather = build_gather_sequence(groups["tp"])
         self.project = build_row_linear(kernels.linear_out, groups["tp"])
-        self.fork = Fork(3)
+        self.fork = kernels.fork(3)
         self.attend = build_context_attention(kernels, model.window(layer), groups["cp"], cp_method)
         self.q, self.q_bias = slots["q_proj.weight"], slots.get("q_proj.bias")
         self.k, self.k_bias = slots["k_proj.weight"], slots.get("k_proj.bias")

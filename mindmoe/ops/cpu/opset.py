@@ -12,10 +12,13 @@ from mindmoe.ops.cpu.attention import Attention
 from mindmoe.ops.cpu.cross_entropy import CrossEntropy
 from mindmoe.ops.cpu.embedding import Embedding
 from mindmoe.ops.cpu.experts import Experts
+from mindmoe.ops.cpu.fork import Fork
 from mindmoe.ops.cpu.linear import Linear
 from mindmoe.ops.cpu.optimizer import AdamW, SquareSum
 from mindmoe.ops.cpu.pack import load
+from mindmoe.ops.cpu.progress import Arrive, build_wait
 from mindmoe.ops.cpu.rms_norm import RmsNorm
+from mindmoe.ops.cpu.router import StaticRouter
 from mindmoe.ops.rope import rope_tables
 from mindmoe.ops.select import OpSet, OpShape
 from mindmoe.ops.swiglu import clamped_swiglu
@@ -69,8 +72,12 @@ def cpu_ops(shape: OpShape, threads: int) -> OpSet:
         rms_norm=RmsNorm(model.rms_norm_eps, precision, pack),
         attention=attention,
         swiglu=swiglu,
+        fork=lambda readers: Fork(readers, pack),
+        router=StaticRouter(moe, pack) if moe is not None else None,
         expert_ffn=expert_ffn if moe is not None else None,
         cross_entropy=cross_entropy,
         adamw=adamw,
         square_sum=SquareSum(pack),
+        arrive=Arrive(pack),
+        wait=build_wait(pack),
     )
