@@ -72,3 +72,8 @@ class Block(nn.Cell):
     def attend(self, x: Tensor, segment_ids: Tensor, *weights: Tensor) -> Tensor:
         """The attention half."""
         return self.attention(self.rms_norm(x, weights[self.norm]), segment_ids, x, weights)
+
+    def extend(self, x: Tensor, start: Tensor, keys: Tensor, values: Tensor, *weights: Tensor) -> Tensor:
+        """x (B, N, D), the next tokens of a sequence whose earlier ones are in the cache -> (B, N, D)."""
+        h = self.rms_norm(x, weights[self.norm])
+        return self.ffn(self.attention.extend(h, x, start, keys, values, weights), *weights)[0]
