@@ -16,7 +16,7 @@ from contender import CONTENDERS, OURS
 from rich.console import Console
 from rich.table import Table
 from sizes import SIZES, train_flops
-from warm import Warm, machine, take_turns
+from warm import Warm, machine, take_turns, write_figures
 
 
 def bench(size: str, names: list[str], together: int, rounds: int, steps: int, threads: int) -> list[dict[str, Any]]:
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
     parser.add_argument("--together", type=int, default=4, help="peers warm at a time")
     parser.add_argument("--only", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
-    parser.add_argument("--out", type=Path, help="JSON file; sizes that it has already are replaced")
+    parser.add_argument("--out", type=Path, help="JSON file; figures that it has already are kept, but for these sizes")
     args = parser.parse_args()
     threads = len(os.sched_getaffinity(0))
     about = machine(threads)
@@ -83,10 +83,7 @@ def main() -> None:
     for size in args.sizes:
         rows = bench(size, args.only, args.together, args.rounds, args.steps, threads)
         show(rows, size, about["peak_flops"])
-        if args.out:
-            figures = json.loads(args.out.read_text()) if args.out.is_file() else {"sizes": {}}
-            figures["sizes"][size] = {"machine": about, "rows": rows}
-            args.out.write_text(json.dumps(figures, indent=1) + "\n")
+        write_figures(args.out, "train", size, {"machine": about, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -48,21 +48,29 @@ class Warm:
             sys.exit(f"{self.name} ended with code {self.process.wait()}:\n{self.log.read()[-2000:]}")
         return json.loads(line)
 
+    def ask(self, count: int) -> Any:
+        """The answer to a number on stdin."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{count}\n")
+        self.process.stdin.flush()
+        return self.reply()
+
+    def finish(self) -> dict[str, Any]:
+        """Ends the process; what it says last."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        last: dict[str, Any] = self.reply()
+        self.process.wait()
+        return last
+
     def turn(self, steps: int) -> None:
         """A few steps; the first of them fills caches again and is not kept."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{steps + 1}\n")
-        self.process.stdin.flush()
-        reply = self.reply()
+        reply = self.ask(steps + 1)
         self.seconds += reply["seconds"][1:]
         self.cpu_seconds += reply["cpu_seconds"][1:]
 
     def end(self) -> dict[str, Any]:
         """Ends the process; its figures."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        peak = self.reply()
-        self.process.wait()
         return {
             "name": self.name,
             "threads": self.threads,
@@ -74,7 +82,7 @@ class Warm:
             "first_step_s": self.ready["first"],
             "process_s": self.ready["process_s"],
             "first_loss": self.ready["loss"],
-            **peak,
+            **self.finish(),
         }
 
 
@@ -84,6 +92,16 @@ def take_turns(contenders: list[Warm], rounds: int, steps: int) -> list[dict[str
         for contender in contenders:
             contender.turn(steps)
     return [contender.end() for contender in contenders]
+
+
+def write_figures(out: Path | None, part: str, name: str, figures: dict[str, Any]) -> None:
+    """Puts figures under their part and name into a JSON file that may have others already."""
+    if out is None:
+        return
+    known = json.loads(out.read_text()) if out.is_file() else {}
+    known.setdefault(part, {})[name] = figures
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(known, indent=1) + "\n")
 
 
 def machine(threads: int) -> dict[str, Any]:

@@ -15,7 +15,8 @@ LENGTH, VOCAB = 40, 50
 
 def build(kernels, precision, moe=True):
     model = ModelConfig(vocab_size=VOCAB, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, head_dim=8,
-                        num_key_value_heads=2, intermediate_size=16, sliding_window=5, initializer_range=0.3)  # fmt: skip
+                        num_key_value_heads=2, intermediate_size=16, sliding_window=5,
+                        initializer_range=0.3)  # fmt: skip
     mixture = MoeConfig(num_experts=6, num_experts_per_tok=2, num_shared_experts=1) if moe else None
     shape = OpShape(model=model, moe=mixture, seq_length=LENGTH, precision=precision)
     return CausalLM(model, mixture, select_ops(shape, device="cpu", kernels=kernels, threads=2))
