@@ -21,22 +21,25 @@ Step = Callable[[], float]
 
 
 def ours(size: Size, kernels: str, precision: str, threads: int) -> Step:
-    """A full step of mindmoe: forward, backward, clipping, AdamW."""
-    from mindmoe.env import Place, quiet_mindspore
+    """A full step of mindmoe: forward, backward, clipping, AdamW; under msrun, on this rank's share of the batch."""
+    from mindmoe.env import place, quiet_mindspore
 
     quiet_mindspore(threads)
     from mindmoe.config import RunConfig, resolve
     from mindmoe.data.loader import Batch
     from mindmoe.train.setup import build_trainer, start_device
 
-    config = resolve(RunConfig.model_validate(run_sections(size, kernels, precision, threads)), 1)
-    place = Place(rank=0, world=1, local_world=1)
-    start_device(config, place)
-    trainer = build_trainer(config, place)
-    inputs, labels = tokens(size)
+    here = place()
+    sections = run_sections(size, kernels, precision, threads)
+    sections["train"]["micro_batch_size"] = size["batch"] // here.world
+    config = resolve(RunConfig.model_validate(sections), here.world)
+    start_device(config, here)
+    trainer = build_trainer(config, here)
+    share = slice(here.rank * size["batch"] // here.world, (here.rank + 1) * size["batch"] // here.world)
+    inputs, labels = (array[share] for array in tokens(size))
     batch = Batch(inputs, labels, np.ones(inputs.shape, np.float32), np.zeros(inputs.shape, np.int32))
-    count = iter(range(10**9))
-    return lambda: trainer.step.run(next(count), [batch], float(inputs.size), 1e-3, False).loss
+    count, valid = iter(range(10**9)), float(inputs.size * here.world)
+    return lambda: trainer.step.run(next(count), [batch], valid, 1e-3, False).loss
 
 
 def run_sections(size: Size, kernels: str, precision: str, threads: int) -> dict[str, Any]:
