@@ -7,7 +7,6 @@ the figure is the mean loss of the last 20 steps.
 """
 
 import argparse
-import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -38,11 +37,10 @@ def train(kernels: str, precision: str, seed: int, rows: np.ndarray) -> list[flo
     from mindmoe.config import RunConfig, resolve
     from mindmoe.data.loader import Batch
     from mindmoe.env import place
-    from mindmoe.train.setup import build_trainer, start_device
+    from mindmoe.train.setup import build_trainer
 
     sections = {**run_sections(SIZE, kernels, precision, 2), "seed": seed}
     config = resolve(RunConfig.model_validate(sections), 1)
-    start_device(config, place())
     trainer = build_trainer(config, place())
     losses = []
     for step, row in enumerate(rows):
@@ -54,12 +52,17 @@ def train(kernels: str, precision: str, seed: int, rows: np.ndarray) -> list[flo
 
 def main() -> None:
     """Parses the command line and runs."""
+    from mindmoe.env import quiet_mindspore
+
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    os.environ.setdefault("GLOG_v", "3")
+    quiet_mindspore(2)
+    import mindspore as ms
+
+    ms.set_device("CPU")
     data = markov(args.steps, SIZE)
     rows: list[dict[str, Any]] = []
     for kernels, precision, seeds in (("cpu", "fp32", args.seeds), ("reference", "fp32", 2), ("cpu", "bf16", 2)):
