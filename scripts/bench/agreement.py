@@ -63,7 +63,7 @@ def main() -> None:
     import mindspore as ms
 
     ms.set_device("CPU")
-    data = markov(args.steps, SIZE)
+    data, about = markov(args.steps, SIZE), machine(2)
     rows: list[dict[str, Any]] = []
     for kernels, precision, seeds in (("cpu", "fp32", args.seeds), ("reference", "fp32", 2), ("cpu", "bf16", 2)):
         for seed in range(seeds):
@@ -71,7 +71,7 @@ def main() -> None:
             rows.append({"kernels": kernels, "precision": precision, "seed": seed, "losses": losses,
                          "last": statistics.mean(losses[-20:])})  # fmt: skip
             print(f"{kernels:<10} {precision} seed {seed}: {losses[0]:.4f} -> {rows[-1]['last']:.4f}", flush=True)
-    write_figures(args.out, "agreement", "markov", {"machine": machine(2), "steps": args.steps, "rows": rows})
+            write_figures(args.out, "agreement", "markov", {"machine": about, "steps": args.steps, "rows": rows})
 
 
 if __name__ == "__main__":

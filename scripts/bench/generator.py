@@ -26,7 +26,9 @@ def ours(folder: Path, threads: int, length: int, precision: str) -> Generate:
     quiet_mindspore(threads)
     import mindspore as ms
 
-    from mindmoe.interop.hf import assign, read_config, read_tensors
+    from mindmoe.interop.hf import assign
+    from mindmoe.interop.hf_config import read_config
+    from mindmoe.interop.source import FolderSource
     from mindmoe.model.decoder import CausalLM
     from mindmoe.model.generation import Generation
     from mindmoe.ops.select import OpShape, select_ops
@@ -35,7 +37,8 @@ def ours(folder: Path, threads: int, length: int, precision: str) -> Generate:
     model, moe = read_config(folder)
     shape = OpShape(model=model, moe=moe, seq_length=length, precision="bf16" if precision == "bf16" else "fp32")
     net = CausalLM(model, moe, select_ops(shape, device="cpu", kernels="auto", threads=threads))
-    assign(net, read_tensors(folder))
+    with FolderSource(folder) as source:
+        assign(net, source)
     generation = Generation(net, length)
 
     def generate(prompt: np.ndarray, new: int) -> tuple[float, float, list[int]]:
