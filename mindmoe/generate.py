@@ -38,28 +38,23 @@ def main(run: Path, prompt: str, max_new_tokens: int, temperature: float, seed: 
     from mindmoe.train.inference import open_run
 
     opened = open_run(run)
-    import mindspore as ms
-    from mindspore import Tensor
+    from mindmoe.model.generation import Generation
 
-    net, window = opened.net, config.train.seq_length
-
-    @ms.jit
-    def next_logits(input_ids: Tensor, segment_ids: Tensor, last: Tensor) -> Tensor:
-        return net.next_logits(input_ids, segment_ids, last)
-
+    window = config.train.seq_length
+    generation = Generation(opened.net, window, graph=config.train.mode == "graph")
+    unseen = tokens[-window:]
     rng = np.random.default_rng(seed)
-    segments = Tensor(np.zeros((1, window), np.int32))
     sys.stdout.write(tokenizer.decode(tokens))
     written = len(tokenizer.decode(tokens))
     for _ in range(max_new_tokens):
-        context = tokens[-window:]
-        padded = np.zeros((1, window), np.int32)
-        padded[0, : len(context)] = context
-        last = Tensor(np.array([len(context) - 1], np.int32))
-        token = choose(next_logits(Tensor(padded), segments, last).asnumpy()[0], temperature, rng)
+        if generation.length + len(unseen) > window:  # no longer than in training: go on from the last half
+            generation.restart()
+            unseen = tokens[-(window + 1) // 2 :]
+        token = choose(generation.extend(np.array([unseen], np.int32))[0], temperature, rng)
         if token == tokenizer.eod_id:
             break
         tokens.append(token)
+        unseen = [token]
         text = tokenizer.decode(tokens)
         if not text.endswith("\ufffd"):  # a character whose bytes are not all there yet
             sys.stdout.write(text[written:])

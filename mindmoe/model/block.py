@@ -13,7 +13,6 @@ from mindmoe.model.config import ModelConfig
 from mindmoe.model.ffn import DenseFFN
 from mindmoe.moe.config import MoeConfig
 from mindmoe.moe.layer import MoeLayer, RouterStats
-from mindmoe.ops.fork import Fork
 from mindmoe.ops.select import OpSet
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.groups import Groups
@@ -32,7 +31,7 @@ class FeedForward(nn.Cell):
         self.moe: Any = None if moe is None else MoeLayer(moe, kernels, groups, ffn, parallel, graph)
         self.dense = DenseFFN(kernels, groups, ffn) if moe is None else None
         shared = moe is not None and moe.num_shared_experts > 0
-        self.fork = Fork(2)
+        self.fork = kernels.fork(2)
         self.shared = DenseFFN(kernels, groups, ffn.at("shared_experts")) if shared else None
 
     def construct(self, x: Tensor, *weights: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
@@ -73,3 +72,8 @@ class Block(nn.Cell):
     def attend(self, x: Tensor, segment_ids: Tensor, *weights: Tensor) -> Tensor:
         """The attention half."""
         return self.attention(self.rms_norm(x, weights[self.norm]), segment_ids, x, weights)
+
+    def extend(self, x: Tensor, start: Tensor, keys: Tensor, values: Tensor, *weights: Tensor) -> Tensor:
+        """x (B, N, D), the next tokens of a sequence whose earlier ones are in the cache -> (B, N, D)."""
+        h = self.rms_norm(x, weights[self.norm])
+        return self.ffn(self.attention.extend(h, x, start, keys, values, weights), *weights)[0]

@@ -72,6 +72,7 @@ class CausalLM(nn.Cell):
         piece = piece or whole(model)
         self.first, self.last, self.is_moe = piece.first, piece.last, moe is not None
         self.rms_norm, self.linear_out = kernels.rms_norm, kernels.linear_out
+        self.kv_heads, self.head_dim, self.cache_dtype = model.num_key_value_heads, model.head_dim, kernels.cache_dtype
         self.embedding = build_vocab_embedding(kernels.embedding, groups["tp"])
         self.cross_entropy = build_vocab_cross_entropy(kernels.cross_entropy, groups["tp"], kernels.shape.precision)
         specs = param_specs(model, moe)
@@ -172,9 +173,30 @@ class CausalLM(nn.Cell):
         norm, head = self.ends()
         return self.linear_out(self.rms_norm(x, norm), head)
 
-    def next_logits(self, input_ids: Tensor, segment_ids: Tensor, last: Tensor) -> Tensor:
-        """input_ids (B, S), last (1) int32 the position of the last token -> (B, V) logits of the token after it."""
-        return ops.gather(self.logits(input_ids, segment_ids), last, 1)[:, 0]
+    def cache(self, batch: int, capacity: int) -> ms.ParameterTuple:
+        """An empty cache for `extend` of at most `capacity` tokens: keys, then values of each layer (B, KV, C, hd)."""
+        shape = (batch, self.kv_heads, capacity, self.head_dim)
+        return ms.ParameterTuple(
+            ms.Parameter(ops.zeros(shape, self.cache_dtype), name=f"{kind}.{layer}", requires_grad=False)
+            for kind in ("keys", "values")
+            for layer in range(len(self.layers))
+        )
+
+    def extend(self, input_ids: Tensor, start: Tensor, last: Tensor, cache: ms.ParameterTuple) -> Tensor:
+        """Logits (B, V) of the token after input_ids[:, last], the tokens from position start on.
+
+        Args:
+            input_ids: (B, N) int32. Tokens after `last` only fill up; later calls write over what they left.
+            start: (1) int32, tokens before these, all of which the cache has seen.
+            last: (1) int32.
+            cache: of `cache()`; extended in place.
+        """
+        x = self.embedding(input_ids, *self.embed.whole(self.embed.params))
+        for i, layer in enumerate(self.layers):
+            unit = self.units[i]
+            x = layer.extend(x, start, cache[i], cache[len(self.layers) + i], *unit.whole(unit.params))
+        norm, head = self.ends()
+        return self.linear_out(self.rms_norm(ops.gather(x, last, 1), norm), head)[:, 0]
 
 
 class _Placer:

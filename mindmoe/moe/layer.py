@@ -11,7 +11,6 @@ from mindmoe.moe.config import MoeConfig
 from mindmoe.moe.dispatch.build import build_dispatcher
 from mindmoe.moe.dispatch.capacity import build_capacity_limit
 from mindmoe.moe.router.topk import build_topk_router
-from mindmoe.ops.fork import Fork
 from mindmoe.ops.select import OpSet
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.groups import Groups
@@ -37,8 +36,9 @@ class MoeLayer(nn.Cell):
         self.down = slots["experts.down_proj"]
         self.down_bias = slots["experts.down_proj_bias"]
         self.score = ops.MatMul(transpose_b=True)  # fp32 whatever the operand precision: routing is decided here
-        self.fork = Fork(2)
+        self.fork = kernels.fork(2)
         self.route = build_topk_router(moe)
+        self.router = kernels.router if moe.router.type == "static" else None
         self.limit = build_capacity_limit(moe, kernels.shape.seq_length) if moe.dispatch.kind == "capacity" else None
         assert kernels.expert_ffn is not None, "ops of a dense model"
         self.experts = build_dispatcher(kernels.expert_ffn, moe, groups, parallel, graph, kernels.shape.seq_length)
@@ -47,11 +47,8 @@ class MoeLayer(nn.Cell):
     def construct(self, x: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, RouterStats]:
         """x (B, S, D) -> y (B, S, D) and the statistics of this layer."""
         to_router, to_experts = self.fork(x)
-        logits = self.score(to_router.astype(ms.float32).reshape((-1, x.shape[-1])), weights[self.router_weight])
-        if self.router_bias is not None:
-            logits = logits + weights[self.router_bias]
-        gates, ids, probs = self.route(logits, take(weights, self.selection_bias))
-        counts, prob_sum, z_sum, entropy = self.statistics(logits, ids, probs)
+        router = (weights[self.router_weight], take(weights, self.router_bias), take(weights, self.selection_bias))
+        gates, ids, sums = (self.router or self.compose_router)(to_router, *router)
         kept, dropped = ids, Tensor(0.0)
         if self.limit is not None:
             kept = self.limit(gates, ids)
@@ -65,7 +62,17 @@ class MoeLayer(nn.Cell):
             weights[self.down],
             weights[self.down_bias],
         )
-        return y, (counts, prob_sum, z_sum, entropy, dropped, ids)
+        return y, (*sums, dropped, ids)
+
+    def compose_router(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, selection_bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Gates (T, K), ids (T, K) and sums over tokens from plain ops."""
+        logits = self.score(x.astype(ms.float32).reshape((-1, x.shape[-1])), weight)
+        if bias is not None:
+            logits = logits + bias
+        gates, ids, probs = self.route(logits, selection_bias)
+        return gates, ids, self.statistics(logits, ids, probs)
 
     def statistics(self, logits: Tensor, ids: Tensor, probs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Sums over tokens: counts (E) and entropy carry no gradient, probabilities (E) and z do."""

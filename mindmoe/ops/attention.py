@@ -6,8 +6,9 @@ nothing (gpt-oss). Key j is visible to query i iff i - window < j <= i and both 
 
 from collections.abc import Callable
 
+import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Parameter, Tensor, ops
 
 from mindmoe.ops.precision import ROUND
 
@@ -67,5 +68,63 @@ def build_attention(
         weights = weights.reshape((batch, num_kv, num_q // num_kv * seq_length, seq_length))
         out = mix(cast(weights), cast(v)).reshape((batch, num_q, seq_length, head_dim))
         return out.transpose((0, 2, 1, 3)).reshape((batch, seq_length, num_q * head_dim))
+
+    return attention
+
+
+def build_cached_attention(
+    *, cos: np.ndarray, sin: np.ndarray, head_dim: int, window: int, precision: str
+) -> Callable[..., Tensor]:
+    """Returns attention(q, k, v, sinks, start, keys, values) -> (B, N, H * head_dim), for generation.
+
+    Its arguments: q (B, N, H*hd), k and v (B, N, KV*hd) before rotation of the tokens at start .. start + N - 1, sinks
+    (H) or None, start (1) int32; keys and values (B, KV, C, hd) fp32 parameters that hold rotated keys and values of
+    the positions before start, and afterwards of these tokens too.
+    """
+    half = cos.shape[1]
+    cos_t, sin_t = Tensor(cos), Tensor(sin)
+    score, mix = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()
+    cast, scale = ROUND[precision], head_dim**-0.5
+
+    def heads(x: Tensor) -> Tensor:  # (B, N, M*hd) -> (B, M, N, hd)
+        return x.reshape((x.shape[0], x.shape[1], -1, head_dim)).transpose((0, 2, 1, 3))
+
+    def rotate(x: Tensor, at: Tensor) -> Tensor:
+        a, b = x[..., :half], x[..., half:]
+        c, s = ops.gather(cos_t, at, 0), ops.gather(sin_t, at, 0)
+        return ops.concat((a * c - b * s, b * c + a * s), -1)
+
+    def remember(cache: Parameter, new: Tensor, start: Tensor) -> Tensor:
+        """The cache with `new` (B, KV, N, hd) from position start on, stored and returned."""
+        offset = ops.arange(0, cache.shape[2], dtype=ms.int32) - start
+        inside = ops.logical_and(offset >= 0, offset < new.shape[2]).reshape((1, 1, -1, 1))
+        spread = ops.gather(new, ops.clamp(offset, 0, new.shape[2] - 1), 2)
+        extended = ops.select(ops.broadcast_to(inside, cache.shape), spread, cache)
+        # not the result of assign: a compiled graph may read the parameter before it is written
+        return ops.depend(extended, ops.assign(cache, extended))
+
+    def attention(
+        q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, start: Tensor, keys: Parameter, values: Parameter
+    ) -> Tensor:
+        batch, num, capacity = q.shape[0], q.shape[1], keys.shape[2]
+        num_q, num_kv = q.shape[2] // head_dim, k.shape[2] // head_dim
+        at = start + ops.arange(0, num, dtype=ms.int32)
+        k_all = remember(keys, rotate(heads(k), at), start)
+        v_all = remember(values, heads(v), start)
+        grouped = (batch, num_kv, num_q // num_kv * num, head_dim)
+        q = (rotate(heads(q), at) * scale).reshape(grouped)
+        logits = score(cast(q), cast(k_all)).reshape((batch, num_q, num, capacity))
+        age = at.reshape((1, 1, -1, 1)) - ops.arange(0, capacity, dtype=ms.int32).reshape((1, 1, 1, -1))
+        hidden = ops.logical_or(age < 0, age >= window) if window else age < 0
+        logits = ops.masked_fill(logits, hidden, _HIDDEN)
+        column = (
+            ops.full((batch, num_q, num, 1), _HIDDEN, dtype=ms.float32)
+            if sinks is None
+            else ops.broadcast_to(sinks.reshape((1, num_q, 1, 1)), (batch, num_q, num, 1))
+        )
+        weights = ops.softmax(ops.concat((logits, column), -1), -1)[..., :capacity]
+        weights = weights.reshape((batch, num_kv, num_q // num_kv * num, capacity))
+        out = mix(cast(weights), cast(v_all)).reshape((batch, num_q, num, head_dim))
+        return out.transpose((0, 2, 1, 3)).reshape((batch, num, num_q * head_dim))
 
     return attention

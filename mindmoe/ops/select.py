@@ -5,17 +5,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mindspore import Tensor
+from mindspore import Tensor, float32
 
 from mindmoe.errors import UserError
 from mindmoe.model.config import ModelConfig
 from mindmoe.moe.config import MoeConfig
 from mindmoe.ops.adamw import build_adamw, square_sum
-from mindmoe.ops.attention import build_attention
+from mindmoe.ops.attention import build_attention, build_cached_attention
 from mindmoe.ops.cross_entropy import build_cross_entropy
 from mindmoe.ops.embedding import embedding
 from mindmoe.ops.expert_ffn import build_expert_ffn
+from mindmoe.ops.fork import Fork
 from mindmoe.ops.linear import build_linear
+from mindmoe.ops.precision import keep
 from mindmoe.ops.rms_norm import build_rms_norm
 from mindmoe.ops.rope import rope_tables
 from mindmoe.ops.swiglu import build_swiglu
@@ -33,8 +35,14 @@ class OpSet:
         linear: x, w, b -> activations, in the precision of the policy.
         linear_out: x, w, b, residual -> fp32, for what joins the residual stream and for logits.
         attention: maps a window to an attention function, as windows differ between layers.
+        cached_attention: the same for generation, with the keys and values of earlier tokens in a cache.
+        cache_dtype: of that cache.
+        fork: maps a number of readers to x -> (x, ..., x), which sums their gradients.
+        router: the static router in one; None in a dense model, and where the layer composes it of plain ops.
         expert_ffn: None in a dense model.
         adamw: builds the update of a list of parameters.
+        arrive: x -> x, marks in a graph what `wait` on the host waits for.
+        wait: returns once `arrive` has run, or when waiting is no use; reading the value is what waits for certain.
     """
 
     name: str
@@ -44,11 +52,17 @@ class OpSet:
     linear_out: Callable[..., Tensor]
     rms_norm: Callable[..., Tensor]
     attention: Callable[[int], Callable[..., Tensor]]
+    cached_attention: Callable[[int], Callable[..., Tensor]]
+    cache_dtype: Any
     swiglu: Callable[[Tensor], Tensor]
+    fork: Callable[[int], Callable[[Tensor], tuple[Tensor, ...]]]
+    router: Callable[..., Any] | None
     expert_ffn: Callable[..., Tensor] | None
     cross_entropy: Callable[..., Tensor]
     adamw: Callable[..., Callable[..., Tensor]]
     square_sum: Callable[..., Tensor]
+    arrive: Callable[[Tensor], Tensor]
+    wait: Callable[[], object]
 
 
 Precision = Literal["fp32", "bf16"]
@@ -120,6 +134,9 @@ def reference_ops(shape: OpShape) -> OpSet:
             cos=cos, sin=sin, head_dim=model.head_dim, window=window, documents=shape.documents, precision=precision
         )
 
+    def cached_attention(window: int) -> Callable[..., Tensor]:
+        return build_cached_attention(cos=cos, sin=sin, head_dim=model.head_dim, window=window, precision=precision)
+
     expert_ffn: Any = None
     if moe is not None:
         expert_ffn = build_expert_ffn(alpha=model.swiglu_alpha, limit=model.swiglu_limit, precision=precision)
@@ -132,9 +149,15 @@ def reference_ops(shape: OpShape) -> OpSet:
         linear_out=linear,
         rms_norm=build_rms_norm(model.rms_norm_eps),
         attention=attention,
+        cached_attention=cached_attention,
+        cache_dtype=float32,
+        fork=Fork,
+        router=None,
         expert_ffn=expert_ffn,
         swiglu=build_swiglu(model.swiglu_alpha, model.swiglu_limit),
         cross_entropy=build_cross_entropy(precision),
         adamw=build_adamw,
         square_sum=square_sum,
+        arrive=keep,
+        wait=lambda: None,
     )

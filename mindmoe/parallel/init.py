@@ -5,15 +5,17 @@ checkpoint is needed. Element i of a parameter uses word i of a Philox stream ke
 """
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 
 import numpy as np
 
+from mindmoe.env import usable_cores
 from mindmoe.model.shapes import ParamSpec
 from mindmoe.parallel.sharding import Shard
 
 _WORDS_PER_COUNTER = 4
-_CHUNK = 1 << 22  # elements drawn at a time, bounds the fp64 temporaries to 100 MB
+_CHUNK = 1 << 20  # elements drawn at a time, bounds the fp64 temporaries to 25 MB a thread
 
 
 def _normal_run(key: int, start: int, count: int) -> np.ndarray:
@@ -27,8 +29,18 @@ def _normal_run(key: int, start: int, count: int) -> np.ndarray:
 
 
 def _normal(key: int, start: int, count: int) -> np.ndarray:
-    runs = [_normal_run(key, at, min(_CHUNK, start + count - at)) for at in range(start, start + count, _CHUNK)]
-    return runs[0] if len(runs) == 1 else np.concatenate(runs)
+    out = np.empty(count, np.float32)
+
+    def draw(at: int) -> None:
+        size = min(_CHUNK, count - at)
+        out[at : at + size] = _normal_run(key, start + at, size)
+
+    if count <= _CHUNK:
+        draw(0)
+    else:  # every chunk is a function of its place alone, and NumPy lets other threads run meanwhile
+        with ThreadPoolExecutor(usable_cores()) as workers:
+            list(workers.map(draw, range(0, count, _CHUNK)))
+    return out
 
 
 def initial_value(spec: ParamSpec, shard: Shard, seed: int, std: float) -> np.ndarray:

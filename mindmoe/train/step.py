@@ -105,7 +105,7 @@ class TrainStep:
         self.parts, self.optimizer, self.moe, self.num_layers = parts, optimizer, moe, num_layers
         self.groups, self.zero, self.pipeline, self.positions = groups, zero, pipeline, positions
         self.clip_norm = optimizer.config.clip_norm
-        self.square_sum = kernels.square_sum
+        self.square_sum, self.arrive, self.wait = kernels.square_sum, kernels.arrive, kernels.wait
         self.mode = "graph" if graph else "op by op"
         self._reduce = [part.reduction.build() for part in parts]
         if pipeline is None:
@@ -139,7 +139,9 @@ class TrainStep:
             return result
         with during("update", number=step):
             scale = Tensor(np.float32(clip_scale(result.grad_norm, self.clip_norm)))
-            self._update(Tensor(np.float32(lr)), scale, Tensor(np.float32(step + 1)), *grads).asnumpy()
+            done = self.arrive(self._update(Tensor(np.float32(lr)), scale, Tensor(np.float32(step + 1)), *grads))
+            self.wait()
+            done.asnumpy()
             for part in self.parts:
                 part.owned.publish()
             self._update_biases(result)
@@ -189,6 +191,8 @@ class TrainStep:
 
     def _result(self, reports: list[list[tuple[Any, ...]]], grads: Grads, num_valid: float, stop: bool) -> StepResult:
         """What all ranks report, summed in one exchange."""
+        squared = self.arrive(self._square(grads))
+        self.wait()
         experts = self.moe.num_experts if self.moe else 0
         sums = np.zeros(5, np.float64)  # cross-entropy, aux, z, squared norm, ranks that were asked to stop
         counts = np.zeros((self.num_layers, experts))
@@ -202,7 +206,7 @@ class TrainStep:
                     sums[1:3] += values[1][0] / self.num_layers, values[2][0] / self.num_layers
                     counts[rows] += values[3]
                     per_layer[:, rows] += values[4], values[5]
-        sums[3] = self._square(grads)
+        sums[3] = squared.asnumpy()
         sums[4] = stop
         flat = np.concatenate([sums, counts.reshape(-1), per_layer.reshape(-1)])
         flat = host_sum(flat, self.groups["world"])
@@ -219,13 +223,13 @@ class TrainStep:
             routing=(counts, entropy, dropped) if self.moe else None,
         )
 
-    def _square(self, grads: Grads) -> float:
+    def _square(self, grads: Grads) -> Tensor:
         """The squared norm of the gradients that this rank counts, so that over all ranks each counts once."""
         counted, start = [], 0
         for part in self.parts:
             counted += [grads[start + place] for place in part.owned.counted]
             start += len(part.owned.params)
-        return float(self.square_sum(tuple(counted)).asnumpy()) if counted else 0.0
+        return self.square_sum(tuple(counted)) if counted else Tensor(np.float32(0.0))
 
     def _update_biases(self, result: StepResult) -> None:
         """Moves the selection biases towards balance, from the counts of the global batch."""

@@ -13,11 +13,12 @@ struct Attention {
   int64_t batch, length, heads, kv_heads, head_dim;
   int64_t window;  // 0: full
   float scale;
-  const float *cos, *sin;    // (length, head_dim / 2)
-  const int32_t *segments;   // (batch, length)
+  const float *cos, *sin;    // (positions, head_dim / 2)
+  const int32_t *segments;   // (batch, length), null: one document
+  int64_t start = 0;         // position of the first query: as many keys came before, in a cache
 
   // q (batch, length, heads * head_dim), k; set: [half, window, scale, has sinks]
-  Attention(const Tensor &q, const Tensor &k, const Tensor &cos, const Tensor &sin, const Tensor &segments,
+  Attention(const Tensor &q, const Tensor &k, const Tensor &cos, const Tensor &sin, const int32_t *segments,
             const double *set)
       : batch(q.dim(0)),
         length(q.dim(1)),
@@ -28,7 +29,7 @@ struct Attention {
         scale(static_cast<float>(set[2])),
         cos(cos.f32()),
         sin(sin.f32()),
-        segments(segments.i32()) {
+        segments(segments) {
     if (kv_heads < 1 || heads % kv_heads != 0) throw std::invalid_argument("heads must be a multiple of kv heads");
     if (cos.dim(0) < length) throw std::invalid_argument("cos and sin are shorter than the sequence");
   }
@@ -51,33 +52,42 @@ void rotate(const Attention &a, const From *from, int64_t position, float direct
   });
 }
 
-// Packs x (batch, length, heads, head_dim) as (batch, kv head, length, heads / kv_heads, head_dim) of T, with or
-// without its rotation.
+// Writes x (batch, length, heads, head_dim) into packed (batch, kv head, capacity, heads / kv_heads, head_dim) of T at
+// positions from `at` on, with or without its rotation.
 template <class T, class From>
-T *pack_heads(const Attention &a, const From *x, int64_t heads, bool rotated, Scratch &scratch) {
+void pack_heads_into(const Attention &a, const From *x, int64_t heads, bool rotated, T *packed, int64_t capacity,
+                     int64_t at) {
   int64_t group = heads / a.kv_heads, width = a.head_dim;
-  T *packed = scratch.take<T>(a.batch * a.length * heads * width);
   parallel_blocks(a.batch * a.length, 64, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       int64_t sample = row / a.length, position = row % a.length;
       for (int64_t head = 0; head < heads; ++head) {
         const From *from = x + (row * heads + head) * width;
         int64_t stream = sample * a.kv_heads + head / group;
-        T *to = packed + ((stream * a.length + position) * group + head % group) * width;
+        T *to = packed + ((stream * capacity + at + position) * group + head % group) * width;
         if (rotated)
-          rotate(a, from, position, 1.0f, to);
+          rotate(a, from, a.start + position, 1.0f, to);
         else
           copy_row(to, from, width);
       }
     }
   });
-  return packed;
 }
 
 template <class T>
+void pack_heads_into(const Attention &a, const Tensor &x, int64_t heads, bool rotated, T *packed, int64_t capacity,
+                     int64_t at) {
+  with_type(x.is_half(), [&](auto tag) {
+    pack_heads_into(a, data_as<decltype(tag)>(x), heads, rotated, packed, capacity, at);
+  });
+}
+
+// All of x, packed in scratch.
+template <class T>
 T *pack_heads(const Attention &a, const Tensor &x, int64_t heads, bool rotated, Scratch &scratch) {
-  return x.is_half() ? pack_heads<T>(a, x.half(), heads, rotated, scratch)
-                     : pack_heads<T>(a, x.f32(), heads, rotated, scratch);
+  T *packed = scratch.take<T>(a.batch * a.length * heads * a.head_dim);
+  pack_heads_into(a, x, heads, rotated, packed, a.length, 0);
+  return packed;
 }
 
 // The logit of each head's sink; without sinks one that weighs nothing.
@@ -89,16 +99,16 @@ inline const float *sink_logits(const Attention &a, const Tensor &sinks, const d
   return none;
 }
 
-// first[b, i]: the first key that query i may see. It never decreases along i. The last one is i itself.
+// first[b, i]: the first key that query i may see. It never decreases along i. The last one is its own, start + i.
 inline int32_t *first_visible(const Attention &a, Scratch &scratch) {
   int32_t *first = scratch.take<int32_t>(a.batch * a.length);
   for (int64_t sample = 0; sample < a.batch; ++sample) {
-    const int32_t *segment = a.segments + sample * a.length;
-    int64_t start = 0;
+    const int32_t *segment = a.segments != nullptr ? a.segments + sample * a.length : nullptr;
+    int64_t document = 0;
     for (int64_t i = 0; i < a.length; ++i) {
-      if (i > 0 && segment[i] != segment[i - 1]) start = i;
-      int64_t oldest = a.window > 0 ? i - a.window + 1 : 0;
-      first[sample * a.length + i] = static_cast<int32_t>(std::max(start, oldest));
+      if (segment != nullptr && i > 0 && segment[i] != segment[i - 1]) document = a.start + i;
+      int64_t oldest = a.window > 0 ? a.start + i - a.window + 1 : 0;
+      first[sample * a.length + i] = static_cast<int32_t>(std::max(document, oldest));
     }
   }
   return first;

@@ -148,7 +148,7 @@ void sink_gradient(const Attention &a, const float *sinks, Saved saved, float *d
 // out: dq, dk, dv, dsinks (as sinks)
 MINDMOE_OP(attention_backward) {
   const double *set = t[10].f64();
-  Attention a(t[3], t[4], t[6], t[7], t[9], set);
+  Attention a(t[3], t[4], t[6], t[7], t[9].i32(), set);
   Scratch scratch;
   float *delta = scratch.take<float>(a.batch * a.length * a.heads);
   Saved saved{t[2].f32(), delta};

@@ -33,17 +33,32 @@ float soften(const float *scores, int64_t keys, Span span, Running &state, T *we
   return shrink;
 }
 
+// Keys and values of every stream, packed: (stream, capacity, head_dim).
+template <class T>
+struct Cache {
+  const T *keys, *values;
+  int64_t capacity;
+};
+
 template <class T>
 class Forward {
  public:
-  Forward(const Attention &a, const Tensor &q, const Tensor &k, const Tensor &v, const float *sinks, Scratch &scratch)
+  Forward(const Attention &a, const Tensor &q, Cache<T> cache, const float *sinks, Scratch &scratch)
       : a_(a),
         q_(pack_heads<T>(a, q, a.heads, true, scratch)),
-        k_(pack_heads<T>(a, k, a.kv_heads, true, scratch)),
-        v_(pack_heads<T>(a, v, a.kv_heads, false, scratch)),
+        cache_(cache),
         first_(first_visible(a, scratch)),
         sinks_(sinks) {}
 
+  // lse may be null.
+  template <class Out>
+  void run(Out *out, float *lse) const {
+    // Late blocks see the most keys: they go first, so that the threads finish together.
+    int64_t streams = a_.batch * a_.kv_heads, blocks = a_.query_blocks();
+    parallel(streams * blocks, [&](int64_t task) { block(task % streams, blocks - 1 - task / streams, out, lse); });
+  }
+
+ private:
   // One block of queries of one stream (sample, key-value head).
   template <class Out>
   void block(int64_t stream, int64_t block, Out *out, float *lse) const {
@@ -53,49 +68,39 @@ class Forward {
     int64_t rows = (end - begin) * group;
     const T *queries = q_ + (stream * a_.length + begin) * group * width;
     const int32_t *first = first_ + sample * a_.length;
-    int64_t start = first_key(first, begin), longest = std::min(kKeyBlock, end - start);
+    int64_t from = first_key(first, begin), until = a_.start + end, longest = std::min(kKeyBlock, until - from);
     float *scores = scratch.take<float>(rows * longest), *total = scratch.take<float>(rows * width);
     T *weights = scratch.take<T>(rows * longest);
     Running *state = scratch.take<Running>(rows);
     for (int64_t row = 0; row < rows; ++row) state[row] = {sinks_[head + row % group], 1.0f};
-    for (int64_t key = start; key < end; key += kKeyBlock) {
-      int64_t keys = std::min(kKeyBlock, end - key), at = (stream * a_.length + key) * width;
-      gemm(kPlain, kTransposed, rows, keys, width, a_.scale, queries, width, k_ + at, width, 0.0f, scores, keys);
-      bool fresh = key == start;
+    for (int64_t key = from; key < until; key += kKeyBlock) {
+      int64_t keys = std::min(kKeyBlock, until - key), at = (stream * cache_.capacity + key) * width;
+      gemm(kPlain, kTransposed, rows, keys, width, a_.scale, queries, width, cache_.keys + at, width, 0.0f, scores,
+           keys);
+      bool fresh = key == from;
       for (int64_t row = 0; row < rows; ++row) {
         int64_t query = begin + row / group;
-        Span span(first[query], query, key, keys);
+        Span span(first[query], a_.start + query, key, keys);
         float shrink = soften(scores + row * keys, keys, span, state[row], weights + row * keys);
         if (!fresh && shrink != 1.0f) scale_row(total + row * width, width, shrink);
       }
-      gemm(kPlain, kPlain, rows, width, keys, 1.0f, weights, keys, v_ + at, width, fresh ? 0.0f : 1.0f, total, width);
+      gemm(kPlain, kPlain, rows, width, keys, 1.0f, weights, keys, cache_.values + at, width, fresh ? 0.0f : 1.0f,
+           total, width);
     }
     for (int64_t row = 0; row < rows; ++row) {
       int64_t position = sample * a_.length + begin + row / group, own = head + row % group;
-      lse[position * a_.heads + own] = state[row].largest + std::log(state[row].total);
+      if (lse != nullptr) lse[position * a_.heads + own] = state[row].largest + std::log(state[row].total);
       scale_row(total + row * width, width, 1.0f / state[row].total);
       copy_row(out + (position * a_.heads + own) * width, total + row * width, width);
     }
   }
 
- private:
   const Attention &a_;
-  const T *q_, *k_, *v_;
+  const T *q_;
+  Cache<T> cache_;
   const int32_t *first_;
   const float *sinks_;
 };
-
-template <class T, class Out>
-void forward(const Attention &a, const Tensors &t, Out *out, float *lse) {
-  Scratch scratch;
-  const float *sinks = sink_logits(a, t[5], t[7].f64(), scratch);
-  Forward<T> forward(a, t[0], t[1], t[2], sinks, scratch);
-  // Late blocks see the most keys: they go first, so that the threads finish together.
-  int64_t streams = a.batch * a.kv_heads, blocks = a.query_blocks();
-  parallel(streams * blocks, [&](int64_t task) {
-    forward.block(task % streams, blocks - 1 - task / streams, out, lse);
-  });
-}
 
 }  // namespace
 }  // namespace mindmoe
@@ -104,10 +109,40 @@ void forward(const Attention &a, const Tensors &t, Out *out, float *lse) {
 //     [half, window, scale, has sinks]
 // out: attention (B, S, H hd), log of the softmax denominator (B, S, H)
 MINDMOE_OP(attention_forward) {
-  Attention a(t[0], t[1], t[3], t[4], t[6], t[7].f64());
-  with_type(t[7].f64()[0] != 0, [&](auto compute) {
+  const double *set = t[7].f64();
+  Attention a(t[0], t[1], t[3], t[4], t[6].i32(), set);
+  with_type(set[0] != 0, [&](auto compute) {
     with_type(t[8].is_half(), [&](auto storage) {
-      forward<decltype(compute)>(a, t, data_as<decltype(storage)>(t[8]), t[9].f32());
+      using T = decltype(compute);
+      Scratch scratch;
+      Cache<T> all{pack_heads<T>(a, t[1], a.kv_heads, true, scratch), pack_heads<T>(a, t[2], a.kv_heads, false, scratch),
+                   a.length};
+      Forward<T>(a, t[0], all, sink_logits(a, t[5], set, scratch), scratch)
+          .run(data_as<decltype(storage)>(t[8]), t[9].f32());
+    });
+  });
+}
+
+// Attention of the next N tokens of a sequence, whose earlier keys and values are in the cache; theirs are added to it.
+// in: q (B, N, H hd), k, v (B, N, KV hd), cos, sin (C, hd / 2), sinks (H), position of the first of them (1),
+//     keys, values (B, KV, C, hd), in the type of the products, updated in place, [half, window, scale, has sinks]
+// out: attention (B, N, H hd)
+MINDMOE_OP(attention_cached) {
+  const double *set = t[9].f64();
+  Attention a(t[0], t[1], t[3], t[4], nullptr, set);
+  int64_t capacity = t[7].dim(2);
+  a.start = t[6].i32()[0];
+  if (a.start < 0 || a.start + a.length > std::min(capacity, t[3].dim(0)))
+    throw std::invalid_argument("the cache has no room for so many tokens");
+  with_type(set[0] != 0, [&](auto compute) {
+    with_type(t[10].is_half(), [&](auto storage) {
+      using T = decltype(compute);
+      Scratch scratch;
+      T *keys = data_as<T>(t[7]), *values = data_as<T>(t[8]);
+      pack_heads_into(a, t[1], a.kv_heads, true, keys, capacity, a.start);
+      pack_heads_into(a, t[2], a.kv_heads, false, values, capacity, a.start);
+      Forward<T>(a, t[0], Cache<T>{keys, values, capacity}, sink_logits(a, t[5], set, scratch), scratch)
+          .run(data_as<decltype(storage)>(t[10]), nullptr);
     });
   });
 }

@@ -29,7 +29,8 @@ class CrossEntropy {
         width_(width),
         words_(words),
         block_(std::clamp<int64_t>(kBlockBytes / static_cast<int64_t>(sizeof(T)) / words / 64 * 64, 64, 1024)),
-        tiles_((words + kTileColumns - 1) / kTileColumns) {}
+        tiles_((words + kTileColumns - 1) / kTileColumns),
+        stride_((words + 31) / 32 * 32 + 32) {}
 
   // nll (rows): zero for a label outside the vocabulary.
   void losses(float *nll) const {
@@ -46,15 +47,15 @@ class CrossEntropy {
     for (int64_t begin = 0; begin < rows_; begin += block_) {
       Scratch scratch;
       Block block(*this, begin, scratch);
-      T *slopes = scratch.take<T>(block.rows * words_);
+      T *slopes = scratch.take<T>(block.rows * stride_);
       logits(block, nll, slopes);
       parallel_blocks(block.rows, 16, [&](int64_t from, int64_t to) {
-        for (int64_t row = from; row < to; ++row) dlogits(block, row, weight[begin + row], slopes + row * words_);
+        for (int64_t row = from; row < to; ++row) dlogits(block, row, weight[begin + row], slopes + row * stride_);
       });
-      parallel_gemm(kTransposed, kPlain, words_, width_, block.rows, slopes, words_, x_ + begin * width_, width_,
+      parallel_gemm(kTransposed, kPlain, words_, width_, block.rows, slopes, stride_, x_ + begin * width_, width_,
                     begin == 0 ? 0.0f : 1.0f, dw);
       float *dx_sum = product_memory(dx + begin * width_, block.rows * width_, scratch);
-      parallel_gemm(kPlain, kPlain, block.rows, width_, words_, slopes, words_, w_, width_, 0.0f, dx_sum);
+      parallel_gemm(kPlain, kPlain, block.rows, width_, words_, slopes, stride_, w_, width_, 0.0f, dx_sum);
       deliver(dx_sum, block.rows * width_, dx + begin * width_);
     }
     if (rows_ == 0) std::fill_n(dw, words_ * width_, 0.0f);
@@ -76,7 +77,7 @@ class CrossEntropy {
 
   bool valid(int64_t row) const { return labels_[row] >= 0 && labels_[row] < words_; }
 
-  // Loss of each row; with `weights` (rows, words) also exp(logit - maximum of its tile).
+  // Loss of each row; with `weights` (rows, stride) also exp(logit - maximum of its tile).
   void logits(const Block &block, float *nll, T *weights) const {
     int64_t strips = (block.rows + kTileRows - 1) / kTileRows;
     parallel(strips * tiles_, [&](int64_t task) {
@@ -90,7 +91,7 @@ class CrossEntropy {
         int64_t label = labels_[block.begin + row + i] - column;
         const float *from = logit + i * columns;
         if (label >= 0 && label < columns) block.target[row + i] = from[label];
-        T *to = weights != nullptr ? weights + (row + i) * words_ + column : nullptr;
+        T *to = weights != nullptr ? weights + (row + i) * stride_ + column : nullptr;
         block.parts[(row + i) * tiles_ + tile] = soften(from, columns, to);
       }
     });
@@ -138,6 +139,7 @@ class CrossEntropy {
   const T *x_, *w_;
   const int32_t *labels_;
   int64_t rows_, width_, words_, block_, tiles_;
+  int64_t stride_;  // of the rows of a block: no power of two, whose columns would share the same few lines of a cache
 };
 
 float masked_sum(const float *nll, const float *mask, int64_t rows) {

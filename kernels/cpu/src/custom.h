@@ -9,6 +9,7 @@
 #include <string>
 #include <type_traits>
 
+#include "progress.h"
 #include "simd.h"
 
 namespace mindmoe {
@@ -62,6 +63,7 @@ class Tensors {
 inline int call_op(const char *name, void (*op)(const Tensors &), const Tensors &tensors) {
   try {
     op(tensors);
+    op_ended();
     return 0;
   } catch (const std::exception &error) {
     std::fprintf(stderr, "mindmoe cpu op %s: %s\n", name, error.what());

@@ -5,6 +5,7 @@
 
 #include "operand.h"
 #include "slots.h"
+#include "thin.h"
 
 namespace mindmoe {
 
@@ -61,16 +62,10 @@ struct ExpertWeights {
         alpha(static_cast<float>(alpha)),
         limit(static_cast<float>(limit)) {}
 
-  template <class T>
-  const T *gate_up_as(int64_t expert, Scratch &scratch) const {
-    return matrix_as<T>(gate_up + expert * width * 2 * inner, width * 2 * inner, scratch);
-  }
-  template <class T>
-  const T *down_as(int64_t expert, Scratch &scratch) const {
-    return matrix_as<T>(down + expert * inner * width, inner * width, scratch);
-  }
+  const float *gate_up_of(int64_t expert) const { return gate_up + expert * width * 2 * inner; }
+  const float *down_of(int64_t expert) const { return down + expert * inner * width; }
 
- private:
+  // One expert's matrix as the operand of a product of T.
   template <class T>
   static const T *matrix_as(const float *from, int64_t count, Scratch &scratch) {
     if constexpr (std::is_same_v<T, float>) {

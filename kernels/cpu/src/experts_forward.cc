@@ -5,6 +5,17 @@
 namespace mindmoe {
 namespace {
 
+// c (rows, n) += a (rows, k) @ w (k, n) of one expert.
+template <class T>
+void add_product(int64_t rows, int64_t n, int64_t k, const T *a, const float *w, float *c) {
+  if (rows <= kThinRows) {
+    thin_product(rows, n, k, a, k, w, n, c, n);
+    return;
+  }
+  Scratch scratch;
+  gemm(kPlain, kPlain, rows, n, k, 1.0f, a, k, ExpertWeights::matrix_as<T>(w, k * n, scratch), n, 1.0f, c, n);
+}
+
 // Rows of one piece through their expert. `hidden` keeps the inputs of the SwiGLU for the backward pass.
 template <class T, class Out>
 void forward_piece(const ExpertWeights &w, const Grouping &grouping, const Piece &piece, const T *x, T *hidden,
@@ -16,25 +27,21 @@ void forward_piece(const ExpertWeights &w, const Grouping &grouping, const Piece
     copy_row(input + row * width, x + grouping.token(piece.begin + row) * width, width);
   float *before = scratch.take<float>(rows * 2 * inner);
   const float *bias = w.gate_up_bias + piece.expert * 2 * inner, *down_bias = w.down_bias + piece.expert * width;
-  gemm(kPlain, kPlain, rows, 2 * inner, width, 1.0f, input, width, w.gate_up_as<T>(piece.expert, scratch), 2 * inner,
-       0.0f, before, 2 * inner);
+  for (int64_t row = 0; row < rows; ++row) copy_row(before + row * 2 * inner, bias, 2 * inner);
+  add_product(rows, 2 * inner, width, input, w.gate_up_of(piece.expert), before);
   for (int64_t row = 0; row < rows; ++row) {
     const float *from = before + row * 2 * inner;
     T *kept = hidden + (piece.begin + row) * 2 * inner;
     for_lanes(inner, [&](int64_t i, auto lanes) {
-      Vec gate, up, gate_bias, up_bias;
+      Vec gate, up;
       load_pairs(from + 2 * i, lanes, gate, up);
-      load_pairs(bias + 2 * i, lanes, gate_bias, up_bias);
-      gate += gate_bias;
-      up += up_bias;
       store_pairs(kept + 2 * i, gate, up, lanes);
       store(activated + row * inner + i, Swiglu(gate, up, w.alpha, w.limit).value, lanes);
     });
   }
   float *after = product_memory(out + piece.begin * width, rows * width, scratch);
   for (int64_t row = 0; row < rows; ++row) copy_row(after + row * width, down_bias, width);
-  gemm(kPlain, kPlain, rows, width, inner, 1.0f, activated, inner, w.down_as<T>(piece.expert, scratch), width, 1.0f,
-       after, width);
+  add_product(rows, width, inner, activated, w.down_of(piece.expert), after);
   deliver(after, rows * width, out + piece.begin * width);
 }
 

@@ -1,6 +1,7 @@
 // y = x @ w^T + bias + residual, with fp32 or bf16 products.
 #include "custom.h"
 #include "operand.h"
+#include "thin.h"
 
 namespace mindmoe {
 namespace {
@@ -25,6 +26,30 @@ void forward(const T *x, const T *w, const float *bias, const float *residual, i
     gemm(kPlain, kTransposed, count, columns, in, 1.0f, x + row * in, in, w + column * in, in, beta, tile, ld);
     if (half)
       for (int64_t i = 0; i < count; ++i) copy_row(y.half() + (row + i) * out + column, tile + i * ld, columns);
+  });
+}
+
+// The same for at most kThinRows rows of x: w is read once, as it is stored.
+template <class T>
+void forward_thin(const T *x, const float *w, const float *bias, const float *residual, int64_t rows, int64_t in,
+                  int64_t out, const Tensor &y) {
+  parallel_blocks(out, 256, [&](int64_t begin, int64_t end) {
+    Scratch scratch;
+    int64_t columns = end - begin;
+    float *sums = scratch.take<float>(rows * columns);
+    for (int64_t row = 0; row < rows; ++row) {
+      float *to = sums + row * columns;
+      if (residual != nullptr)
+        copy_row(to, residual + row * out + begin, columns);
+      else
+        std::fill(to, to + columns, 0.0f);
+      if (bias != nullptr) add_row(to, bias + begin, columns);
+    }
+    thin_product_transposed(rows, columns, in, x, in, w + begin * in, in, sums, columns);
+    for (int64_t row = 0; row < rows; ++row)
+      with_type(y.is_half(), [&](auto tag) {
+        copy_row(data_as<decltype(tag)>(y) + row * out + begin, sums + row * columns, columns);
+      });
   });
 }
 
@@ -62,8 +87,12 @@ MINDMOE_OP(linear_forward) {
   with_type(set[0] != 0, [&](auto tag) {
     using T = decltype(tag);
     Scratch scratch;
-    const T *x = tensor_as<T>(t[0], scratch), *w = tensor_as<T>(t[1], scratch);
-    forward(x, w, bias, residual, t[0].rows(), t[1].dim(1), t[1].dim(0), t[5]);
+    const T *x = tensor_as<T>(t[0], scratch);
+    int64_t rows = t[0].rows(), in = t[1].dim(1), out = t[1].dim(0);
+    if (rows <= kThinRows)
+      forward_thin(x, t[1].f32(), bias, residual, rows, in, out, t[5]);
+    else
+      forward(x, tensor_as<T>(t[1], scratch), bias, residual, rows, in, out, t[5]);
   });
 }
 

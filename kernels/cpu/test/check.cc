@@ -126,6 +126,8 @@ void check(const char *name, Op op, const Arrays &inputs, const Arrays &outputs,
 }  // namespace
 
 #define OP(name) extern "C" int name(int, void **, int *, int64_t **, const char **, void *, void *);
+OP(arrive)
+OP(attention_cached)
 OP(linear_forward)
 OP(linear_backward)
 OP(rms_norm_forward)
@@ -148,7 +150,10 @@ OP(cross_entropy_backward)
 OP(scale)
 OP(embedding_forward)
 OP(embedding_backward)
+OP(router_statistics_backward)
+OP(router_statistics_forward)
 OP(square_sum)
+OP(sum_tensors)
 OP(adamw)
 #define CHECK(name, ...) check(#name, name, __VA_ARGS__)
 
@@ -200,6 +205,27 @@ static void mixture(bool half, int64_t tokens, int64_t experts, int64_t width, i
   CHECK(permute_backward, {rows, rank}, {empty({tokens, width})});
 }
 
+// The next tokens of a sequence, with a cache that is full afterwards.
+static void generation(bool half, int64_t tokens, int64_t before) {
+  int64_t batch = 2, heads = 4, kv = 2, width = 10, capacity = before + tokens;
+  auto q = random({batch, tokens, heads * width}), k = random({batch, tokens, kv * width}), v = random(k->shape_);
+  auto cos = random({capacity, width / 2}), sin = random({capacity, width / 2}), start = integers({1});
+  start->as<int32_t>()[0] = static_cast<int32_t>(before);
+  auto keys = empty({batch, kv, capacity, width}, half), values = empty(keys->shape_, half);
+  std::memset(keys->as<void>(), 0, keys->copy().size());
+  std::memset(values->as<void>(), 0, values->copy().size());
+  CHECK(attention_cached, {q, k, v, cos, sin, random({heads}), start, keys, values, settings({double(half), 7, 0.3, 1})},
+        {empty(q->shape_)});
+}
+
+static void router(int64_t tokens, int64_t experts, bool sigmoid) {
+  auto logits = random({tokens, experts}), set = settings({double(sigmoid)});
+  auto ids = integers({tokens, 2}, 0, static_cast<int>(experts));
+  CHECK(router_statistics_forward, {logits, ids, set},
+        {empty({experts}), empty({experts}), empty({1}), empty({1})});
+  CHECK(router_statistics_backward, {random({experts}), random({1}), logits, set}, {empty(logits->shape_)});
+}
+
 static void vocabulary(bool half, int64_t tokens, int64_t width, int64_t words) {
   auto x = random({tokens, width}), w = random({words, width}), mask = random({tokens});
   auto labels = integers({tokens}, -1, static_cast<int>(words)), set = settings({double(half)});
@@ -238,6 +264,8 @@ int main() {
     attention(half, 601, 130);
     mixture(half, 1, 1, 1, 1);
     mixture(half, 91, 5, 37, 19);
+    generation(half, 1, 0);
+    generation(half, 3, 600);
     vocabulary(half, 1, 1, 2);
     vocabulary(half, 83, 21, 1100);
   }
@@ -247,6 +275,13 @@ int main() {
     CHECK(route_forward, {logits, random({12}), set}, {gates, ids});
     CHECK(route_backward, {random({45, 3}), logits, ids, set}, {empty({45, 12})});
   }
+  for (bool sigmoid : {false, true}) {
+    router(1, 1, sigmoid);
+    router(150, 19, sigmoid);
+  }
+  auto x = random({35, 1001});
+  CHECK(sum_tensors, {x, x, x}, {empty(x->shape_)});
+  CHECK(arrive, {x}, {empty(x->shape_)});
   auto p = random({70001}), g = random({70001}), small = random({3});
   CHECK(square_sum, {p, small}, {empty({1})});
   auto m = random({70001}), v = empty({70001}), lr = random({1}), factor = random({1}), step = empty({1});

@@ -90,3 +90,53 @@ class _Attention(nn.Cell):
             dout[0], out[0], out[1], q, k, v, cos, sin, sinks, segment_ids, self.settings
         )
         return dq, dk, dv, no_gradient(cos), no_gradient(sin), dsinks, no_gradient(segment_ids)
+
+
+class CachedAttention(nn.Cell):
+    """`Attention` for generation: of the next N tokens, given the keys and values of all before them. No gradient.
+
+    Args: as `Attention`.
+    """
+
+    def __init__(
+        self,
+        scale: float,
+        window: int = 0,
+        precision: Precision = "fp32",
+        out: Precision = "fp32",
+        pack: Pack | None = None,
+    ):
+        super().__init__(auto_prefix=False)
+        pack = pack or load()
+        self.absent = absent()
+        self.without, self.with_sinks = (settings(precision == "bf16", window, scale, has) for has in (False, True))
+        self.forward = pack.op("attention_cached", lambda q, *_: q, lambda *_: STORAGE[out], out)
+
+    def construct(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        sinks: Tensor | None,
+        start: Tensor,
+        keys: Tensor,
+        values: Tensor,
+    ) -> Tensor:
+        """Attention (B, N, H*hd); adds the N tokens' keys and values to the cache, in place.
+
+        Args:
+            q: (B, N, H*hd) before RoPE.
+            k: (B, N, KV*hd) before RoPE.
+            v: (B, N, KV*hd).
+            cos: (C, hd/2), with any YaRN factor inside.
+            sin: (C, hd/2).
+            sinks: (H) logits, or None.
+            start: (1) int32, the position of the first of the N tokens; start + N is at most C.
+            keys: (B, KV, C, hd) in the storage of `precision`: rotated keys of the positions before start.
+            values: likewise.
+        """
+        if sinks is None:
+            return self.forward(q, k, v, cos, sin, self.absent, start, keys, values, self.without)
+        return self.forward(q, k, v, cos, sin, sinks, start, keys, values, self.with_sinks)

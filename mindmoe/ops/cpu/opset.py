@@ -8,14 +8,17 @@ from collections.abc import Callable
 
 from mindspore import Tensor, float32
 
-from mindmoe.ops.cpu.attention import Attention
+from mindmoe.ops.cpu.attention import Attention, CachedAttention
 from mindmoe.ops.cpu.cross_entropy import CrossEntropy
 from mindmoe.ops.cpu.embedding import Embedding
 from mindmoe.ops.cpu.experts import Experts
+from mindmoe.ops.cpu.fork import Fork
 from mindmoe.ops.cpu.linear import Linear
 from mindmoe.ops.cpu.optimizer import AdamW, SquareSum
-from mindmoe.ops.cpu.pack import load
+from mindmoe.ops.cpu.pack import STORAGE, load
+from mindmoe.ops.cpu.progress import Arrive, build_wait
 from mindmoe.ops.cpu.rms_norm import RmsNorm
+from mindmoe.ops.cpu.router import StaticRouter
 from mindmoe.ops.rope import rope_tables
 from mindmoe.ops.select import OpSet, OpShape
 from mindmoe.ops.swiglu import clamped_swiglu
@@ -40,6 +43,14 @@ def cpu_ops(shape: OpShape, threads: int) -> OpSet:
             # The op always respects documents; one document a row is how it is told not to.
             segments = segment_ids if shape.documents else zeros_like(segment_ids)
             return op(q, k, v, cos, sin, sinks, segments)
+
+        return attend
+
+    def cached_attention(window: int) -> Callable[..., Tensor]:
+        op = CachedAttention(model.head_dim**-0.5, window, precision, precision, pack)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, *cache: Tensor) -> Tensor:
+            return op(q, k, v, cos, sin, sinks, *cache)
 
         return attend
 
@@ -69,9 +80,15 @@ def cpu_ops(shape: OpShape, threads: int) -> OpSet:
         linear_out=Linear(precision, "fp32", pack),
         rms_norm=RmsNorm(model.rms_norm_eps, precision, pack),
         attention=attention,
+        cached_attention=cached_attention,
+        cache_dtype=STORAGE[precision],
         swiglu=swiglu,
+        fork=lambda readers: Fork(readers, pack),
+        router=StaticRouter(moe, pack) if moe is not None else None,
         expert_ffn=expert_ffn if moe is not None else None,
         cross_entropy=cross_entropy,
         adamw=adamw,
         square_sum=SquareSum(pack),
+        arrive=Arrive(pack),
+        wait=build_wait(pack),
     )

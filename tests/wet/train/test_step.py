@@ -59,6 +59,25 @@ def test_cpu_pack_equals_reference(tiny_run, batch, precision, tolerance):
     assert traces[0] == pytest.approx(traces[1], rel=tolerance)
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"score": "softmax", "norm_topk": False, "route_scale": 1.5},
+        {"score": "sigmoid", "num_groups": 3, "topk_groups": 2},
+        {"score": "softmax_after_topk", "linear_bias": False},
+    ],
+)
+def test_routers_of_the_pack_equal_the_composed_ones(tiny_run, batch, rule):
+    """The pack takes scores, selection and statistics in one; losses and balancing terms must not tell."""
+    steps = [[batch(4, seed)] for seed in range(3)]
+    moe = {"router": rule}
+    traces = [
+        run(build_trainer(tiny_run(moe=moe, train={"kernels": kernels}), ALONE), steps)
+        for kernels in ("reference", "cpu")
+    ]
+    assert traces[0] == pytest.approx(traces[1], rel=2e-5)
+
+
 @pytest.mark.parametrize("documents", [False, True])
 def test_kernels_agree_on_documents(tiny_run, batch, documents):
     whole = batch(4)

@@ -1,0 +1,55 @@
+"""A static top-k router in three ops of the CPU pack: scores, selection, statistics."""
+
+import numpy as np
+from mindspore import Tensor, float32, nn
+
+from mindmoe.moe.config import MoeConfig
+from mindmoe.ops.cpu.fork import Fork
+from mindmoe.ops.cpu.linear import Linear
+from mindmoe.ops.cpu.pack import Pack, load
+from mindmoe.ops.cpu.router_statistics import RouterStatistics
+from mindmoe.ops.cpu.routing import Route
+
+
+class StaticRouter(nn.Cell):
+    """Scores in fp32, the k best of them, and what balancing losses and reports need to know.
+
+    Args:
+        moe: the rule of selection.
+        pack: the library, by default the best of this machine.
+    """
+
+    def __init__(self, moe: MoeConfig, pack: Pack | None = None):
+        super().__init__(auto_prefix=False)
+        pack, rule = pack or load(), moe.router
+        self.num_experts = moe.num_experts
+        self.no_bias = Tensor(np.zeros(moe.num_experts), float32)
+        self.score = Linear("fp32", "fp32", pack)
+        self.fork = Fork(2, pack)
+        self.route = Route(
+            moe.num_experts_per_tok,
+            rule.score,
+            rule.norm_topk,
+            rule.route_scale,
+            rule.num_groups,
+            rule.topk_groups,
+            pack,
+        )
+        self.statistics = RouterStatistics(rule.score == "sigmoid", pack)
+
+    def construct(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, selection_bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Gates (T, K), ids (T, K) int32, and sums over the T tokens: counts (E), probabilities (E), z (), entropy ().
+
+        Args:
+            x: (..., D) with T rows.
+            weight: (E, D).
+            bias: (E) or None.
+            selection_bias: (E) or None; takes part in the choice only.
+        """
+        logits = self.score(x, weight, bias).reshape((-1, self.num_experts))
+        to_route, to_count = self.fork(logits)
+        gates, ids = self.route(to_route, self.no_bias if selection_bias is None else selection_bias)
+        counts, probabilities, z, entropy = self.statistics(to_count, ids)
+        return gates, ids, (counts, probabilities, z.reshape(()), entropy.reshape(()))

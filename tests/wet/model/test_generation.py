@@ -1,0 +1,47 @@
+"""Generation with a cache against the whole sequence at once."""
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from mindmoe.model.config import ModelConfig
+from mindmoe.model.decoder import CausalLM
+from mindmoe.model.generation import Generation
+from mindmoe.moe.config import MoeConfig
+from mindmoe.ops.select import OpShape, select_ops
+
+LENGTH, VOCAB = 40, 50
+
+
+def build(kernels, precision, moe=True):
+    model = ModelConfig(vocab_size=VOCAB, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, head_dim=8,
+                        num_key_value_heads=2, intermediate_size=16, sliding_window=5,
+                        initializer_range=0.3)  # fmt: skip
+    mixture = MoeConfig(num_experts=6, num_experts_per_tok=2, num_shared_experts=1) if moe else None
+    shape = OpShape(model=model, moe=mixture, seq_length=LENGTH, precision=precision)
+    return CausalLM(model, mixture, select_ops(shape, device="cpu", kernels=kernels, threads=2))
+
+
+@pytest.mark.parametrize("graph", [True, False], ids=["graph", "pynative"])
+@pytest.mark.parametrize(("kernels", "precision", "tolerance"), [("reference", "fp32", 1e-5), ("cpu", "fp32", 1e-5),
+                                                                 ("cpu", "bf16", 3e-2)])  # fmt: skip
+@pytest.mark.parametrize("moe", [True, False], ids=["moe", "dense"])
+def test_logits_are_those_of_the_whole_sequence(kernels, precision, tolerance, graph, moe):
+    net = build(kernels, precision, moe)
+    ids = np.random.default_rng(0).integers(0, VOCAB, (2, LENGTH)).astype(np.int32)
+    whole = net.logits(Tensor(ids), Tensor(np.zeros_like(ids))).asnumpy()
+    generation = Generation(net, LENGTH, batch=2, chunk=8, graph=graph)
+    at = 0
+    for count in (19, 1, 1, 3, 14, 2):  # whole chunks, a filled-up one, single tokens, and no room for a chunk
+        logits = generation.extend(ids[:, at : at + count])
+        at += count
+        np.testing.assert_allclose(logits, whole[:, at - 1], atol=tolerance * np.abs(whole).max())
+    assert at == LENGTH == generation.length
+    generation.restart()
+    np.testing.assert_allclose(generation.extend(ids[:, :19]), whole[:, 18], atol=tolerance * np.abs(whole).max())
+
+
+def test_more_than_the_capacity_is_our_bug():
+    generation = Generation(build("cpu", "fp32"), 4, chunk=2, graph=False)
+    with pytest.raises(AssertionError):
+        generation.extend(np.zeros((1, 5), np.int32))
