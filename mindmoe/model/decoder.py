@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from mindmoe.model.block import Block
