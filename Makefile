@@ -4,6 +4,7 @@
 # make check        lint, format, types and house rules
 # make format       rewrite the sources in the one format
 # make bench        train steps side by side with Hugging Face in PyTorch
+# make equiv        every layout compared with one process (about an hour)
 # make docs         rewrite the tables that are computed, and check every link and command
 # make mutants      change the Ascend C kernels line by line and see which test notices (about an hour)
 # make setup        only the environment in .venv
@@ -16,7 +17,7 @@ LAYERS := $(wildcard $(addprefix tests/,house dry kernels wet dist))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart test test-fast check format bench docs mutants lock clean
+.PHONY: equiv help setup quickstart test test-fast check format bench docs mutants lock clean
 
 help:
 	@sed -n 's/^# make /  make /p' $(firstword $(MAKEFILE_LIST))
@@ -59,6 +60,9 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(VENV)/bin/python scripts/bench/run.py
+
+equiv: setup
+	@scripts/equiv.sh $(VENV)
 
 docs: $(VENV)/.dev
 	$(RUN) mindmoe.planner.document docs/planner.md

@@ -7,11 +7,19 @@ stand anywhere after the command; flags exist only for paths and for what is no 
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mindmoe import cli_ckpt
+from mindmoe.cli_arguments import (
+    add_command,
+    add_config,
+    add_group,
+    positive_number,
+    temperature_number,
+    whole_number,
+)
 from mindmoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -211,39 +219,39 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_commands(commands)
     _add_ckpt_commands(commands)
     _add_transfer_commands(commands)
-    _command(commands, "doctor", _doctor, "check this machine and say what is missing", "mindmoe doctor")
+    add_command(commands, "doctor", _doctor, "check this machine and say what is missing", "mindmoe doctor")
     return parser
 
 
 def _add_training(commands: Any) -> None:
     """The commands that train."""
-    train = _command(
+    train = add_command(
         commands,
         "train",
         _train,
         "train a config in this process",
         "mindmoe train configs/quickstart.yaml train.steps=50 optim.warmup_steps=5",
     )
-    _add_config(train)
+    add_config(train)
 
-    launch = _command(
+    launch = add_command(
         commands,
         "launch",
         _launch,
         "train a config on several cards of this machine, or prepare it for many machines",
         "mindmoe launch configs/quickstart.yaml --cards 2 optim.lr=1e-3",
     )
-    _add_config(launch)
-    launch.add_argument("--cards", type=_positive, required=True, metavar="N", help="number of worker processes")
+    add_config(launch)
+    launch.add_argument("--cards", type=positive_number, required=True, metavar="N", help="number of worker processes")
     nodes = launch.add_mutually_exclusive_group()
     nodes.add_argument("--nodes", type=Path, metavar="FILE", help="write scripts for the hosts of a file, one a line")
     for flag, what in (("slurm", "write a batch script for Slurm"), ("k8s", "write a job for Volcano on Kubernetes")):
         nodes.add_argument(f"--{flag}", action="store_const", const=flag, dest="scheduler", help=what)
     launch.add_argument(
-        "--cards-per-node", type=_positive, default=8, metavar="N", help="with nodes: cards of each (default 8)"
+        "--cards-per-node", type=positive_number, default=8, metavar="N", help="with nodes: cards of each (default 8)"
     )
 
-    node = _command(
+    node = add_command(
         commands,
         "node",
         _node,
@@ -251,12 +259,12 @@ def _add_training(commands: Any) -> None:
         "mindmoe node runs/gpt-oss-120b/launch --index 3",
     )
     node.add_argument("path", type=Path, metavar="FOLDER", help="the folder that launch wrote")
-    node.add_argument("--index", type=_whole, required=True, metavar="N", help="which node this is, from 0")
+    node.add_argument("--index", type=whole_number, required=True, metavar="N", help="which node this is, from 0")
 
 
 def _add_equiv(commands: Any) -> None:
     """`equiv`."""
-    equiv = _command(
+    equiv = add_command(
         commands,
         "equiv",
         _equiv,
@@ -271,7 +279,7 @@ def _add_equiv(commands: Any) -> None:
 
 def _add_plan(commands: Any) -> None:
     """`plan`."""
-    plan = _command(
+    plan = add_command(
         commands,
         "plan",
         _plan,
@@ -280,7 +288,7 @@ def _add_plan(commands: Any) -> None:
     )
     plan.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file (not needed with --check)")
     plan.add_argument("words", nargs="*", metavar="key=value", help="settings that win over the file's")
-    plan.add_argument("--cards", type=_positive, default=1, metavar="N", help="cards of the cluster (default 1)")
+    plan.add_argument("--cards", type=positive_number, default=1, metavar="N", help="cards of the cluster (default 1)")
     plan.add_argument("--hardware", default="ascend-910b2", metavar="NAME", help="(default ascend-910b2)")
     plan.add_argument("--explain", action="store_true", help="print the terms of every figure")
     plan.add_argument("--out", type=Path, metavar="FILE", help="write the plan: .html a report, .yaml the layout")
@@ -289,17 +297,17 @@ def _add_plan(commands: Any) -> None:
 
 def _add_config_commands(commands: Any) -> None:
     """`config show`, `validate`, `import-mindformers` and `schema`."""
-    config = _group(
+    config = add_group(
         commands, "config", "show, check or describe configs", "mindmoe config show configs/quickstart.yaml"
     )
-    show = _command(
+    show = add_command(
         config,
         "show",
         _config_show,
         "print a config with every key written out",
         "mindmoe config show configs/gpt-oss-120b.yaml --cards 512",
     )
-    validate = _command(
+    validate = add_command(
         config,
         "validate",
         _config_validate,
@@ -307,9 +315,9 @@ def _add_config_commands(commands: Any) -> None:
         "mindmoe config validate configs/gpt-oss-120b.yaml --cards 512",
     )
     for command in (show, validate):
-        _add_config(command)
-        command.add_argument("--cards", type=_positive, metavar="N", help="fit it to this number of cards")
-    mindformers = _command(
+        add_config(command)
+        command.add_argument("--cards", type=positive_number, metavar="N", help="fit it to this number of cards")
+    mindformers = add_command(
         config,
         "import-mindformers",
         _config_import,
@@ -318,7 +326,7 @@ def _add_config_commands(commands: Any) -> None:
     )
     mindformers.add_argument("path", type=Path, metavar="FILE", help="a YAML file of MindFormers 1.x or 2.x")
     mindformers.add_argument("--out", type=Path, required=True, metavar="FILE", help="the config to write")
-    _command(
+    add_command(
         config,
         "schema",
         _config_schema,
@@ -329,8 +337,8 @@ def _add_config_commands(commands: Any) -> None:
 
 def _add_data_commands(commands: Any) -> None:
     """`data prepare` and `data inspect`."""
-    data = _group(commands, "data", "make and look at token data", "mindmoe data inspect data/quickstart")
-    prepare = _command(
+    data = add_group(commands, "data", "make and look at token data", "mindmoe data inspect data/quickstart")
+    prepare = add_command(
         data,
         "prepare",
         _data_prepare,
@@ -344,7 +352,7 @@ def _add_data_commands(commands: Any) -> None:
         help="a file, a folder or python-stdlib; among them key=value sets a preparation setting",
     )
     prepare.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    inspect = _command(
+    inspect = add_command(
         data,
         "inspect",
         _data_inspect,
@@ -352,12 +360,12 @@ def _add_data_commands(commands: Any) -> None:
         "mindmoe data inspect data/quickstart --samples 3",
     )
     inspect.add_argument("path", type=Path, metavar="PATH", help="a folder written by prepare")
-    inspect.add_argument("--samples", type=_whole, default=3, metavar="N", help="documents to decode (default 3)")
+    inspect.add_argument("--samples", type=whole_number, default=3, metavar="N", help="documents to decode (default 3)")
 
 
 def _add_run_commands(commands: Any) -> None:
     """The commands that take the folder of a run."""
-    evaluate = _command(
+    evaluate = add_command(
         commands,
         "eval",
         _eval,
@@ -365,7 +373,7 @@ def _add_run_commands(commands: Any) -> None:
         "mindmoe eval runs/quickstart --data data/other",
     )
     evaluate.add_argument("--data", metavar="PATH", help="token data to measure on (default: the run's held-out set)")
-    generate = _command(
+    generate = add_command(
         commands,
         "generate",
         _generate,
@@ -373,16 +381,16 @@ def _add_run_commands(commands: Any) -> None:
         "mindmoe generate runs/quickstart --prompt 'def main('",
     )
     generate.add_argument("--prompt", required=True, metavar="TEXT", help="text to continue")
-    generate.add_argument("--max-new-tokens", type=_positive, default=64, metavar="N", help="(default 64)")
+    generate.add_argument("--max-new-tokens", type=positive_number, default=64, metavar="N", help="(default 64)")
     generate.add_argument(
         "--temperature",
-        type=_temperature,
+        type=temperature_number,
         default=0.8,
         metavar="T",
         help="0 takes the likeliest token each time (default 0.8)",
     )
-    generate.add_argument("--seed", type=_whole, default=0, metavar="S", help="of the sampling (default 0)")
-    report = _command(
+    generate.add_argument("--seed", type=whole_number, default=0, metavar="S", help="of the sampling (default 0)")
+    report = add_command(
         commands, "report", _report, "write a run's story as one HTML file", "mindmoe report runs/quickstart"
     )
     report.add_argument("--out", type=Path, metavar="FILE", help="(default: report.html in the run folder)")
@@ -392,9 +400,9 @@ def _add_run_commands(commands: Any) -> None:
 
 def _add_ckpt_commands(commands: Any) -> None:
     """`ckpt ...`: they need no device and read nothing but the folder."""
-    ckpt = _group(commands, "ckpt", "look after checkpoints", "mindmoe ckpt ls runs/quickstart")
+    ckpt = add_group(commands, "ckpt", "look after checkpoints", "mindmoe ckpt ls runs/quickstart")
     made = {
-        name: _command(ckpt, name, run, what, f"mindmoe ckpt {name} {words}")
+        name: add_command(ckpt, name, run, what, f"mindmoe ckpt {name} {words}")
         for name, run, what, words in (
             ("ls", cli_ckpt.ls, "list the steps of a run", "runs/quickstart"),
             ("show", cli_ckpt.show, "print what a step holds", "runs/quickstart --step 400"),
@@ -407,14 +415,14 @@ def _add_ckpt_commands(commands: Any) -> None:
             ("repair", cli_ckpt.repair, "set damaged steps aside and clear what is unfinished", "runs/quickstart"),
         )
     }
-    torture = _command(
+    torture = add_command(
         ckpt,
         "torture",
         cli_ckpt.torture,
         "break checkpoints in every way, ours and others', and print what survives",
         "mindmoe ckpt torture --trials 4000",
     )
-    torture.add_argument("--trials", type=_positive, default=400, metavar="N", help="flipped bits (default 400)")
+    torture.add_argument("--trials", type=positive_number, default=400, metavar="N", help="flipped bits (default 400)")
     torture.add_argument(
         "--against",
         nargs="*",
@@ -425,19 +433,19 @@ def _add_ckpt_commands(commands: Any) -> None:
     for command in made.values():
         command.add_argument("path", type=Path, metavar="PATH", help="a run folder, its checkpoints, or one step")
     for name in ("show", "verify", "pin", "unpin", "reshard"):
-        made[name].add_argument("--step", type=_whole, metavar="N", help="(default: the newest)")
+        made[name].add_argument("--step", type=whole_number, metavar="N", help="(default: the newest)")
     made["show"].add_argument("--all", action="store_true", help="list every tensor")
     made["verify"].add_argument("--all", action="store_true", help="verify every step")
     made["diff"].add_argument("other", type=Path, metavar="OTHER", help="what to compare with")
     made["prune"].add_argument("words", nargs="*", metavar="key=value", help="keep_last, keep_every, keep_best")
     made["prune"].add_argument("--dry-run", action="store_true", help="only say what would be deleted")
     made["reshard"].add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint folder to write")
-    made["reshard"].add_argument("--shards", type=_positive, default=1, metavar="N", help="(default 1)")
+    made["reshard"].add_argument("--shards", type=positive_number, default=1, metavar="N", help="(default 1)")
 
 
 def _add_transfer_commands(commands: Any) -> None:
     """`import` and `export`."""
-    take = _command(
+    take = add_command(
         commands,
         "import",
         _import,
@@ -445,8 +453,8 @@ def _add_transfer_commands(commands: Any) -> None:
         "mindmoe import path/to/gpt-oss-20b configs/gpt-oss-20b.yaml name=tuned",
     )
     take.add_argument("folder", type=Path, metavar="FOLDER", help="config.json and safetensors: floats or MXFP4")
-    _add_config(take)
-    give = _command(
+    add_config(take)
+    give = add_command(
         commands,
         "export",
         _export,
@@ -456,48 +464,6 @@ def _add_transfer_commands(commands: Any) -> None:
     give.add_argument("path", type=Path, metavar="RUN", help="a run folder; of a config file the sizes are printed")
     give.add_argument("--out", type=Path, metavar="DIR", help="folder to write (default: hf-FORM in the run folder)")
     give.add_argument("--form", choices=("bf16", "mxfp4"), default="bf16", help="(default bf16)")
-    give.add_argument("--step", type=_whole, metavar="N", help="(default: the newest)")
+    give.add_argument("--step", type=whole_number, metavar="N", help="(default: the newest)")
     give.add_argument("--drop-selection-bias", action="store_true", help="leave out what GptOss cannot express")
-    give.add_argument("--compare", type=_whole, default=0, metavar="N", help="compare logits on N held-out tokens")
-
-
-def _command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int], what: str, example: str
-) -> argparse.ArgumentParser:
-    parser = _subparser(commands, name, what, example)
-    parser.set_defaults(run=run, parser=parser)
-    return parser
-
-
-def _group(commands: Any, name: str, what: str, example: str) -> Any:
-    return _subparser(commands, name, what, example).add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-
-def _subparser(commands: Any, name: str, what: str, example: str) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name, help=what, description=f"{what[0].upper()}{what[1:]}.", allow_abbrev=False, epilog=f"example: {example}"
-    )
-
-
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/quickstart.yaml")
-    parser.add_argument("words", nargs="*", metavar="key=value", help="settings that win over the file's")
-
-
-def _positive(text: str) -> int:
-    value = _whole(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return value
-
-
-def _whole(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 0 or more")
-    return int(text)
-
-
-def _temperature(text: str) -> float:
-    if not re.fullmatch(r"[0-9]{0,3}\.?[0-9]{1,9}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number, 0 or more")
-    return float(text)
+    give.add_argument("--compare", type=whole_number, default=0, metavar="N", help="compare logits on N tokens")

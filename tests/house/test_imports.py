@@ -41,6 +41,7 @@ FLOORS = [
     "train.main",
     "launch generate transfer",
     "equiv cli_ckpt",
+    "cli_arguments",
     "cli",
     "__main__",
 ]
