@@ -80,8 +80,11 @@ class _Differentiated(nn.Cell):
         token_weight: Tensor,
         micro_weight: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Output and balancing losses."""
-        return self.objective.parts(x, labels, loss_mask, segment_ids, token_weight, micro_weight)[0]
+        """Output and balancing losses; only hidden states have a gradient among the arguments."""
+        if self.objective.net.first:
+            x = ops.stop_gradient(x)
+        rest = ops.stop_gradient((labels, loss_mask, segment_ids, token_weight, micro_weight))
+        return self.objective.parts(x, *rest)[0]
 
 
 @dataclass

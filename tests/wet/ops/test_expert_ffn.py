@@ -51,14 +51,14 @@ CASES = [
 @pytest.mark.parametrize(("tokens", "experts", "k", "drop", "collapse"), CASES)
 def test_forward(tokens, experts, k, drop, collapse):
     values = make(tokens, experts, k, drop=drop, collapse=collapse)
-    run = build_expert_ffn(num_experts=experts, alpha=ALPHA, limit=LIMIT, precision="fp32")
+    run = build_expert_ffn(alpha=ALPHA, limit=LIMIT, precision="fp32")
     want = oracle(*values)
     np.testing.assert_allclose(run(*tensors(values)).asnumpy(), want, atol=1e-5 * max(1.0, np.abs(want).max()))
 
 
 def test_gradients():
     values = make(12, 4, 2, drop=0.2)
-    run = build_expert_ffn(num_experts=4, alpha=ALPHA, limit=LIMIT, precision="fp32")
+    run = build_expert_ffn(alpha=ALPHA, limit=LIMIT, precision="fp32")
     weight = np.random.default_rng(1).standard_normal(values[0].shape)
 
     def loss(*args: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def test_layout_gives_every_assignment_a_slot_in_a_block_of_its_expert(assignmen
         np.zeros(assignments, int),
         rng.integers(0, experts + 1, assignments),
     ):
-        slot, source, expert = (x.asnumpy() for x in build_block_layout(experts)(Tensor(ids.astype(np.int32))))
+        slot, source, expert = (x.asnumpy() for x in build_block_layout()(Tensor(ids.astype(np.int32)), experts))
         rows = block_rows(assignments, experts)
         assert len(source) == len(expert) * rows
         kept = np.flatnonzero(ids < experts)
