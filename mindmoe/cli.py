@@ -96,6 +96,12 @@ def _config_schema(args: argparse.Namespace) -> int:
     return 0
 
 
+def _config_import(args: argparse.Namespace) -> int:
+    from mindmoe.interop.mindformers import write_import
+
+    return write_import(args.path, args.out)
+
+
 def _data_prepare(args: argparse.Namespace) -> int:
     from mindmoe.data.config import PrepareConfig
     from mindmoe.data.prepare import prepare
@@ -345,7 +351,7 @@ def _add_plan(commands: Any) -> None:
 
 
 def _add_config_commands(commands: Any) -> None:
-    """`config show`, `config validate` and `config schema`."""
+    """`config show`, `validate`, `import-mindformers` and `schema`."""
     config = _group(
         commands, "config", "show, check or describe configs", "mindmoe config show configs/quickstart.yaml"
     )
@@ -366,6 +372,15 @@ def _add_config_commands(commands: Any) -> None:
     for command in (show, validate):
         _add_config(command)
         command.add_argument("--cards", type=_positive, metavar="N", help="fit it to this number of cards")
+    mindformers = _command(
+        config,
+        "import-mindformers",
+        _config_import,
+        "translate a training config of MindFormers",
+        "mindmoe config import-mindformers pretrain_qwen3_30b_a3b_4k.yaml --out configs/qwen3.yaml",
+    )
+    mindformers.add_argument("path", type=Path, metavar="FILE", help="a YAML file of MindFormers 1.x or 2.x")
+    mindformers.add_argument("--out", type=Path, required=True, metavar="FILE", help="the config to write")
     _command(
         config,
         "schema",

@@ -77,12 +77,11 @@ class Coordinator:
                 self._run(mine, hang, now)
             case "stop":
                 self._stop(mine, newest_step, now)
-        self.orders = replace(self.orders, beat=self.orders.beat + 1)
         return self.orders
 
     def finish(self, code: int, message: str) -> Orders:
         """The orders to leave at once."""
-        self.orders = replace(self.orders, action="finish", code=code, message=message, beat=self.orders.beat + 1)
+        self.orders = replace(self.orders, action="finish", code=code, message=message)
         return self.orders
 
     def _give(self, now: float, **changes: object) -> None:

@@ -91,7 +91,7 @@ def hang_failure(verdict: Verdict, ranks: Sequence[Rank]) -> Failure:
     return Failure(
         code=EXIT_FAILED,
         rank=verdict.culprits[0] if verdict.culprits else -1,
-        message=f"{verdict.reason}; the run was ended",
+        message=verdict.reason,
         details="\n".join(details),
         time=time.time(),
     )

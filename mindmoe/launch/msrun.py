@@ -67,6 +67,8 @@ def launch(config: RunConfig, cards: int) -> int:
         if wait is None:
             if config.launch.restarts:
                 print(f"mindmoe: no restart: {why}", file=sys.stderr)
+            elif failure.code == EXIT_FAILED:
+                print("mindmoe: the run was ended; launch again to resume from the newest checkpoint", file=sys.stderr)
             return failure.code
         print(f"mindmoe: {why}, in {wait:.0f} s", file=sys.stderr, flush=True)
         time.sleep(wait)

@@ -3,6 +3,7 @@
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from mindmoe.train.folder import RunFolder
 from mindmoe.train.preflight import finished_steps
 
 _POLL = 0.5  # [s]
+_BEAT = 1.0  # [s]
 
 
 def run_node(launch_folder: Path, index: int) -> int:
@@ -63,13 +65,14 @@ class Node:
         self.status: NodeStatus | None = None
         shared.create()
         self.folder.logs.mkdir(parents=True, exist_ok=True)
-        self._void = shared.read_orders()  # of an earlier launch, until node 0 is seen to go on giving them
-        self._heard: tuple[str, int] = ("", -1)
+        self._lock = threading.Lock()  # of the status, which the heart re-writes
+        self._leader_beat: int | None = None
+        self._heard = False  # whether the beat of node 0 has changed, so that its orders are no remains
         self._heard_at = time.monotonic()
 
     def run(self) -> int:
         """Follows the orders to their end; returns the exit code."""
-        with self.signals():
+        with self.signals(), self.heart():
             try:
                 while (code := self.step()) is None:
                     time.sleep(_POLL)
@@ -88,7 +91,7 @@ class Node:
             self._follow(orders)
         silence = time.monotonic() - self._heard_at
         launch = self.config.launch
-        if silence > (launch.node_timeout if self.status else launch.cluster_timeout):
+        if self.index and silence > (launch.node_timeout if self._heard else launch.cluster_timeout):
             self.say(f"node 0 gave no sign of life for {silence:.0f} s: this node leaves")
             return EXIT_FAILED
         return 128 + self.asked if self.asked and self.ranks is None else None
@@ -104,20 +107,21 @@ class Node:
             self.ranks = None
 
     def _living_orders(self) -> Orders | None:
-        """The orders, as long as node 0 is seen to live: those that an earlier launch left are void."""
-        orders = self.shared.read_orders()
-        if orders is None or orders == self._void:
-            return None
-        self._void = None
-        if (heard := (orders.session, orders.beat)) != self._heard:
-            self._heard, self._heard_at = heard, time.monotonic()
-        return orders
+        """The orders, once node 0 has been seen to live: those that an earlier launch left are void."""
+        if self.index == 0:
+            return self.shared.read_orders()
+        leader = self.shared.read_status(0)
+        if leader is not None and leader.beat != self._leader_beat:
+            self._heard = self._leader_beat is not None
+            self._leader_beat, self._heard_at = leader.beat, time.monotonic()
+        return self.shared.read_orders() if self._heard else None
 
     def _follow(self, orders: Orders) -> None:
         """Does what the orders say, and says how far it is."""
         if self.status is None or self.status.session != orders.session:
             self.end_ranks()  # node 0 has begun anew: what ran is not part of it
-            self.status = self._introduction(orders.session)
+            self._publish(self._introduction(orders.session))
+        assert self.status is not None
         status = self.status
         if orders.action == "run" and orders.attempt > status.attempt and self.index in orders.nodes:
             self._start(orders)
@@ -130,8 +134,33 @@ class Node:
             status = self._looked_at(self.ranks, status)
         elif orders.action == "gather":
             status = replace(status, port=free_port(""))
-        self.status = replace(status, beat=status.beat + 1)
-        self.shared.write_status(self.status)
+        self._publish(status)
+
+    def _publish(self, status: NodeStatus) -> None:
+        """Writes the status with one more beat."""
+        with self._lock:
+            self.status = replace(status, beat=self.status.beat + 1 if self.status else 0)
+            self.shared.write_status(self.status)
+
+    @contextmanager
+    def heart(self) -> Iterator[None]:
+        """Beats while it is entered, for ending the ranks and writing their stacks takes longer than a beat may."""
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(_BEAT):
+                if self.status is not None:
+                    with self._lock:
+                        self.status = replace(self.status, beat=self.status.beat + 1)
+                        self.shared.write_status(self.status)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
     def _looked_at(self, ranks: LocalRanks, status: NodeStatus) -> NodeStatus:
         """The status after a look at the ranks."""
@@ -228,7 +257,7 @@ class Leader:
     def run(self) -> int:
         """Leads the launch to its end; returns the exit code."""
         node, coordinator = self.node, self.coordinator
-        with node.signals():
+        with node.signals(), node.heart():
             try:
                 while True:
                     self.lead()

@@ -22,7 +22,6 @@ class Orders:
 
     Attributes:
         session: changes when node 0 starts anew, which makes older orders void.
-        beat: grows while node 0 lives.
         action: `gather` says ready, `run` starts an attempt, `stop` ends it, `finish` leaves.
         attempt: counts the starts of the ranks.
         nodes: the nodes of the attempt, in the order of their ranks.
@@ -32,7 +31,6 @@ class Orders:
     """
 
     session: str
-    beat: int = 0
     action: Action = "gather"
     attempt: int = 0
     nodes: tuple[int, ...] = ()

@@ -125,7 +125,7 @@ def test_nodes_survive_a_cut_network_and_a_lost_node(cli, network, trace):
         "launch.restarts=2",
         "launch.backoff=1",
         "launch.hang_timeout=15",
-        "launch.node_timeout=10",
+        "launch.node_timeout=30",
         "launch.timeout=0",
     )
     process, wait_for = start(cli, script)
