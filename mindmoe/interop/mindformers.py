@@ -8,104 +8,27 @@ run is not the same. Nothing is passed over silently.
 
 import itertools
 import math
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import yaml
 
 from mindmoe.config import RunConfig
 from mindmoe.errors import ConfigError, UserError
 from mindmoe.interop.mindformers_keys import DROPPED, LOST, MODEL_DROPPED, MODEL_RENAMED
+from mindmoe.interop.mindformers_rows import Fate, Import, leaves_of, number_of, whole_of
 from mindmoe.load import load_config
 from mindmoe.strict_yaml import dump, read_text
 
-Fate = Literal["kept", "renamed", "dropped", "lost"]
 _SCHEDULES = {
     "ConstantWarmUpLR": "constant",
     "LinearWithWarmUpLR": "linear",
     "CosineWithWarmUpLR": "cosine",
     "WarmUpStableDecayLR": "wsd",
 }
-_FLOAT = re.compile(r"[0-9]+\.?[0-9]*[eE][-+]?[0-9]+|[0-9]+\.[0-9]+")
 _NUM_EXPERTS = ("num_experts", "n_routed_experts", "num_moe_experts")
 _MAX_LEAVES = 20_000  # aliases could make a small file endless
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What became of a key.
-
-    Attributes:
-        key: dotted path in the file.
-        value: its value there.
-        fate: kept under its name, renamed, dropped without an effect, or lost.
-        target: dotted path of ours, where there is one.
-        note: why.
-    """
-
-    key: str
-    value: Any
-    fate: Fate
-    target: str = ""
-    note: str = ""
-
-
-@dataclass(slots=True)
-class Import:
-    """A config in the making, and the rows told so far."""
-
-    leaves: dict[str, Any]
-    config: dict[str, Any] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
-
-    def get(self, *keys: str, default: Any = None) -> Any:
-        """The value of the first of these keys that the file has."""
-        return next((self.leaves[key] for key in keys if self.leaves.get(key) is not None), default)
-
-    def number(self, *keys: str, default: Any = None) -> Any:
-        """The value of the first of these keys that the file has, as a number; None stays None.
-
-        Raises:
-            UserError: it is no number.
-        """
-        value = self.get(*keys, default=default)
-        try:
-            return None if value is None else float(value)
-        except (TypeError, ValueError):
-            raise UserError(f"{keys[0]}={value!r} is no number", "correct it in the file") from None
-
-    def whole(self, *keys: str, default: Any = None) -> Any:
-        """Like `number`, for whole numbers."""
-        value = self.number(*keys, default=default)
-        if value is not None and not value.is_integer():
-            raise UserError(f"{keys[0]}={value} is no whole number", "correct it in the file")
-        return None if value is None else int(value)
-
-    def set(self, target: str, value: Any) -> None:
-        """Sets a key of ours."""
-        section = self.config
-        *path, last = target.split(".")
-        for part in path:
-            section = section.setdefault(part, {})
-        section[last] = value
-
-    def take(self, key: str, target: str, value: Any = None, note: str = "") -> None:
-        """Carries a key of the file over, if it is there; its own value by default."""
-        if key not in self.leaves or any(row.key == key for row in self.rows):
-            return
-        found = self.leaves[key]
-        value = found if value is None else value
-        self.set(target, value)
-        same = key.rpartition(".")[2] == target.rpartition(".")[2] and value == found
-        self.rows.append(Row(key, found, "kept" if same else "renamed", target, note))
-
-    def tell(self, key: str, fate: Fate, note: str, target: str = "") -> None:
-        """Says what became of a key, unless that is told already."""
-        if key in self.leaves and all(row.key != key for row in self.rows):
-            self.rows.append(Row(key, self.leaves[key], fate, target, note))
 
 
 def import_mindformers(path: Path) -> Import:
@@ -130,7 +53,7 @@ def import_mindformers(path: Path) -> Import:
             "give a training config of MindFormers, 1.x or 2.x",
         )
     document.pop("train_dataset_task", None)  # an anchor of train_dataset: the same keys again
-    leaves = dict(itertools.islice(_leaves(document), _MAX_LEAVES))
+    leaves = dict(itertools.islice(leaves_of(document), _MAX_LEAVES))
     if len(leaves) == _MAX_LEAVES:
         raise UserError(f"{path} has more than {_MAX_LEAVES} keys", "give a config of MindFormers")
     found = Import(leaves)
@@ -143,25 +66,6 @@ def import_mindformers(path: Path) -> Import:
     found.config = {name: found.config[name] for name in RunConfig.model_fields if name in found.config}
     found.rows.sort(key=lambda row: list(found.leaves).index(row.key))
     return found
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf by its dotted path; entries of a list of mappings are told apart by their `type`, or their place."""
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(node, list) and node and all(isinstance(item, dict) for item in node):
-        for place, item in enumerate(node):
-            yield from _leaves(item, f"{prefix}.{item.get('type', place)}")
-    else:
-        yield prefix, _number(node)
-
-
-def _number(value: Any) -> Any:
-    """The value, with text such as `1e-8` as the number that MindFormers' own parser makes of it."""
-    if isinstance(value, str) and _FLOAT.fullmatch(value):
-        return float(value)
-    return value
 
 
 def _name(found: Import, path: Path) -> str:
@@ -193,7 +97,7 @@ def _first_schema(found: Import) -> None:
         found.tell(key, "renamed", "a factor of the batch of a step", "train.global_batch_size")
     total = found.whole("lr_schedule.total_steps", default=-1)
     sizes = found.get("train_dataset.data_loader.sizes", default=[0])
-    samples = _whole_of(sizes[0] if isinstance(sizes, list) else sizes, "sizes") * found.whole(
+    samples = whole_of(sizes[0] if isinstance(sizes, list) else sizes, "sizes") * found.whole(
         "runner_config.epochs", default=1
     )
     steps = total if total > 0 else samples // batch
@@ -259,8 +163,8 @@ def _common(found: Import) -> None:
     found.take("context.device_target", "train.device", found.config["train"]["device"])
     betas = found.get("optimizer.betas")
     if isinstance(betas, list) and len(betas) == 2:
-        found.set("optim.beta2", _number(betas[1]))
-        found.take("optimizer.betas", "optim.beta1", _number(betas[0]), "optim.beta1 and optim.beta2")
+        found.set("optim.beta2", number_of(betas[1]))
+        found.take("optimizer.betas", "optim.beta1", number_of(betas[0]), "optim.beta1 and optim.beta2")
     found.take("optimizer.eps", "optim.eps", found.number("optimizer.eps"))
     decay = found.number("optimizer.weight_decay")
     found.take("optimizer.weight_decay", "optim.weight_decay", decay, "norms, biases and embeddings are not decayed")
@@ -269,14 +173,6 @@ def _common(found: Import) -> None:
         found.tell("optimizer.type", "dropped", "AdamW is what mindmoe has")
     else:
         found.tell("optimizer.type", "lost", f"mindmoe has AdamW, not {kind}")
-
-
-def _whole_of(value: Any, what: str) -> int:
-    """An entry of a list as a whole number."""
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise UserError(f"{what} holds {value!r}, which is no whole number", "correct it in the file") from None
 
 
 def _degree(found: Import, key: str, axis: str) -> int:
@@ -348,7 +244,7 @@ def _data(found: Import, prefix: str) -> None:
     paths = found.get(prefix + "config.data_path", default=[])
     if isinstance(paths, list) and len(paths) >= 2 and len(paths) % 2 == 0:
         sources = [
-            {"path": str(path), "weight": float(_whole_of(w, "data_path")) if str(w).isdigit() else _number(w)}
+            {"path": str(path), "weight": float(whole_of(w, "data_path")) if str(w).isdigit() else number_of(w)}
             for w, path in zip(paths[::2], paths[1::2], strict=True)
         ]
         note = "prefixes of .bin/.idx pairs; the blend is the same, the order of the samples is mindmoe's"

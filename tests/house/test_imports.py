@@ -23,7 +23,7 @@ FLOORS = [
     "parallel.sharding parallel.sequence pipeline.split",
     "parallel.init parallel.held",
     "data checkpoint moe.statistics optim.schedule",
-    "planner interop.mindformers_keys",
+    "planner interop.mindformers_keys interop.mindformers_rows",
     "interop.mindformers",
     "ops",
     "parallel",
