@@ -85,7 +85,8 @@ class Loop:
     def step(self, step: int, asked: bool) -> StepResult:
         """One step and its records."""
         started = perf_counter()
-        micro_batches = self.micro_batches(step)
+        with during("reading data"):
+            micro_batches = self.micro_batches(step)
         num_valid = self.count_valid(micro_batches)
         data_seconds = perf_counter() - started
         lr = learning_rate(self.trainer.config.optim, step, self.config.steps)
