@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -162,21 +163,32 @@ def sources_table(hardware: Hardware) -> TableData:
 def config_fragment(layout: Layout, title: str) -> str:
     """A layout as YAML that loads as part of a run's config.
 
-    Keys that the config does not have are named in comments, for the plan assumes their values.
+    Keys and values that the config does not have are named in comments, for the plan assumes them.
     """
-    known = {"parallel": ParallelConfig.model_fields, "train": TrainConfig.model_fields}
     sections: dict[str, dict[str, Any]] = {}
     assumed = []
     for path, value in layout.config_items().items():
         section, key = path.split(".")
-        if key in known[section]:
+        if _trainable(section, key, value, layout):
             sections.setdefault(section, {})[key] = value
         else:
             assumed.append(f"#   {path}: {value}\n")
     text = f"# Layout planned for {title}\n" + yaml.safe_dump(sections, sort_keys=False)
     if assumed:
-        text += "# The plan also assumes these, for which this version has no config key:\n" + "".join(assumed)
+        text += "# The plan also assumes these, which this version cannot be told:\n" + "".join(assumed)
     return text
+
+
+def _trainable(section: str, key: str, value: Any, layout: Layout) -> bool:
+    """Whether a run's config takes the value; pipeline stages have their own way of recomputing."""
+    fields = {"parallel": ParallelConfig.model_fields, "train": TrainConfig.model_fields}[section]
+    if key not in fields or (key == "recompute" and layout.pp > 1):
+        return False
+    try:
+        TypeAdapter(fields[key].annotation).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
 def _show(console: Console, data: TableData) -> None:
