@@ -184,8 +184,9 @@ def _trainable(section: str, key: str, value: Any, layout: Layout) -> bool:
     fields = {"parallel": ParallelConfig.model_fields, "train": TrainConfig.model_fields}[section]
     if key not in fields or (key == "recompute" and layout.pp > 1):
         return False
+    kind: Any = fields[key].annotation
     try:
-        TypeAdapter(fields[key].annotation).validate_python(value, strict=True)
+        TypeAdapter(kind).validate_python(value, strict=True)
     except ValidationError:
         return False
     return True
