@@ -27,7 +27,9 @@ def torture(trials: int, against: list[str]) -> int:
         trials: flips; kills are a twentieth of it.
         against: keys of CONTENDERS, ours first.
     """
-    logging.getLogger("mindmoe.checkpoint").setLevel(logging.CRITICAL)
+    log = logging.getLogger("mindmoe.checkpoint")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # what it says of every fault that is made here would drown the table
     console = Console(highlight=False)
     contenders = {name: CONTENDERS[name]() for name in against if name != "mindspore" or _installed("mindspore")}
     table = Table(
@@ -59,6 +61,7 @@ def torture(trials: int, against: list[str]) -> int:
         )
         missed = power_loss.unnoticed(trace, folder / "crashed", _CRASH_STATES)
     finally:
+        log.setLevel(level)
         shutil.rmtree(folder, ignore_errors=True)
     console.print(table)
     gates = len(power_loss.MUTATIONS)
