@@ -42,14 +42,3 @@ def test_the_same_layout_twice_is_bitwise_equal(corpus, tmp_path):
         files = [np.load(tmp_path / name / "dp2-ep2" / f"rank-{rank}.npz") for name in ("first", "second")]
         assert files[0].files == files[1].files
         assert all(np.array_equal(files[0][key], files[1][key]) for key in files[0].files)
-
-
-def test_a_run_that_computes_something_else_is_seen(corpus, tmp_path):
-    """Two ranks with another seed than the baseline must not pass."""
-    from mindmoe.equiv.compare import compare
-
-    for name, seed in (("a", "seed=0"), ("b", "seed=1")):
-        code, output, _ = equiv(corpus, tmp_path / name, 2, ["dp2"], seed)
-        assert code == 0, output
-    found = compare(tmp_path / "a" / "one-process-0", tmp_path / "b" / "dp2", 2, 0.02)
-    assert not found.equal and found.gradient > 0.1

@@ -143,7 +143,7 @@ def test_a_port_in_use_is_refused_before_anything_starts(cli):
         (["model.num_key_value_heads=3"], "num_key_value_heads=3"),
         (["train.steps=-1"], "train.steps"),
         (["train.global_batch_size=7"], "global_batch_size=7"),
-        (["parallel.tp=2"], "parallel.tp=2"),
+        (["parallel.tp=3"], "parallel.tp=3"),
         (["output_dir=/proc/nowhere"], "/proc/nowhere"),
     ],
 )
