@@ -78,11 +78,13 @@ def dump_config(config: Section) -> str:
 def config_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a run file, for editors.
 
-    Nothing is `required` in it: a run file may leave any key to the files that it includes.
+    Nothing but the type of a router is `required` in it: a run file may leave any key to the files that it includes.
     """
     schema = RunConfig.model_json_schema()
     for section in (schema, *schema["$defs"].values()):
-        section.pop("required", None)
+        tags = [name for name in section.pop("required", ()) if "const" in section["properties"][name]]
+        if tags:  # what tells the members of a union apart
+            section["required"] = tags
     text = {"type": "string"}
     schema["properties"]["include"] = {
         "title": "Include",
