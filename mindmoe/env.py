@@ -66,3 +66,8 @@ def solver_environment() -> dict[str, str]:
     package_parent = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [package_parent, env.get("PYTHONPATH")]))
     return env
+
+
+def run_environment(threads: int) -> dict[str, str]:
+    """Environment of a training process that shares the machine with others."""
+    return {**os.environ, "OMP_NUM_THREADS": str(threads)}

@@ -124,7 +124,7 @@ class BudgetConfig(Section):
     k_min: PositiveInt = 1
     k_max: PositiveInt = 8
     rho: float = Field(0.1, gt=0.0, le=1.0)
-    mu: NonNegativeFloat = 0.0
+    mu: NonNegativeFloat = 0.05
     warmup_steps: NonNegativeInt = 500
     slot_slack: NonNegativeFloat | None = 0.1
 

@@ -58,7 +58,8 @@ def predict(weight: Tensor, bias: Tensor, x: Tensor, features: Tensor | None) ->
         features: (T, 2), or None where there is no table.
     """
     hidden = x.shape[1]
-    prediction = (ops.stop_gradient(x) * weight[:hidden]).sum(-1) + bias
+    # Adam moves every weight by about its rate: over D of them at once the prediction would jump from step to step.
+    prediction = (ops.stop_gradient(x) * weight[:hidden]).sum(-1) * hidden**-0.5 + bias
     return prediction if features is None else prediction + (features * weight[hidden:]).sum(-1)
 
 
