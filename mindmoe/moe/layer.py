@@ -21,8 +21,8 @@ from mindmoe.parallel.weights import Slots, take
 
 RouterStats = tuple[Tensor, ...]
 """counts (E), probability sum (E), z sum, entropy sum, dropped: sums over this rank's tokens; and ids (T, K). With
-dynamic routing also the four signals of its controllers (mindmoe/moe/router/dmr.py) and the predicted difficulty of each
-token (T)."""
+dynamic routing also the four signals of its controllers (mindmoe/moe/router/dmr.py) and the predicted difficulty of
+each token (T)."""
 
 
 class MoeLayer(nn.Cell):

@@ -22,9 +22,7 @@ class Controllers:
         table: by token id, None without one.
     """
 
-    def __init__(
-        self, moe: MoeConfig, layers: list[range], controls: dict[int, Parameter], table: Parameter | None
-    ):
+    def __init__(self, moe: MoeConfig, layers: list[range], controls: dict[int, Parameter], table: Parameter | None):
         self.moe, self.layers, self.controls, self.table = moe, layers, controls, table
 
     def collect(self, reports: Sequence[Sequence[Sequence[Tensor]]], num_layers: int) -> list[np.ndarray]:
@@ -76,7 +74,5 @@ def build_controllers(parts: Sequence[Any], moe: MoeConfig | None) -> Controller
     if moe is None or not isinstance(moe.router, DmrConfig):
         return None
     params = {entry.param.name: entry.param for part in parts for entry in part.objective.net.entries}
-    controls = {
-        int(name.split(".")[2]): param for name, param in params.items() if name.endswith(".router.control")
-    }
+    controls = {int(name.split(".")[2]): param for name, param in params.items() if name.endswith(".router.control")}
     return Controllers(moe, [part.layers for part in parts], controls, params.get("model.token_table"))
