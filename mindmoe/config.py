@@ -10,13 +10,14 @@ from mindmoe.data.config import DataConfig
 from mindmoe.errors import ConfigError
 from mindmoe.launch.config import LaunchConfig
 from mindmoe.model.config import ModelConfig
-from mindmoe.moe.config import DmrConfig, MoeConfig
+from mindmoe.moe.config import MoeConfig
 from mindmoe.observe.config import ObserveConfig
 from mindmoe.optim.config import OptimConfig
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.rules import (
     batch_problems,
     dispatch_problems,
+    dynamic_routing_problems,
     expert_problems,
     slice_problems,
     stage_problems,
@@ -115,66 +116,7 @@ _CHECKS: tuple[tuple[Callable[..., Iterator[str]], tuple[str, ...]], ...] = (
     (expert_problems, ("moe", "parallel")),
     (dispatch_problems, ("moe", "train", "parallel")),
     (stage_problems, ("model", "train", "parallel")),
-def _batch(train: TrainConfig, parallel: ParallelConfig) -> Iterator[str]:
-    if parallel.dp != "auto" and train.global_batch_size % (train.micro_batch_size * parallel.dp):
-        rows = train.micro_batch_size * parallel.dp
-        nearest = max(round(train.global_batch_size / rows), 1) * rows
-        yield (
-            f"train.global_batch_size={train.global_batch_size} must be a multiple of "
-            f"train.micro_batch_size * parallel.dp = {train.micro_batch_size} * {parallel.dp} = {rows}: "
-            f"set train.global_batch_size={nearest}, or lower train.micro_batch_size"
-        )
-
-
-def _slices(model: ModelConfig, train: TrainConfig, parallel: ParallelConfig) -> Iterator[str]:
-    """Every dim that an axis cuts must be a multiple of its degree."""
-    for axis, degree, key, size in (
-        ("tp", parallel.tp, "model.num_attention_heads", model.num_attention_heads),
-        ("tp", parallel.tp, "model.num_key_value_heads", model.num_key_value_heads),
-        ("tp", parallel.tp, "model.intermediate_size", model.intermediate_size),
-        ("tp", parallel.tp, "model.vocab_size", model.vocab_size),
-        ("cp", parallel.cp, "train.seq_length", train.seq_length),
-    ):
-        if size % degree:
-            yield f"parallel.{axis}={degree} must divide {key}={size}: lower parallel.{axis}"
-    if parallel.pp > model.num_hidden_layers:
-        yield (
-            f"parallel.pp={parallel.pp} must be at most model.num_hidden_layers={model.num_hidden_layers}: "
-            "lower parallel.pp"
-        )
-
-
-def _experts(moe: MoeConfig | None, parallel: ParallelConfig) -> Iterator[str]:
-    if moe is None and parallel.ep > 1:
-        yield f"parallel.ep={parallel.ep} must be 1 without experts: set parallel.ep=1 or add a moe section"
-    elif moe is not None and moe.num_experts % parallel.ep:
-        yield f"parallel.ep={parallel.ep} must divide moe.num_experts={moe.num_experts}: lower parallel.ep"
-    if parallel.dp != "auto" and parallel.dp * parallel.cp % parallel.ep:
-        yield (
-            f"parallel.ep={parallel.ep} must divide dp*cp={parallel.dp * parallel.cp} "
-            f"({parallel.dp}*{parallel.cp}): lower parallel.ep or raise parallel.dp"
-        )
-
-
-def _dynamic_routing(moe: MoeConfig | None, parallel: ParallelConfig) -> Iterator[str]:
-    """Difficulty is measured where whole tokens and the whole vocabulary are, and used in every layer."""
-    if moe is None or not isinstance(moe.router, DmrConfig) or not moe.router.uses_difficulty:
-        return
-    for axis, degree in (("tp", parallel.tp), ("pp", parallel.pp)):
-        if degree > 1:
-            yield (
-                f"parallel.{axis}={degree} must be 1 with moe.router.features.difficulty_head or grad_ema: set both to "
-                f"false and alpha=0, or lower parallel.{axis}"
-            )
-
-
-_CHECKS: tuple[tuple[Callable[..., Iterator[str]], tuple[str, ...]], ...] = (
-    (_sequence, ("model", "train")),
-    (_schedule, ("optim", "train")),
-    (_batch, ("train", "parallel")),
-    (_slices, ("model", "train", "parallel")),
-    (_experts, ("moe", "parallel")),
-    (_dynamic_routing, ("moe", "parallel")),
+    (dynamic_routing_problems, ("moe", "parallel")),
 )
 
 

@@ -45,15 +45,14 @@ class Controllers:
                     sums[_COUNT] += report[_FIRST + _COUNT].asnumpy()
         return sums
 
-    def update(self, result: Any, num_tokens: float, done: int) -> None:
+    def update(self, result: Any, done: int) -> None:
         """Takes the sums of a global batch; every rank that holds a layer computes the same.
 
         Args:
             result: of the step: its routing holds counts (L, E) first, its signals are those of `collect`.
-            num_tokens: of the global batch.
             done: steps completed, this one included.
         """
-        margins, difficulty, _, quantile = result.signals[:_COUNT]
+        margins, difficulty, tokens, quantile = result.signals[:_COUNT]
         for layer, control in self.controls.items():
             of_layer = Signals(
                 margins=margins[layer],
@@ -61,7 +60,9 @@ class Controllers:
                 kept=float(result.routing[0][layer].sum()),
                 quantile=quantile[layer],
             )
-            control.set_data(Tensor(updated_control(control.asnumpy(), of_layer, self.moe, num_tokens, done)))
+            control.set_data(
+                Tensor(updated_control(control.asnumpy(), of_layer, self.moe, float(tokens[layer, 0]), done))
+            )
         if self.table is not None:
             assert isinstance(self.moe.router, DmrConfig)
             counts, sums = result.signals[_COUNT]

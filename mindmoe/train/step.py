@@ -148,8 +148,7 @@ class TrainStep:
                 part.owned.publish()
             self._update_biases(result)
             if self.controllers is not None:
-                num_tokens = sum(batch.input_ids.size for batch in micro_batches) * self.groups["dp"].size
-                self.controllers.update(result, float(num_tokens), step + 1)
+                self.controllers.update(result, step + 1)
         return result
 
     def gradients(self, micro_batches: list[Batch], num_valid: float) -> tuple[Grads, list[list[tuple[Any, ...]]]]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mindmoe.ablate.config import AblateConfig
 from mindmoe.checkpoint.config import CheckpointConfig
 from mindmoe.cli import _parser
-from mindmoe.ablate.config import AblateConfig
 from mindmoe.data.config import PrepareConfig
 from mindmoe.load import load_config, load_section
 

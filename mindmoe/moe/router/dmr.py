@@ -25,8 +25,8 @@ from mindmoe.moe.router.assignment import (
 def build_dmr_router(moe: MoeConfig) -> Route:
     """Returns route(..) -> assignment.
 
-    Its signals: histogram of the optional slots' margins (MARGIN_BINS), histogram of difficulty (DIFFICULTY_BINS), sum
-    of squares of k (1), and each expert's score quantile times T (E), zeros unless the variant needs it.
+    Its signals: histogram of the optional slots' margins (MARGIN_BINS), histogram of difficulty (DIFFICULTY_BINS), number
+    of tokens (1), and each expert's score quantile times T (E), zeros unless the variant needs it.
     """
     config = moe.router
     assert isinstance(config, DmrConfig)
@@ -54,13 +54,12 @@ def build_dmr_router(moe: MoeConfig) -> Route:
         threshold = control[THRESHOLD] if config.variant in ("threshold", "null") else Tensor(0.0, ms.float32)
         by_margin = ops.logical_or(place < budget.k_min, margins > threshold)
         keep = ops.logical_and(ops.select(dynamic, by_margin, place < k), wanted > 0.5 * NEVER)
-        kept = keep.astype(ms.float32).sum(-1)
         signals = (
             _histogram(margins[:, budget.k_min :], MARGIN_BINS),
             _histogram(difficulty, DIFFICULTY_BINS)
             if difficulty is not None
             else ops.zeros((DIFFICULTY_BINS.count,), ms.float32),
-            (kept * kept).sum().reshape(1),
+            ops.full((1,), float(logits.shape[0]), dtype=ms.float32),
             quantile * logits.shape[0],
         )
         gates = gate(config, ops.gather_elements(scores, 1, ids), keep)
