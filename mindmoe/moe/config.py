@@ -38,6 +38,11 @@ class Scoring(Section):
         """Experts that a token may have at most, K of the shapes."""
         return moe.num_experts_per_tok
 
+    @property
+    def group_share(self) -> float:
+        """The share of the groups of experts that a token may choose from."""
+        return 1.0
+
     def problems(self, moe: "MoeConfig") -> Iterator[str]:
         """What does not fit the section that this one is part of."""
         yield from ()
@@ -50,6 +55,11 @@ class RouterConfig(Scoring):
     type: Literal["static"] = "static"
     num_groups: PositiveInt = 1
     topk_groups: PositiveInt = 1
+
+    @property
+    def group_share(self) -> float:
+        """topk_groups of num_groups."""
+        return self.topk_groups / self.num_groups
 
     def problems(self, moe: "MoeConfig") -> Iterator[str]:
         """Groups that do not divide the experts or cannot hold the choice."""
@@ -174,6 +184,11 @@ class DmrConfig(Scoring):
     def slots(self, moe: "MoeConfig") -> int:
         """budget.k_max."""
         return self.budget.k_max
+
+    @property
+    def group_share(self) -> float:
+        """The target of stage 1."""
+        return self.groups.target / self.groups.num_groups
 
     @property
     def uses_difficulty(self) -> bool:

@@ -93,8 +93,9 @@ class MoeLayer(nn.Cell):
     def difficulty(self, tokens: Tensor, weights: tuple[Tensor, ...]) -> Tensor | None:
         """Predicted difficulty (T) of tokens (T, D): by the head, else by the table alone, else unknown."""
         features = weights[-1] if self.reads_table else None
-        if self.difficulty_weight is not None:
-            return predict(weights[self.difficulty_weight], weights[self.difficulty_bias], tokens, features)
+        weight, bias = take(weights, self.difficulty_weight), take(weights, self.difficulty_bias)
+        if weight is not None and bias is not None:
+            return predict(weight, bias, tokens, features)
         return None if features is None else features[:, 0]
 
     def statistics(self, logits: Tensor, ids: Tensor, probs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

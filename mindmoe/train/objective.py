@@ -36,7 +36,7 @@ class Objective(nn.Cell):
         self.ranks = groups["dp_cp"].size
         self.none = Tensor(0.0)
         self.dynamic: Any = moe.router if moe is not None and isinstance(moe.router, DmrConfig) else None
-        self.regression = build_regression(self.dynamic.difficulty_coef) if self.dynamic is not None else None
+        self.regression = build_regression(self.dynamic.difficulty_coef if self.dynamic is not None else 0.0)
         self.vocab_size = net.embed.params[0].shape[0] if net.first else 0
 
     def construct(

@@ -25,7 +25,7 @@ class Controllers:
     def __init__(self, moe: MoeConfig, layers: list[range], controls: dict[int, Parameter], table: Parameter | None):
         self.moe, self.layers, self.controls, self.table = moe, layers, controls, table
 
-    def collect(self, reports: Sequence[Sequence[Sequence[Tensor]]], num_layers: int) -> list[np.ndarray]:
+    def collect(self, reports: Sequence[Sequence[Sequence[np.ndarray]]], num_layers: int) -> list[np.ndarray]:
         """Sums of the signals over this rank's micro-batches, for the whole network: (L, ..) each, the table's (2, V).
 
         Args:
@@ -40,9 +40,9 @@ class Controllers:
             rows = slice(layers.start, layers.stop)
             for report in of_part:
                 for total, value in zip(sums, report[_FIRST : _FIRST + _COUNT], strict=False):
-                    total[rows] += value.asnumpy()
+                    total[rows] += value
                 if self.table is not None:
-                    sums[_COUNT] += report[_FIRST + _COUNT].asnumpy()
+                    sums[_COUNT] += report[_FIRST + _COUNT]
         return sums
 
     def update(self, result: Any, done: int) -> None:

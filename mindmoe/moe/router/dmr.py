@@ -25,8 +25,8 @@ from mindmoe.moe.router.assignment import (
 def build_dmr_router(moe: MoeConfig) -> Route:
     """Returns route(..) -> assignment.
 
-    Its signals: histogram of the optional slots' margins (MARGIN_BINS), histogram of difficulty (DIFFICULTY_BINS), number
-    of tokens (1), and each expert's score quantile times T (E), zeros unless the variant needs it.
+    Its signals: histogram of the optional slots' margins (MARGIN_BINS), histogram of difficulty (DIFFICULTY_BINS),
+    number of tokens (1), and each expert's score quantile times T (E), zeros unless the variant needs it.
     """
     config = moe.router
     assert isinstance(config, DmrConfig)
