@@ -94,7 +94,7 @@ def test_capacity_drops_the_lowest_gates_of_an_expert(factor):
         num_experts=E, num_experts_per_tok=K, dispatch=DispatchConfig(kind="capacity", capacity_factor=factor)
     )
     gates, ids = rng.random((T, K)).astype(np.float32), np.argsort(rng.random((T, E)), 1)[:, :K].astype(np.int32)
-    got = build_capacity_limit(moe)(Tensor(gates), Tensor(ids)).asnumpy()
+    got = build_capacity_limit(moe, T)(Tensor(gates), Tensor(ids)).asnumpy()
     room = capacity_rows(moe, T)
     for expert in range(E):
         at = np.argwhere(ids == expert)
