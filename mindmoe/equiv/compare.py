@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 LOSS, GRADIENT, WEIGHT = 1e-5, 1e-5, 1e-6
-"""Largest differences that count as equal in fp32: of the loss [nats], of a gradient relative to its own norm, and of a
-weight relative to the root mean square of its tensor, or to the scale of initial weights where that is larger."""
+"""Largest differences that count as equal in fp32: of the loss [nats], of a gradient relative to its own norm, and of the
+weights that a rank holds of a tensor, relative to that tensor: both as root mean squares, or the scale of initial weights
+where that is larger."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +19,7 @@ class Difference:
         loss: absolute, over all steps [nats].
         gradient: of any parameter and step, relative to its norm; `gradient_at` names it.
         weight: at the end, relative (see WEIGHT); `weight_at` names it.
+        element: of any single weight at the end, relative to the same; rounding shows here first, so it decides nothing.
         routing: assignments that differ, over all steps.
         missing: tensors of which no rank wrote some element.
     """
@@ -27,6 +29,7 @@ class Difference:
     gradient_at: str
     weight: float
     weight_at: str
+    element: float
     routing: int
     missing: tuple[str, ...]
 
@@ -52,7 +55,7 @@ def compare(baseline: Path, layout: Path, world: int, scale: float) -> Differenc
     seen = {key: np.zeros(value.shape, bool) for key, value in whole.items()}
     squares = dict.fromkeys((key for key in whole if key.startswith("g.")), 0.0)
     weights = dict.fromkeys((key for key in whole if key.startswith("p|")), 0.0)
-    loss, routing = 0.0, 0
+    loss, routing, element = 0.0, 0, 0.0
     known: dict[str, np.ndarray] = {}
     for rank in range(world):
         with np.load(layout / f"rank-{rank}.npz") as file:
@@ -69,8 +72,10 @@ def compare(baseline: Path, layout: Path, world: int, scale: float) -> Differenc
                         apart[seen[name][box]] = 0.0  # a replica wrote it before
                         squares[name] += float((apart**2).sum())
                     else:
-                        reference = max(scale, float(np.sqrt(np.mean(np.square(whole[name], dtype=np.float64)))))
-                        weights[name] = max(weights[name], float(np.abs(apart).max(initial=0.0)) / reference)
+                        reference = max(scale, _rms(whole[name]))
+                        weights[name] = max(weights[name], _rms(apart) / reference)
+                        if not name.startswith("p|adam_"):
+                            element = max(element, float(np.abs(apart).max(initial=0.0)) / reference)
                     seen[name][box] = True
     for key, ids in known.items():
         routing += int((ids != wanted[key]).sum())
@@ -88,9 +93,15 @@ def compare(baseline: Path, layout: Path, world: int, scale: float) -> Differenc
         gradient_at=gradient_at.split("|")[1],
         weight=model[weight_at],
         weight_at=weight_at.split("|")[1],
+        element=element,
         routing=routing,
         missing=tuple(sorted({key.split("|")[-1] for key in missing})),
     )
+
+
+def _rms(values: np.ndarray) -> float:
+    """Root mean square; 0 of nothing."""
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0
 
 
 def _box(offset: str, shape: tuple[int, ...]) -> tuple[slice, ...]:

@@ -12,7 +12,7 @@ from mindmoe.config import RunConfig, resolve
 from mindmoe.errors import ConfigError, UserError
 from mindmoe.load import dump_config
 
-_NUMBERED = {"dp", "tp", "pp", "ep", "cp", "etp", "zero", "chunks", "node_size"}
+_NUMBERED = {"dp", "tp", "pp", "ep", "cp", "etp", "zero", "chunks", "node_size", "recompute_layers"}
 _WORDS: Mapping[str, tuple[str, str, Any]] = {
     "graph": ("train", "mode", "graph"),
     "pynative": ("train", "mode", "pynative"),
@@ -60,7 +60,8 @@ def parse_layout(text: str, config: RunConfig) -> Layout:
     A data-parallel rank gets its share of the micro-batch, so that micro-batches are the same rows under any dp.
 
     Args:
-        text: degrees such as `dp2`, and words of the table above, separated by commas.
+        text: degrees such as `dp2`, words of the table above, and the layers of pipeline pieces such as `split1+3`,
+            separated by commas.
         config: the run; its micro-batch is that of one process.
 
     Raises:
@@ -71,11 +72,13 @@ def parse_layout(text: str, config: RunConfig) -> Layout:
         match = re.fullmatch(r"([a-z_]+)(\d+)", word)
         if match and match[1] in _NUMBERED:
             changed["parallel"][match[1]] = int(match[2])
+        elif match := re.fullmatch(r"split(\d+(?:\+\d+)*)", word):
+            changed["parallel"]["split"] = [int(layers) for layers in match[1].split("+")]
         elif word in _WORDS:
             section, key, value = _WORDS[word]
             changed[section][key] = value
         else:
-            known = ", ".join(sorted(f"{name}N" for name in _NUMBERED) + sorted(_WORDS))
+            known = ", ".join(["split1+3 and the like", *sorted(f"{name}N" for name in _NUMBERED), *sorted(_WORDS)])
             raise UserError(f"layout {text!r} has the unknown word {word!r}", f"use {known}")
     degrees = changed["parallel"]
     world = prod(degrees.get(axis, 1) for axis in ("dp", "tp", "pp", "cp"))

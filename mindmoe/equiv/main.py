@@ -123,7 +123,7 @@ def _report(found: list[tuple[Layout, Difference]], steps: int, out: Path | None
     from rich.table import Table
 
     table = Table(title=f"largest differences from one process over {steps} steps in fp32")
-    for heading in ("layout", "ranks", "loss", "gradient", "at", "weight", "at", "routing", "verdict"):
+    for heading in ("layout", "ranks", "loss", "gradient", "at", "weight", "at", "element", "routing", "verdict"):
         words = heading in ("layout", "at", "verdict")
         table.add_column(heading, justify="left" if words else "right", overflow="fold")
     for layout, at in found:
@@ -136,6 +136,7 @@ def _report(found: list[tuple[Layout, Difference]], steps: int, out: Path | None
             at.gradient_at.removeprefix("model."),
             f"{at.weight:.1e}",
             at.weight_at.removeprefix("model."),
+            f"{at.element:.1e}",
             str(at.routing),
             verdict,
         )
@@ -143,7 +144,8 @@ def _report(found: list[tuple[Layout, Difference]], steps: int, out: Path | None
     console.print(table)
     console.print(
         f"equal: loss within {LOSS:.0e}, every gradient within {GRADIENT:.0e} of its norm, "
-        f"weights within {WEIGHT:.0e}, and every assignment the same"
+        f"weights within {WEIGHT:.0e} of theirs (root mean squares; element: the single weight furthest off), "
+        "and every assignment the same"
     )
     if out is not None:
         rows = [
@@ -155,6 +157,7 @@ def _report(found: list[tuple[Layout, Difference]], steps: int, out: Path | None
                 "gradient_at": at.gradient_at,
                 "weight": at.weight,
                 "weight_at": at.weight_at,
+                "element": at.element,
                 "routing": at.routing,
                 "equal": at.equal,
             }

@@ -21,6 +21,11 @@ def test_words_become_a_run():
     assert layout.baseline.parallel.tp == 1
 
 
+def test_layers_of_pieces_and_of_recomputation():
+    assert parse_layout("pp2,split1+3", CONFIG).config.parallel.split == [1, 3]
+    assert parse_layout("dp2,full,recompute_layers2", CONFIG).config.parallel.recompute_layers == 2
+
+
 def test_data_ranks_share_the_micro_batch():
     layout = parse_layout("dp4", CONFIG)
     assert layout.config.train.micro_batch_size == 1
@@ -83,3 +88,8 @@ def test_equal_traces(traces):
 @pytest.mark.parametrize("spoilt", [{"g": 1e-3}, {"p": 1e-3}, {"l": 1e-3}, {"r": 1}, {"drop": "g"}, {"drop": "r"}])
 def test_what_differs_is_seen(traces, spoilt):
     assert not traces(**spoilt).equal
+
+
+def test_the_furthest_element_is_told(traces):
+    found = traces(p=np.array([[1e-7, 0, 0], [0, 0, 0]], np.float32))
+    assert found.equal and found.element > 2 * found.weight > 0.0
