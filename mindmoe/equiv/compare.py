@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 LOSS, GRADIENT, WEIGHT = 1e-5, 1e-5, 1e-6
-"""Largest differences that count as equal in fp32: of the loss [nats], of a gradient relative to its own norm, and of the
-weights that a rank holds of a tensor, relative to that tensor: both as root mean squares, or the scale of initial weights
-where that is larger."""
+"""Largest differences that count as equal in fp32: of the loss [nats]; of a gradient, relative to its own norm; of what
+a rank holds of a weight, relative to that weight, both as root mean squares, or to the scale of initial weights where
+that is larger."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,7 +19,7 @@ class Difference:
         loss: absolute, over all steps [nats].
         gradient: of any parameter and step, relative to its norm; `gradient_at` names it.
         weight: at the end, relative (see WEIGHT); `weight_at` names it.
-        element: of any single weight at the end, relative to the same; rounding shows here first, so it decides nothing.
+        element: of any single weight at the end, relative to the same; it is rounding and decides nothing.
         routing: assignments that differ, over all steps.
         missing: tensors of which no rank wrote some element.
     """
