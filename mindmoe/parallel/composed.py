@@ -7,15 +7,16 @@ only.
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, mint, nn, ops
+from mindspore import Tensor, mint, ops
 
 from mindmoe.parallel.groups import WORLD, Group
+from mindmoe.parallel.primitives import Primitives
 
 _HALF = 1 << 16
 _MESSAGE = 1 << 18  # elements of a point-to-point message: 1 MB of fp32, mccl stalls on messages of 8 MB
 
 
-class Composed(nn.Cell):
+class Composed(Primitives):
     """The collectives of one group, without gradients. `table` says what each is made of."""
 
     table = {
@@ -30,10 +31,7 @@ class Composed(nn.Cell):
     }
 
     def __init__(self, group: Group):
-        super().__init__(auto_prefix=False)
-        self.size, self.index, self.ranks = group.size, group.index, group.ranks
-        self.group = group
-        self.reduce = ops.AllReduce(group=group.name)
+        super().__init__(group)
         # A constant with equal structure on all ranks: their graphs must not differ, or their collectives may come in
         # another order. A factor of 1 or 0 would be simplified away, on one rank with the collective before it.
         self.mine = Tensor((np.arange(group.size) == group.index).astype(np.float32))
@@ -41,34 +39,46 @@ class Composed(nn.Cell):
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over the group, in x's dtype."""
-        if x.dtype == ms.float32:
-            return self.reduce(x)
-        if x.dtype == ms.int32:
-            low = ops.bitwise_and(x, ops.full_like(x, _HALF - 1))
-            high = self.reduce(((x - low) // _HALF).astype(ms.float32)).astype(ms.int32)
-            low = ops.depend(low.astype(ms.float32), high)  # one after the other on every rank
-            return high * _HALF + self.reduce(low).astype(ms.int32)
-        return self.reduce(x.astype(ms.float32)).astype(x.dtype)
+        return self.summed(wire(x)).astype(x.dtype)
 
     def all_gather(self, x: Tensor) -> Tensor:
         """x of every rank, stacked on a new first dimension in the order of the ranks."""
-        if x.dtype == ms.int32:
-            return self.all_reduce(self.placed(x))
-        wire = x.astype(ms.float32)
-        gathered = self.reduce(self.placed(wire)) if self.gather is None else self.gather(wire.expand_dims(0))
-        return gathered.astype(x.dtype)
+        return self.gathered(wire(x)).astype(x.dtype)
+
+    def reduce_scatter(self, x: Tensor) -> Tensor:
+        """x (P, ...) -> the sum over the group of row `index`."""
+        return self.summed(wire(x))[self.index].astype(x.dtype)
+
+    def all_to_all(self, x: Tensor) -> Tensor:
+        """x (P, ...) -> (P, ...): row p goes to rank p, row q of the result comes from rank q."""
+        return self.gathered(wire(x))[:, self.index].astype(x.dtype)
+
+    def broadcast(self, x: Tensor, root: int) -> Tensor:
+        """x of the rank in place `root`."""
+        return self.summed(self.placed(wire(x))[root]).astype(x.dtype)
+
+    def shift_in_graph(self, x: Tensor) -> Tensor:
+        """x of the rank one place before, round the ring."""
+        return self.gathered(wire(x))[(self.index - 1) % self.size].astype(x.dtype)
+
+    def summed(self, x: Tensor) -> Tensor:
+        """The sum over the group of fp32 or int32."""
+        if x.dtype == ms.float32:
+            return self.reduce(x)
+        low = ops.bitwise_and(x, ops.full_like(x, _HALF - 1))
+        high = self.reduce(((x - low) // _HALF).astype(ms.float32)).astype(ms.int32)
+        low = ops.depend(low.astype(ms.float32), high)  # one after the other on every rank
+        return high * _HALF + self.reduce(low).astype(ms.int32)
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """fp32 or int32 of every rank, stacked."""
+        if self.gather is not None and x.dtype == ms.float32:
+            return self.gather(x.expand_dims(0))
+        return self.summed(self.placed(x))
 
     def placed(self, x: Tensor) -> Tensor:
         """x (...), finite, -> (P, ...): x in this rank's row, zeros in the others."""
         return x.expand_dims(0) * self.mine.astype(x.dtype).reshape((self.size,) + (1,) * x.ndim)
-
-    def reduce_scatter(self, x: Tensor) -> Tensor:
-        """x (P, ...) -> the sum over the group of row `index`."""
-        return self.all_reduce(x)[self.index]
-
-    def all_to_all(self, x: Tensor) -> Tensor:
-        """x (P, ...) -> (P, ...): row p goes to rank p, row q of the result comes from rank q."""
-        return self.all_gather(x)[:, self.index]
 
     def all_to_all_v(self, x: Tensor, sent: list[int], received: list[int]) -> Tensor:
         """Rows of x (R, ...) in order of their target -> the rows received, in order of their source; not in graphs.
@@ -90,10 +100,6 @@ class Composed(nn.Cell):
         kept = [parts[place] for place in range(self.size) if received[place]]
         return ops.concat(kept, 0) if kept else x[:0]
 
-    def broadcast(self, x: Tensor, root: int) -> Tensor:
-        """x of the rank in place `root`."""
-        return self.all_reduce(self.placed(x)[root])
-
     def send(self, x: Tensor, to: int) -> None:
         """Sends x to the rank in place `to`; not in graphs."""
         flat = x.reshape(-1).contiguous()
@@ -112,12 +118,7 @@ class Composed(nn.Cell):
             parts.append(part)
         return ops.concat(parts, 0).reshape(shape) if parts else ops.zeros(shape, dtype)
 
-    def shift(self, x: Tensor) -> Tensor:
-        """x of the rank one place before, round the ring; even places send first. Not in graphs."""
-        following, before = (self.index + 1) % self.size, (self.index - 1) % self.size
-        if self.index % 2 == 0:
-            self.send(x, following)
-            return self.receive(x.shape, x.dtype, before)
-        received = self.receive(x.shape, x.dtype, before)
-        self.send(x, following)
-        return received
+
+def wire(x: Tensor) -> Tensor:
+    """x as it travels: int32 as it is, floats in fp32; bf16 has next to no operators in graphs."""
+    return x if x.dtype == ms.int32 else x.astype(ms.float32)

@@ -1,12 +1,13 @@
 """Collectives for Ascend: HCCL's own operators by MindSpore's documented interface. Never run for want of a card."""
 
 import mindspore as ms
-from mindspore import Tensor, mint, nn, ops
+from mindspore import Tensor, mint, ops
 
 from mindmoe.parallel.groups import Group
+from mindmoe.parallel.primitives import Primitives
 
 
-class Native(nn.Cell):
+class Native(Primitives):
     """The collectives of one group, without gradients; arguments as in composed.Composed."""
 
     table = {
@@ -21,10 +22,7 @@ class Native(nn.Cell):
     }
 
     def __init__(self, group: Group):
-        super().__init__(auto_prefix=False)
-        self.size, self.index, self.ranks = group.size, group.index, group.ranks
-        self.group = group
-        self.reduce = ops.AllReduce(group=group.name)
+        super().__init__(group)
         self.gather = ops.AllGather(group.name)
         self.scatter = ops.ReduceScatter(group=group.name)
         self.exchange = ops.AlltoAll(split_count=group.size, split_dim=0, concat_dim=0, group=group.name)
@@ -64,13 +62,3 @@ class Native(nn.Cell):
         out = ops.zeros(shape, dtype)
         mint.distributed.recv(out, self.ranks[source], group=self.group.name)
         return out
-
-    def shift(self, x: Tensor) -> Tensor:
-        """x of the rank one place before, round the ring; even places send first. Not in graphs."""
-        following, before = (self.index + 1) % self.size, (self.index - 1) % self.size
-        if self.index % 2 == 0:
-            self.send(x, following)
-            return self.receive(x.shape, x.dtype, before)
-        received = self.receive(x.shape, x.dtype, before)
-        self.send(x, following)
-        return received

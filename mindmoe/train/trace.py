@@ -1,5 +1,6 @@
-"""Runs a few steps under one layout and writes what this rank saw: losses, gradients, weights and routing."""
+"""Runs a few steps under one layout and writes what this rank saw: losses, gradients, weights, routing, bytes sent."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +10,24 @@ from mindmoe.config import RunConfig
 from mindmoe.data.loader import TokenBatches
 from mindmoe.env import Place
 from mindmoe.optim.schedule import learning_rate
+from mindmoe.parallel import ledger
 from mindmoe.parallel.sequence import token_positions
 from mindmoe.parallel.sharding import Shard
 from mindmoe.train.setup import Trainer, build_trainer
 
 
 def trace(config: RunConfig, place: Place, batches: TokenBatches, out: Path) -> None:
-    """Trains all steps of a run and writes `rank-R.npz`.
+    """Trains all steps of a run and writes `rank-R.npz` and `sent-R.json`.
 
     Keys: `loss` (steps, 4) loss, aux, z and norm; `g.STEP|NAME|OFFSET` and `p|NAME|OFFSET` boxes of gradients after
     reduction and of the weights at the end; `r.STEP.LAYER|ROW` (S, K) chosen experts, -1 where another rank knows.
+    The bytes are those that this rank sent in the last step, by axis and collective; op by op only.
     """
     trainer = build_trainer(config, place, record_routing=config.moe is not None)
     record: dict[str, np.ndarray] = {}
     losses = []
     for step in range(config.train.steps):
+        ledger.SENT.clear()
         rows = _rows(config, trainer)
         micro = [batches.batch(step, start, start + config.train.micro_batch_size) for start in rows]
         valid = float(config.train.global_batch_size * config.train.seq_length)
@@ -45,6 +49,10 @@ def trace(config: RunConfig, place: Place, batches: TokenBatches, out: Path) -> 
     record["loss"] = np.array(losses)
     out.mkdir(parents=True, exist_ok=True)
     np.savez(out / f"rank-{place.rank}.npz", **record)
+    sent: dict[str, dict[str, float]] = {}
+    for (axis, kind), num_bytes in ledger.SENT.items():
+        sent.setdefault(axis, {})[kind] = num_bytes
+    (out / f"sent-{place.rank}.json").write_text(json.dumps(sent, indent=1), encoding="utf-8")
 
 
 def _rows(config: RunConfig, trainer: Trainer) -> range:

@@ -1,5 +1,6 @@
 """A small prepared corpus, and runs of the real command line on it as a user would start them."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -134,3 +135,37 @@ def trace(cli: Cli) -> Callable[[str], list[tuple]]:
         ]
 
     return trace
+
+
+@pytest.fixture
+def start_ranks(tmp_path: Path) -> Callable[..., None]:
+    """Runs a program of tests/dist/programs on some ranks; its words are handed on."""
+    from mindmoe.env import worker_environment
+    from mindmoe.launch.local import free_port
+
+    def start(program: str, ranks: int, *words: str) -> None:
+        script = Path(__file__).parent / "programs" / program
+        command = [sys.executable, "-m", "mindspore.parallel.cluster.run", f"--worker_num={ranks}", "--join=True"]
+        command += [f"--local_worker_num={ranks}", f"--master_port={free_port('127.0.0.1')}"]
+        command += [f"--log_dir={tmp_path / 'logs'}", "--tail_worker_log=-1", str(script), *words]
+        env = {**worker_environment(1, ranks, str(Path(sys.executable).parent)), "GLOG_v": "3"}
+        done = subprocess.run(command, env=env, timeout=280, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        logs = [path.read_text(errors="replace")[-2000:] for path in sorted((tmp_path / "logs").glob("worker_*.log"))]
+        assert done.returncode == 0, "\n".join([done.stdout[-2000:], *logs])
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def equiv(corpus: Path, root: Path) -> Callable[..., tuple[int, str, dict]]:
+    """Runs `mindmoe equiv` on configs/equiv.yaml with a small vocabulary; exit code, output and table."""
+
+    def run(out: Path, steps: int, layouts: list[str], *words: str) -> tuple[int, str, dict]:
+        command = [sys.executable, "-m", "mindmoe", "equiv", str(root / "configs" / "equiv.yaml"), *words]
+        command += [f"data.sources={corpus}", "model.vocab_size=384", "moe.dispatch.capacity_chunk=16"]
+        command += [f"train.steps={steps}", "--out", str(out), "--layouts", *layouts]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=290)
+        found = out / "equiv.json"
+        return done.returncode, done.stdout + done.stderr, json.loads(found.read_text()) if found.exists() else {}
+
+    return run

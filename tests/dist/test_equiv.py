@@ -1,21 +1,6 @@
 """Layouts of every axis compute what one process computes; `make equiv` runs all of them."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "equiv.yaml"
-
-
-def equiv(corpus: Path, out: Path, steps: int, layouts: list[str], *words: str) -> tuple[int, str, dict]:
-    command = [sys.executable, "-m", "mindmoe", "equiv", str(CONFIG), *words, f"data.sources={corpus}"]
-    command += ["model.vocab_size=384", "moe.dispatch.capacity_chunk=16", f"train.steps={steps}", "--out", str(out)]
-    done = subprocess.run([*command, "--layouts", *layouts], capture_output=True, text=True, timeout=290)
-    found = out / "equiv.json"
-    return done.returncode, done.stdout + done.stderr, json.loads(found.read_text()) if found.exists() else {}
 
 
 @pytest.mark.parametrize(
@@ -25,18 +10,18 @@ def equiv(corpus: Path, out: Path, steps: int, layouts: list[str], *words: str) 
         (4, ["tp2,pp2,graph", "dp2,cp2,ep4,ulysses", "dp2,tp2,ep2,zero1"]),
     ],
 )
-def test_layouts_equal_one_process(corpus, tmp_path, ranks, layouts):
-    code, output, found = equiv(corpus, tmp_path / "traces", 2, layouts)
+def test_layouts_equal_one_process(equiv, tmp_path, ranks, layouts):
+    code, output, found = equiv(tmp_path / "traces", 2, layouts)
     assert code == 0, output
     assert [row["layout"] for row in found["layouts"]] == layouts
     assert all(row["equal"] and row["ranks"] == ranks for row in found["layouts"])
 
 
-def test_the_same_layout_twice_is_bitwise_equal(corpus, tmp_path):
+def test_the_same_layout_twice_is_bitwise_equal(equiv, tmp_path):
     import numpy as np
 
     for name in ("first", "second"):
-        code, output, _ = equiv(corpus, tmp_path / name, 2, ["dp2,ep2"])
+        code, output, _ = equiv(tmp_path / name, 2, ["dp2,ep2"])
         assert code == 0, output
     for rank in (0, 1):
         files = [np.load(tmp_path / name / "dp2-ep2" / f"rank-{rank}.npz") for name in ("first", "second")]
