@@ -11,9 +11,10 @@ mindmoe="$1/bin/mindmoe"
 run() {
     local ranks=$1; shift
     "$mindmoe" equiv configs/equiv.yaml moe.dispatch.capacity_chunk=8 "${words[@]}" \
-        train.steps="${STEPS:-10}" --out "runs/equiv/$ranks" --layouts "$@"
+        train.steps="${STEPS:-10}" --out "runs/equiv/$ranks" --layouts "$@" || failed=1
 }
 
+failed=0
 words=()
 run 2 dp2 dp2,graph tp2 tp2,graph pp2 pp2,graph cp2,ring cp2,ring,graph cp2,ulysses cp2,ulysses,graph \
     dp2,ep2 dp2,ep2,graph dp2,ep2,capacity dp2,ep2,capacity,graph dp2,zero1 dp2,zero2 dp2,zero3 \
@@ -26,3 +27,4 @@ run 8 dp2,tp2,pp2,ep2 tp2,pp2,cp2,ep2 dp2,pp2,cp2,ep4 tp8
 words=(train.micro_batch_size=3 train.global_batch_size=6 model.num_attention_heads=12 model.num_key_value_heads=6
     model.vocab_size=4098 moe.num_experts=12 train.seq_length=72)
 run 3 dp3 tp3 pp3 cp3 dp3,ep3
+exit $failed

@@ -2,7 +2,7 @@
 
 Two siblings around the same arithmetic. Ulysses (arXiv 2309.14509) trades heads for sequence by an all-to-all and runs
 the ordinary attention op on the whole sequence. Ring attention (arXiv 2310.01889) keeps the queries and passes keys and
-values round, merging the blocks by their log-denominators; a rank needs the memory of its part only. The tokens of a
+values round, merging the blocks by their denominators; a rank needs the memory of its part only. The tokens of a
 rank are those of parallel.sequence, so that causal work is even.
 """
 
@@ -128,7 +128,7 @@ class _Ring(nn.Cell):
         self.group, self.on, self.ranks = group, primitives(group), group.size
         self.documents, self.has_sinks, self.cast = documents, has_sinks, ROUND[precision]
         self.score, self.mix = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()
-        self.left_t = ops.BatchMatMul(transpose_a=True)
+        self.left_t, self.largest = ops.BatchMatMul(transpose_a=True), ops.ReduceMax()
         own = context_positions(seq_length, group.size, group.index)[:, None]
         bands = []
         for turn in range(group.size):  # at each turn the keys of the rank `turn` places before
@@ -137,26 +137,31 @@ class _Ring(nn.Cell):
             bands.append(np.where(visible, 0.0, _HIDDEN).astype(np.float32))
         self.bands = Tensor(np.stack(bands))
 
-    def construct(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, segment_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """q (B, H, S, hd) scaled, k and v (B, KV, S, hd), sinks (H) -> (B, H, S, hd) and log-denominators (B, H, S)."""
+    def construct(
+        self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, segment_ids: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, H, S, hd) scaled, k and v (B, KV, S, hd), sinks (H) -> (B, H, S, hd), and of the softmax the largest
+        logit and the denominator relative to it (B, H, S): no logarithm is taken, which would cost digits.
+        """
         travelling = self.packed(k, v, segment_ids)
-        out, log_sum = zeros_like(q), ops.full(q.shape[:3], 2 * _HIDDEN, dtype=ms.float32)
+        out, total = zeros_like(q), ops.zeros(q.shape[:3], ms.float32)
+        peak = ops.full(q.shape[:3], 2 * _HIDDEN, dtype=ms.float32)
         for turn in range(self.ranks):
             key, value, segments = self.unpacked(travelling, k.shape)
             logits = self.logits(q, key, segment_ids, segments, turn)
-            block = ops.logsumexp(logits, -1)
-            merged = ops.maximum(log_sum, block) + ops.log1p(ops.exp(-ops.abs(log_sum - block)))
-            weights = self.grouped(ops.exp(logits - merged.expand_dims(-1)), k.shape[1])
-            out = out * ops.exp(log_sum - merged).expand_dims(-1)
-            out = out + self.mix(self.cast(weights), self.cast(value)).reshape(q.shape)
-            log_sum = merged
+            higher = ops.maximum(peak, self.largest(logits, -1))
+            weights, shrink = ops.exp(logits - higher.expand_dims(-1)), ops.exp(peak - higher)
+            total = total * shrink + weights.sum(-1)
+            mixed = self.mix(self.cast(self.grouped(weights, k.shape[1])), self.cast(value)).reshape(q.shape)
+            out, peak = out * shrink.expand_dims(-1) + mixed, higher
             if turn + 1 < self.ranks:
                 travelling = shift(self.group, self.on, travelling)
         if self.has_sinks:
-            sink = ops.broadcast_to(sinks.reshape((1, -1, 1)), log_sum.shape)
-            merged = ops.maximum(log_sum, sink) + ops.log1p(ops.exp(-ops.abs(log_sum - sink)))
-            out, log_sum = out * ops.exp(log_sum - merged).expand_dims(-1), merged
-        return out, log_sum
+            sink = ops.broadcast_to(sinks.reshape((1, -1, 1)), peak.shape)
+            higher = ops.maximum(peak, sink)
+            shrink = ops.exp(peak - higher)
+            out, total, peak = out * shrink.expand_dims(-1), total * shrink + ops.exp(sink - higher), higher
+        return out / total.expand_dims(-1), peak, total
 
     def bprop(
         self,
@@ -165,11 +170,11 @@ class _Ring(nn.Cell):
         v: Tensor,
         sinks: Tensor,
         segment_ids: Tensor,
-        out: tuple[Tensor, Tensor],
-        dout: tuple[Tensor, Tensor],
+        out: tuple[Tensor, Tensor, Tensor],
+        dout: tuple[Tensor, Tensor, Tensor],
     ) -> tuple[Tensor, ...]:
         """Gradients of q, k, v and sinks; the blocks are computed again."""
-        y, log_sum = out
+        y, peak, total = out
         dy = dout[0]
         delta = (dy * y).sum(-1)
         dq = zeros_like(q)
@@ -178,7 +183,7 @@ class _Ring(nn.Cell):
         gathered_dy = self.grouped(dy, k.shape[1])
         for turn in range(self.ranks):
             key, value, segments = self.unpacked(travelling, k.shape)
-            p = ops.exp(self.logits(q, key, segment_ids, segments, turn) - log_sum.expand_dims(-1))
+            p = ops.exp(self.logits(q, key, segment_ids, segments, turn) - peak.expand_dims(-1)) / total.expand_dims(-1)
             dp = self.score(self.cast(gathered_dy), self.cast(value)).reshape(p.shape)
             ds = self.grouped(p * (dp - delta.expand_dims(-1)), k.shape[1])
             dq = dq + self.mix(self.cast(ds), self.cast(key)).reshape(q.shape)
@@ -187,7 +192,7 @@ class _Ring(nn.Cell):
             grads = travelling[..., kept:] + ops.concat((dk, dv), -1)
             travelling = shift(self.group, self.on, ops.concat((travelling[..., :kept], grads), -1))
         dk, dv = travelling[..., kept : kept + k.shape[-1]], travelling[..., kept + k.shape[-1] :]
-        sink = ops.exp(sinks.reshape((1, -1, 1)) - log_sum)
+        sink = ops.exp(sinks.reshape((1, -1, 1)) - peak) / total
         dsinks = -(sink * delta).sum((0, 2)) if self.has_sinks else zeros_like(sinks)
         return dq, dk, dv, dsinks, zeros_like(segment_ids)
 

@@ -40,7 +40,8 @@ Verdict = Literal["killed", "survived", "invalid"]
 KERNELS, TESTS, WORK = ROOT / "kernels", ROOT / "tests" / "kernels", BUILD / "mutants"
 SURVIVORS, VERDICTS = KERNELS / "surviving_mutants.json", BUILD / "mutants.txt"
 FLAGS = ("-std=c++17", "-O0", "-w", "-fPIC", "-pthread")
-SECONDS = 120  # of processor per mutant; an endless loop counts as noticed
+SECONDS = 600  # of processor for the tests of unchanged sources
+PATIENCE = 3  # a mutant gets so many times what these took; an endless loop counts as noticed
 
 # file -> drivers whose tests execute it, with the expression that selects them
 TARGETS = {
@@ -218,11 +219,16 @@ def includes(work: Path, precompiled: bool) -> list[str]:
     return [f"-I{folder}" for folder in ([work / "precompiled"] if precompiled else []) + folders]
 
 
+BUDGET: dict[str, int] = {}
+"""Seconds of processor that the tests of a driver may take; set once the unchanged sources were judged."""
+
+
 def run_tests(driver: str, library: Path, selection: str) -> int:
     """Exit status of the tests in a forked child, which keeps the imports: 0 means that they pass."""
+    seconds = BUDGET.get(driver, SECONDS)
     child = os.fork()
     if child == 0:
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
         os.environ["MINDMOE_KERNEL_LIBRARY"] = str(library)
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
@@ -344,7 +350,10 @@ def main() -> int:
         return 0
     work = prepare()
     for driver in sorted({TARGETS[file][0] for file in options.only}):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
         assert judge_driver(driver, "", work) == "survived", f"the {driver} tests fail on the unchanged sources"
+        took = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+        BUDGET[driver] = PATIENCE * max(20, round(took))
     return report(chosen, sweep(chosen, options.jobs), options.only, not options.match)
 
 
