@@ -3,7 +3,7 @@
 # make test-fast    the layers that never start MindSpore: seconds
 # make check        lint, format, types and house rules
 # make format       rewrite the sources in the one format
-# make bench        train steps side by side with Hugging Face in PyTorch
+# make bench        train steps side by side with Hugging Face in PyTorch, and layouts of 1, 2 and 4 ranks
 # make equiv        every layout compared with one process (about an hour)
 # make docs         rewrite the tables that are computed, and check every link and command
 # make mutants      change the Ascend C kernels line by line and see which test notices (about an hour)
@@ -60,6 +60,7 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(VENV)/bin/python scripts/bench/run.py
+	$(VENV)/bin/python scripts/bench/layouts.py
 
 equiv: setup
 	@scripts/equiv.sh $(VENV)

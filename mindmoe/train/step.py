@@ -191,8 +191,10 @@ class TrainStep:
 
     def _result(self, reports: list[list[tuple[Any, ...]]], grads: Grads, num_valid: float, stop: bool) -> StepResult:
         """What all ranks report, summed in one exchange."""
-        squared = self.arrive(self._square(grads))
-        self.wait()
+        with during("sum of gradients", self.groups["world"].ranks):  # where the host waits for the reductions
+            arriving = self.arrive(self._square(grads))
+            self.wait()
+            squared = arriving.asnumpy()
         experts = self.moe.num_experts if self.moe else 0
         sums = np.zeros(5, np.float64)  # cross-entropy, aux, z, squared norm, ranks that were asked to stop
         counts = np.zeros((self.num_layers, experts))
@@ -206,7 +208,7 @@ class TrainStep:
                     sums[1:3] += values[1][0] / self.num_layers, values[2][0] / self.num_layers
                     counts[rows] += values[3]
                     per_layer[:, rows] += values[4], values[5]
-        sums[3] = squared.asnumpy()
+        sums[3] = squared
         sums[4] = stop
         flat = np.concatenate([sums, counts.reshape(-1), per_layer.reshape(-1)])
         flat = host_sum(flat, self.groups["world"])

@@ -21,7 +21,7 @@ Step = Callable[[], float]
 
 
 def ours(size: Size, kernels: str, precision: str, threads: int) -> Step:
-    """A full step of mindmoe: forward, backward, clipping, AdamW; under msrun, on this rank's share of the batch."""
+    """A full step of mindmoe: forward, backward, clipping, AdamW."""
     from mindmoe.env import place, quiet_mindspore
 
     quiet_mindspore(threads)
@@ -30,15 +30,12 @@ def ours(size: Size, kernels: str, precision: str, threads: int) -> Step:
     from mindmoe.train.setup import build_trainer, start_device
 
     here = place()
-    sections = run_sections(size, kernels, precision, threads)
-    sections["train"]["micro_batch_size"] = size["batch"] // here.world
-    config = resolve(RunConfig.model_validate(sections), here.world)
+    config = resolve(RunConfig.model_validate(run_sections(size, kernels, precision, threads)), 1)
     start_device(config, here)
     trainer = build_trainer(config, here)
-    share = slice(here.rank * size["batch"] // here.world, (here.rank + 1) * size["batch"] // here.world)
-    inputs, labels = (array[share] for array in tokens(size))
+    inputs, labels = tokens(size)
     batch = Batch(inputs, labels, np.ones(inputs.shape, np.float32), np.zeros(inputs.shape, np.int32))
-    count, valid = iter(range(10**9)), float(inputs.size * here.world)
+    count, valid = iter(range(10**9)), float(inputs.size)
     return lambda: trainer.step.run(next(count), [batch], valid, 1e-3, False).loss
 
 

@@ -107,6 +107,24 @@ def scaling(figures: Figures) -> str:
     return table(["", "median s", "tokens/s", "step against the first"], rows)
 
 
+def layouts(figures: Figures) -> str:
+    """Step time and memory of layouts."""
+    part = figures["layouts"]["tiny"]
+    rows = [
+        [
+            f"`{row['name']}`",
+            str(row["ranks"]),
+            f"{row['median_s']:.3f}",
+            f"{row['min_s']:.3f} .. {row['max_s']:.3f}",
+            f"{row['tokens_per_s']:,.0f}",
+            f"{row['peak_bytes'] / 2**30:.2f}",
+        ]
+        for row in part["rows"]
+    ]
+    header = ["layout", "ranks", "median s", "min .. max s", "tokens/s", "peak GiB of a rank"]
+    return table(header, rows) + "\n\n" + about(part["machine"])
+
+
 def startup(figures: Figures) -> str:
     """Time to the first step."""
     part = figures["startup"]["layers"]
@@ -140,6 +158,7 @@ PARTS: dict[str, Callable[[Figures], str]] = {
     "train": train,
     "generate": generation,
     "scaling": scaling,
+    "layouts": layouts,
     "startup": startup,
     "agreement": agreement,
 }

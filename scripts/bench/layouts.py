@@ -1,0 +1,92 @@
+"""Step time and peak memory of a rank under layouts of 1, 2 and 4 ranks that share a batch and this machine's cores.
+
+The layouts take turns, each time in new processes. layouts.py [--layouts dp2 ...] [--rounds N] [--out FILE]
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from contender import run_sections
+from sizes import TINY
+from warm import machine, write_figures
+
+from mindmoe.config import RunConfig
+from mindmoe.env import worker_environment
+from mindmoe.equiv.layouts import Layout, parse_layout
+from mindmoe.launch.local import free_port
+from mindmoe.load import dump_config
+
+ROWS, MICRO = 16, 4  # sequences of the batch, and of a micro-batch over all ranks
+ONE = ["graph", "pynative", "graph,selective", "graph,full"]
+TWO = ["dp2,graph", "dp2,ep2,graph", "dp2,ep2", "tp2,graph", "pp2,graph", "cp2,ulysses,graph", "cp2,ring,graph"]
+TWO += ["dp2,zero1,graph", "dp2,zero2,graph", "dp2,zero3"]
+FOUR = ["dp4,graph", "dp4,ep4,graph", "tp4,etp1,ep4,graph", "pp4,graph", "dp2,tp2,graph", "tp2,pp2,graph"]
+FOUR += ["dp4,ep4,zero1,graph"]
+
+
+def run(layout: Layout, steps: int, threads: int) -> dict[str, Any]:
+    """One turn of a layout: seconds of its steps on rank 0, and the largest peak of a rank."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, "run.yaml")
+        config.write_text(dump_config(layout.config), encoding="utf-8")
+        words = [str(Path(__file__).with_name("rank.py")), str(config), str(steps), folder]
+        command = [sys.executable, *words]
+        if layout.world > 1:
+            command = [
+                *(sys.executable, "-m", "mindspore.parallel.cluster.run", "--join=True", f"--log_dir={folder}"),
+                *(f"--worker_num={layout.world}", f"--local_worker_num={layout.world}", "--tail_worker_log=-1"),
+                *(f"--master_port={free_port('127.0.0.1')}", *words),
+            ]
+        environment = worker_environment(threads, layout.world, str(Path(sys.executable).parent))
+        subprocess.run(command, env=environment, check=True, timeout=600, stdout=subprocess.DEVNULL)
+        ranks = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("rank-*.json"))]
+    return {"seconds": ranks[0]["seconds"], "peak_bytes": max(rank["peak_bytes"] for rank in ranks)}
+
+
+def main() -> None:
+    """Parses the command line and runs."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--layouts", nargs="+", default=[*ONE, *TWO, *FOUR])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    threads = len(os.sched_getaffinity(0))
+    sections = run_sections(TINY, "auto", "bf16", 0)
+    sections["train"] |= {"global_batch_size": ROWS, "micro_batch_size": MICRO}
+    config = RunConfig.model_validate(sections)
+    layouts = [parse_layout(text, config) for text in args.layouts]
+    about = machine(threads)
+    turns: dict[str, list[dict[str, Any]]] = {layout.name: [] for layout in layouts}
+    for _ in range(args.rounds):
+        for layout in layouts:
+            turns[layout.name].append(run(layout, args.steps, max(1, threads // layout.world)))
+    rows = []
+    for layout in layouts:
+        seconds = [second for turn in turns[layout.name] for second in turn["seconds"]]
+        peak = max(turn["peak_bytes"] for turn in turns[layout.name])
+        median = statistics.median(seconds)
+        rows.append(
+            {
+                "name": layout.name,
+                "ranks": layout.world,
+                "median_s": median,
+                "min_s": min(seconds),
+                "max_s": max(seconds),
+                "tokens_per_s": ROWS * TINY["seq_length"] / median,
+                "peak_bytes": peak,
+            }
+        )
+        print(f"{layout.name:<22} {layout.world} ranks {median:7.3f} s {peak / 2**30:6.2f} GiB a rank")
+    write_figures(args.out, "layouts", "tiny", {"machine": about, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
