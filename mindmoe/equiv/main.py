@@ -119,29 +119,29 @@ def _command(config: RunConfig, world: int, logs: Path) -> list[str]:
 
 def _report(found: list[tuple[Layout, Difference]], steps: int, out: Path | None) -> None:
     """Prints the table, and writes it where a folder was given."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"largest differences from one process over {steps} steps in fp32")
-    for heading in ("layout", "ranks", "loss", "gradient", "at", "weight", "at", "element", "routing", "verdict"):
-        words = heading in ("layout", "at", "verdict")
-        table.add_column(heading, justify="left" if words else "right", overflow="fold")
+    table = Table(title=f"largest differences from one process over {steps} steps in fp32", box=box.SIMPLE)
+    for heading in ("layout", "loss", "gradient", "weight", "element", "routing", "verdict"):
+        table.add_column(heading, justify="left" if heading in ("layout", "verdict") else "right", overflow="fold")
     for layout, at in found:
-        verdict = "equal" if at.equal else "DIFFERS" + (f", missing {', '.join(at.missing[:3])}" if at.missing else "")
         table.add_row(
             layout.name,
-            str(layout.world),
             f"{at.loss:.1e}",
             f"{at.gradient:.1e}",
-            at.gradient_at.removeprefix("model."),
             f"{at.weight:.1e}",
-            at.weight_at.removeprefix("model."),
             f"{at.element:.1e}",
             str(at.routing),
-            verdict,
+            "equal" if at.equal else "DIFFERS",
         )
     console = Console()
     console.print(table)
+    for layout, at in found:
+        where = f"gradient at {_short(at.gradient_at)}, weight at {_short(at.weight_at)}"
+        missing = f", missing {', '.join(at.missing[:3])}" if at.missing else ""
+        console.print(f"{layout.name} on {layout.world} ranks: largest {where}{missing}", soft_wrap=True)
     console.print(
         f"equal: loss within {LOSS:.0e}, every gradient within {GRADIENT:.0e} of its norm, "
         f"weights within {WEIGHT:.0e} of theirs (root mean squares; element: the single weight furthest off), "
@@ -164,3 +164,7 @@ def _report(found: list[tuple[Layout, Difference]], steps: int, out: Path | None
             for layout, at in found
         ]
         (out / "equiv.json").write_text(json.dumps({"steps": steps, "layouts": rows}, indent=1), encoding="utf-8")
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("model.")
