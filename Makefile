@@ -4,7 +4,7 @@
 # make check        lint, format, types and house rules
 # make format       rewrite the sources in the one format
 # make bench        train steps side by side with Hugging Face in PyTorch, and layouts of 1, 2 and 4 ranks
-# make equiv        every layout compared with one process (about an hour)
+# make equiv        every layout compared with one process (half an hour)
 # make docs         rewrite the tables that are computed, and check every link and command
 # make mutants      change the Ascend C kernels line by line and see which test notices (about an hour)
 # make setup        only the environment in .venv

@@ -204,6 +204,7 @@ def main(out: Path) -> None:
     connect("cpu")
     if is_scheduler():
         return
+    ms.runtime.launch_blocking()  # as mindmoe.train.setup does: no thread spins
     groups = Groups(Mesh(dp=2, tp=2), at.rank, "cpu", [(0, 1, 3)])
     own = [groups["world"], groups["tp"], groups["dp"]]
     if at.rank != 2:
