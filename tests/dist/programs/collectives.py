@@ -97,12 +97,12 @@ def verbs(group: Group) -> dict[str, Callable[[Tensor], Tensor]]:
     }
 
 
-def compiled(call: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The same in a graph."""
+def compiled(call: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """The same of several tensors, in a graph."""
 
     @ms.jit
-    def run(x: Tensor) -> Tensor:
-        return call(x)
+    def run(*xs: Tensor) -> tuple[Tensor, ...]:
+        return tuple([call(x) for x in xs])
 
     return run
 
@@ -112,17 +112,16 @@ def upstream_of(rank: int, shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(100 + rank).standard_normal(shape).astype(np.float32)
 
 
-def check_verbs(group: Group, found: dict[str, float], compiled_dtypes: tuple[str, ...]) -> None:
-    """Values and gradients of all verbs."""
+def check_verbs(group: Group, found: dict[str, float]) -> None:
+    """Values and gradients of all verbs; compiled, all dtypes are in one graph."""
     for verb, call in verbs(group).items():
-        for mode, names in (("pynative", tuple(DTYPES)), ("graph", compiled_dtypes)):
-            run = compiled(call) if mode == "graph" else call
-            for name, dtype in ((name, DTYPES[name]) for name in names):
-                given = [contribution(rank, group.size, name) for rank in group.ranks]
-                out = run(Tensor(given[group.index]).astype(dtype))
+        given = {name: [contribution(rank, group.size, name) for rank in group.ranks] for name in DTYPES}
+        own = [Tensor(given[name][group.index]).astype(dtype) for name, dtype in DTYPES.items()]
+        for mode, outs in (("pynative", [call(x) for x in own]), ("graph", compiled(call)(*own))):
+            for (name, dtype), out in zip(DTYPES.items(), outs, strict=True):
                 assert out.dtype == dtype, f"{verb} of {name} gives {out.dtype}"
                 got = out.astype(ms.float32).asnumpy() if name in ("fp16", "bf16") else out.asnumpy()
-                wanted = expected(verb, given, group.index)
+                wanted = expected(verb, given[name], group.index)
                 found[f"{group.ranks} {verb} {mode} {name}"] = apart(got, wanted)
             if verb != "shift":
                 found[f"{group.ranks} {verb} {mode} gradient"] = gradient_apart(group, verb, call, mode)
@@ -212,7 +211,7 @@ def main(out: Path) -> None:
     found: dict[str, float] = {}
     probe(own)
     for group in own:
-        check_verbs(group, found, tuple(DTYPES) if group.axis in ("world", "tp") else ("fp32",))
+        check_verbs(group, found)
         check_rows(group, found)
     said = probe_with_a_faulty_rank(groups["world"], 1)
     (out / f"rank-{at.rank}.json").write_text(json.dumps({"apart": found, "probe": said}))
