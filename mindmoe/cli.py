@@ -164,6 +164,12 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _ablate(args: argparse.Namespace) -> int:
+    from mindmoe.ablate.main import main as ablate
+
+    return ablate(args.config, args.words, args.report)
+
+
 def _plan(args: argparse.Namespace) -> int:
     from mindmoe.load import load_config
     from mindmoe.planner.main import plan
@@ -212,6 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(parser=parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_training(commands)
+    _add_ablate(commands)
     _add_plan(commands)
     _add_equiv(commands)
     _add_config_commands(commands)
@@ -275,6 +282,20 @@ def _add_equiv(commands: Any) -> None:
     equiv.add_argument("words", nargs="*", metavar="key=value", help="settings that win over the file's")
     equiv.add_argument("--layouts", nargs="+", default=[], metavar="LAYOUT", help='such as dp2 or "tp2,pp2,graph"')
     equiv.add_argument("--out", type=Path, metavar="FOLDER", help="keep the traces and equiv.json here")
+
+
+def _add_ablate(commands: Any) -> None:
+    """`ablate`."""
+    ablate = add_command(
+        commands,
+        "ablate",
+        _ablate,
+        "compare configs over paired seeds and give a verdict",
+        "mindmoe ablate configs/ablate/dmr.yaml workers=2",
+    )
+    ablate.add_argument("config", type=Path, metavar="FILE", help="a YAML file, such as configs/ablate/dmr.yaml")
+    ablate.add_argument("words", nargs="*", metavar="key=value", help="settings that win over the file's")
+    ablate.add_argument("--report", action="store_true", help="judge the runs that are there, and start none")
 
 
 def _add_plan(commands: Any) -> None:

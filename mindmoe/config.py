@@ -17,6 +17,7 @@ from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.rules import (
     batch_problems,
     dispatch_problems,
+    dynamic_routing_problems,
     expert_problems,
     slice_problems,
     stage_problems,
@@ -115,6 +116,7 @@ _CHECKS: tuple[tuple[Callable[..., Iterator[str]], tuple[str, ...]], ...] = (
     (expert_problems, ("moe", "parallel")),
     (dispatch_problems, ("moe", "train", "parallel")),
     (stage_problems, ("model", "train", "parallel")),
+    (dynamic_routing_problems, ("moe", "parallel")),
 )
 
 

@@ -8,7 +8,8 @@ from mindspore import Tensor, nn, ops
 from mindmoe.model.block import Block
 from mindmoe.model.config import ModelConfig
 from mindmoe.model.shapes import ParamSpec, param_specs
-from mindmoe.moe.config import MoeConfig
+from mindmoe.moe.config import DmrConfig, MoeConfig
+from mindmoe.moe.difficulty import log_gradient_norm, token_features
 from mindmoe.moe.layer import RouterStats
 from mindmoe.ops.select import OpSet
 from mindmoe.parallel.config import ParallelConfig
@@ -24,19 +25,13 @@ from mindmoe.pipeline.split import Piece, build_pieces, holding_stages, whole
 
 def stack_layers(collected: tuple[Any, ...]) -> RouterStats:
     """Statistics of each layer -> each statistic stacked over layers."""
-    none: tuple[Tensor, ...] = ()
-    counts, prob_sum, z_sum, entropy, dropped, ids = none, none, none, none, none, none
-    for stats in collected:
-        counts, prob_sum, z_sum = (*counts, stats[0]), (*prob_sum, stats[1]), (*z_sum, stats[2])
-        entropy, dropped, ids = (*entropy, stats[3]), (*dropped, stats[4]), (*ids, stats[5])
-    return (
-        ops.stack(counts),
-        ops.stack(prob_sum),
-        ops.stack(z_sum),
-        ops.stack(entropy),
-        ops.stack(dropped),
-        ops.stack(ids),
-    )
+    stacked: tuple[Tensor, ...] = ()
+    for index in range(len(collected[0])):
+        parts: tuple[Tensor, ...] = ()
+        for stats in collected:
+            parts = (*parts, stats[index])
+        stacked = (*stacked, ops.stack(parts))
+    return stacked
 
 
 class CausalLM(nn.Cell):
@@ -85,6 +80,9 @@ class CausalLM(nn.Cell):
 
         tied = model.tie_word_embeddings
         self.embed: Any = unit(("model.embed_tokens.",)) if piece.first or (tied and piece.last) else None
+        self.table = unit(("model.token_table",)) if "model.token_table" in specs and piece.first else None
+        dynamic = moe.router if moe is not None and isinstance(moe.router, DmrConfig) else None
+        self.measures_difficulty = dynamic is not None and dynamic.uses_difficulty
         self.layers, self.units = nn.CellList(auto_prefix=False), nn.CellList(auto_prefix=False)
         for layer in piece.layers:
             prefix = f"model.layers.{layer}."
@@ -105,41 +103,56 @@ class CausalLM(nn.Cell):
     @property
     def entries(self) -> list[Entry]:
         """The parameters of this piece on this rank, in the order of the forward pass."""
-        units = (self.embed, *self.units, self.head)
+        units = (self.embed, self.table, *self.units, self.head)
         return [entry for unit in units if unit is not None for entry in unit.entries]
 
-    def through(self, x: Tensor, segment_ids: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
-        """x (B, S/tp, D) -> the same after this piece's layers, and statistics stacked over them."""
+    def through(
+        self, x: Tensor, segment_ids: Tensor, features: tuple[Tensor, ...] = ()
+    ) -> tuple[Tensor, RouterStats | tuple[()]]:
+        """x (B, S/tp, D) -> the same after this piece's layers, and statistics stacked over them.
+
+        `features` holds those of the token table, (T, 2), where routers read it.
+        """
         collected: tuple[RouterStats | tuple[()], ...] = ()
         for index in range(len(self.layers)):
             if not self.graph and index < self.again:
-                x, stats = self.redone(index, x, segment_ids)
+                x, stats = self.redone(index, x, segment_ids, features)
             else:
                 unit = self.units[index]
-                x, stats = self.layers[index](x, segment_ids, *unit.whole(unit.params))
+                x, stats = self.layers[index](x, segment_ids, *unit.whole(unit.params), *features)
             collected = (*collected, stats)
         return x, stack_layers(collected) if self.is_moe else ()
 
-    def redone(self, index: int, x: Tensor, segment_ids: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
+    def redone(
+        self, index: int, x: Tensor, segment_ids: Tensor, features: tuple[Tensor, ...]
+    ) -> tuple[Tensor, RouterStats | tuple[()]]:
         """A layer that keeps its input (or that of its FFN half) and is computed again in the backward pass."""
         layer, unit = self.layers[index], self.units[index]
         if self.redo == "full":
-            return self.replays[index](x, segment_ids, *unit.params)
-        weights = unit.whole(unit.params)
+            return self.replays[index](x, segment_ids, *unit.params, *features)
+        weights = (*unit.whole(unit.params), *features)
         return self.replays[index](layer.attend(x, segment_ids, *weights), *weights)
 
     def replayed(self, index: int) -> Recomputed:
         """What `redone` calls for a layer."""
         layer, unit = self.layers[index], self.units[index]
 
-        def block(x: Tensor, segment_ids: Tensor, *params: Tensor) -> Any:
-            return layer(x, segment_ids, *unit.whole(params))
+        def block(x: Tensor, segment_ids: Tensor, *given: Tensor) -> Any:
+            held = len(unit.params)
+            return layer(x, segment_ids, *unit.whole(given[:held]), *given[held:])
 
         return Recomputed(block if self.redo == "full" else layer.ffn)
 
     def hidden(self, input_ids: Tensor, segment_ids: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
         """input_ids (B, S) -> hidden states (B, S/tp, D) before the final norm, and stacked statistics."""
-        return self.through(self.embedding(input_ids, *self.embed.whole(self.embed.params)), segment_ids)
+        x = self.embedding(input_ids, *self.embed.whole(self.embed.params))
+        return self.through(x, segment_ids, self.features(input_ids))
+
+    def features(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """What the table says of the tokens, (T, 2), where routers read it."""
+        if self.table is None:
+            return ()
+        return (token_features(self.table.params[0], input_ids),)
 
     def construct(
         self, x: Tensor, labels: Tensor, loss_mask: Tensor, segment_ids: Tensor
@@ -154,12 +167,17 @@ class CausalLM(nn.Cell):
 
         Returns:
             Summed cross-entropy over unmasked tokens [nats] from the last piece, else hidden states; and statistics.
+            Where routers learn difficulty, ln ||p - y|| (T) follows the statistics.
         """
         x, stats = self.hidden(x, segment_ids) if self.first else self.through(x, segment_ids)
         if not self.last:
             return x, stats
         norm, head = self.ends()
-        return self.cross_entropy(self.rms_norm(x, norm), head, labels, loss_mask), stats
+        x = self.rms_norm(x, norm)
+        if self.measures_difficulty:
+            logits = self.linear_out(ops.stop_gradient(x), ops.stop_gradient(head))
+            stats = (*stats, log_gradient_norm(logits.reshape((-1, logits.shape[-1])), labels))
+        return self.cross_entropy(x, head, labels, loss_mask), stats
 
     def ends(self) -> tuple[Tensor, Tensor]:
         """The final norm (D) and the vocabulary projection (V/tp, D)."""
@@ -193,9 +211,10 @@ class CausalLM(nn.Cell):
             cache: of `cache()`; extended in place.
         """
         x = self.embedding(input_ids, *self.embed.whole(self.embed.params))
+        features = self.features(input_ids)
         for i, layer in enumerate(self.layers):
             unit = self.units[i]
-            x = layer.extend(x, start, cache[i], cache[len(self.layers) + i], *unit.whole(unit.params))
+            x = layer.extend(x, start, cache[i], cache[len(self.layers) + i], *unit.whole(unit.params), *features)
         norm, head = self.ends()
         return self.linear_out(self.rms_norm(ops.gather(x, last, 1), norm), head)[:, 0]
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from mindmoe.model.config import ModelConfig
-from mindmoe.moe.config import MoeConfig
+from mindmoe.moe.config import DmrConfig, MoeConfig
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.mesh import expert_problem
 from mindmoe.train.config import TrainConfig
@@ -137,3 +137,15 @@ def stage_problems(model: ModelConfig, train: TrainConfig, parallel: ParallelCon
             "parallel.zero=3 gathers weights between the collectives of a block, whose order train.mode=graph does "
             "not fix: set train.mode=pynative or parallel.zero=2"
         )
+
+
+def dynamic_routing_problems(moe: MoeConfig | None, parallel: ParallelConfig) -> Iterator[str]:
+    """Difficulty is measured where whole tokens and the whole vocabulary are, and used in every layer."""
+    if moe is None or not isinstance(moe.router, DmrConfig) or not moe.router.uses_difficulty:
+        return
+    for axis, degree in (("tp", parallel.tp), ("pp", parallel.pp)):
+        if degree > 1:
+            yield (
+                f"parallel.{axis}={degree} must be 1 with moe.router.features.difficulty_head or grad_ema: set both to "
+                f"false and alpha=0, or lower parallel.{axis}"
+            )

@@ -149,6 +149,7 @@ class Loop:
                 "max_vio": float(statistics.max_vio.max()),
                 "router_entropy": float(statistics.entropy.mean()),
                 "dropped_fraction": float(statistics.dropped.mean()),
+                "mean_k": float(statistics.mean_k.mean()),
             }
         return record
 

@@ -1,16 +1,20 @@
 """The training objective of one micro-batch: cross-entropy, balancing losses, and the sums that are reported."""
 
+from typing import Any
+
 from mindspore import Tensor, nn, ops
 
 from mindmoe.model.decoder import CausalLM
 from mindmoe.moe.balance import balance_loss
-from mindmoe.moe.config import MoeConfig
+from mindmoe.moe.config import DmrConfig, MoeConfig
+from mindmoe.moe.difficulty import build_regression, table_sums
 from mindmoe.parallel.collectives import build_all_reduce
 from mindmoe.parallel.groups import Groups
 
 Report = tuple[Tensor, ...]
 """Sums over this rank's tokens: cross-entropy (1); with experts also aux (1), z (1), counts (L, E), entropy (L),
-dropped (L); and, where routing is recorded, ids (L, T, K)."""
+dropped (L); with dynamic routing the signals of its controllers, each (L, ..), and the sums of the table (2, V) where
+there is one; and, where routing is recorded, ids (L, T, K)."""
 
 
 class Objective(nn.Cell):
@@ -31,6 +35,9 @@ class Objective(nn.Cell):
         self.all_reduce = build_all_reduce(groups["stage"])
         self.ranks = groups["dp_cp"].size
         self.none = Tensor(0.0)
+        self.dynamic: Any = moe.router if moe is not None and isinstance(moe.router, DmrConfig) else None
+        self.regression = build_regression(self.dynamic.difficulty_coef if self.dynamic is not None else 0.0)
+        self.vocab_size = net.embed.params[0].shape[0] if net.first else 0
 
     def construct(
         self,
@@ -73,7 +80,7 @@ class Objective(nn.Cell):
             cross_entropy, y = ops.stop_gradient(y).reshape(1), y * token_weight
         if self.moe is None:
             return (y, self.none), (cross_entropy,)
-        counts, prob_sum, z_sum, entropy, dropped, ids = stats
+        counts, prob_sum, z_sum, entropy, dropped, ids = stats[:6]
         num_tokens = float(labels.shape[0] * labels.shape[1] * self.ranks)
         everywhere = self.all_reduce(ops.stop_gradient(counts)) if self.moe.balance.aux_coef > 0 else counts
         aux, z = balance_loss(self.moe, everywhere, prob_sum, z_sum, num_tokens)
@@ -81,6 +88,19 @@ class Objective(nn.Cell):
         layers = counts.shape[0]
         balance = (self.moe.balance.aux_coef * aux + self.moe.balance.z_coef * z) * layers
         report: Report = (cross_entropy, aux.reshape(1) * layers, z.reshape(1) * layers, counts, entropy, dropped)
+        if self.dynamic is not None:
+            learned, signals = self.dynamic_signals(stats, x, loss_mask)
+            balance = balance + learned * micro_weight / self.ranks
+            report = (*report, *signals)
         if self.record_routing:
             report = (*report, ids)
         return (y, balance), ops.stop_gradient(report)
+
+    def dynamic_signals(self, stats: Report, input_ids: Tensor, loss_mask: Tensor) -> tuple[Tensor, Report]:
+        """The loss of the difficulty heads, and what the controllers of dynamic routing read."""
+        signals, learned = stats[6:10], self.none
+        if self.dynamic.features.difficulty_head:
+            learned = self.regression(stats[10], stats[11], loss_mask)
+        if self.dynamic.features.grad_ema:
+            signals = (*signals, table_sums(stats[11], input_ids, loss_mask, self.vocab_size))
+        return learned, signals

@@ -24,6 +24,7 @@ from mindmoe.parallel.groups import Groups
 from mindmoe.pipeline.executor import PipelineExecutor
 from mindmoe.position import during
 from mindmoe.train.objective import Objective
+from mindmoe.train.routing import build_controllers
 
 Grads = tuple[Tensor, ...]
 
@@ -33,6 +34,7 @@ class StepResult:
     """What a step computed, equal on every rank.
 
     `routing` holds counts (L, E), entropy (L) and dropped (L), sums over the global batch, None in a dense model;
+    `signals` is what the controllers of dynamic routing read (mindmoe/train/routing.py);
     `stop` says that some rank was asked to stop.
     """
 
@@ -44,6 +46,7 @@ class StepResult:
     aux_loss: float = 0.0
     z_loss: float = 0.0
     routing: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    signals: tuple[np.ndarray, ...] = ()
 
     @property
     def finite(self) -> bool:
@@ -107,6 +110,7 @@ class TrainStep:
         self.clip_norm = optimizer.config.clip_norm
         self.square_sum, self.arrive, self.wait = kernels.square_sum, kernels.arrive, kernels.wait
         self.mode = "graph" if graph else "op by op"
+        self.controllers = build_controllers(parts, moe)
         self._reduce = [part.reduction.build() for part in parts]
         if pipeline is None:
             gradients = ms.value_and_grad(parts[0].objective, None, ms.ParameterTuple(parts[0].params), has_aux=True)
@@ -145,6 +149,8 @@ class TrainStep:
             for part in self.parts:
                 part.owned.publish()
             self._update_biases(result)
+            if self.controllers is not None:
+                self.controllers.update(result, step + 1)
         return result
 
     def gradients(self, micro_batches: list[Batch], num_valid: float) -> tuple[Grads, list[list[tuple[Any, ...]]]]:
@@ -208,10 +214,13 @@ class TrainStep:
                     per_layer[:, rows] += values[4], values[5]
         sums[3] = squared.asnumpy()
         sums[4] = stop
-        flat = np.concatenate([sums, counts.reshape(-1), per_layer.reshape(-1)])
-        flat = host_sum(flat, self.groups["world"])
-        counts = flat[5 : 5 + counts.size].reshape(counts.shape)
-        entropy, dropped = flat[5 + counts.size :].reshape(per_layer.shape)
+        signals = [] if self.controllers is None else self.controllers.collect(reports, self.num_layers)
+        arrays = [sums, counts, per_layer, *signals]
+        flat = host_sum(np.concatenate([array.reshape(-1) for array in arrays]), self.groups["world"])
+        pieces = np.split(flat, np.cumsum([array.size for array in arrays])[:-1])
+        _, counts, (entropy, dropped), *signals = (
+            piece.reshape(array.shape) for piece, array in zip(pieces, arrays, strict=True)
+        )
         return StepResult(
             loss=float(flat[0]) / num_valid,
             aux_loss=float(flat[1]),
@@ -221,6 +230,7 @@ class TrainStep:
             compute_seconds=0.0,
             update_seconds=0.0,
             routing=(counts, entropy, dropped) if self.moe else None,
+            signals=tuple(signals),
         )
 
     def _square(self, grads: Grads) -> Tensor:

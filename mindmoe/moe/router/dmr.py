@@ -1,0 +1,106 @@
+"""Dynamic routing in two stages: how many groups, then how many experts, around a mean that controllers hold.
+
+Stage 1 lets easy tokens choose from few groups and hard ones from many. Stage 2 ranks the experts of those groups and
+keeps a slot while it is wanted more than the layer's threshold says. With k_min = k_max, equal groups and alpha = 0 it
+is static routing, to the bit. Nothing here sees a label: difficulty is predicted from what precedes a token's routing.
+"""
+
+import mindspore as ms
+from mindspore import Tensor, ops
+
+from mindmoe.moe.config import DmrConfig, MoeConfig
+from mindmoe.moe.control import DIFFICULTY_BINS, DYNAMIC, GROUP_THRESHOLD, MARGIN_BINS, NUM_CONTROLS, THRESHOLD, Bins
+from mindmoe.moe.router.assignment import Assignment, Route, gate, ranking_of, score, unused
+from mindmoe.ops.routing import NEVER, limit_groups
+
+
+def build_dmr_router(moe: MoeConfig) -> Route:
+    """Returns route(..) -> assignment.
+
+    Its signals: histogram of the optional slots' margins (MARGIN_BINS), histogram of difficulty (DIFFICULTY_BINS),
+    number of tokens (1), and each expert's score quantile times T (E), zeros unless the variant needs it.
+    """
+    config = moe.router
+    assert isinstance(config, DmrConfig)
+    budget, groups, k = config.budget, config.groups, moe.num_experts_per_tok
+    place = Tensor([list(range(budget.k_max))], ms.int32)  # (1, K)
+
+    def route(
+        logits: Tensor, selection_bias: Tensor | None, control: Tensor | None, difficulty: Tensor | None
+    ) -> Assignment:
+        assert control is not None
+        dynamic = control[DYNAMIC] > 0.5
+        scores, probs = score(config, logits)
+        ranking = ranking_of(scores, selection_bias)
+        if groups.num_groups > 1:
+            many = _groups_of(difficulty, control, dynamic, groups.easy, groups.hard)
+            ranking = limit_groups(ranking, groups.num_groups, many)
+        quantile = ops.zeros((moe.num_experts,), ms.float32)
+        if config.variant == "expert_threshold":
+            quantile = _score_quantile(ranking, k, moe.num_experts)
+            relative = ranking - control[NUM_CONTROLS:]
+            ranking = ops.select(dynamic, relative, ranking)
+        wanted, ids = ops.topk(ranking, budget.k_max)
+        ids = ids.astype(ms.int32)
+        margins = _margins(config, wanted, logits, difficulty, k)
+        threshold = control[THRESHOLD] if config.variant in ("threshold", "null") else Tensor(0.0, ms.float32)
+        by_margin = ops.logical_or(place < budget.k_min, margins > threshold)
+        keep = ops.logical_and(ops.select(dynamic, by_margin, place < k), wanted > 0.5 * NEVER)
+        signals = (
+            _histogram(margins[:, budget.k_min :], MARGIN_BINS),
+            _histogram(difficulty, DIFFICULTY_BINS)
+            if difficulty is not None
+            else ops.zeros((DIFFICULTY_BINS.count,), ms.float32),
+            ops.full((1,), float(logits.shape[0]), dtype=ms.float32),
+            quantile * logits.shape[0],
+        )
+        gates = gate(config, ops.gather_elements(scores, 1, ids), keep)
+        # A forced slot is wanted more than any other when slots run out.
+        wanted_most = margins + (place < budget.k_min).astype(ms.float32) * -2.0 * NEVER
+        return gates, unused(ids, keep, moe.num_experts), probs, ops.stop_gradient(wanted_most), signals
+
+    return route
+
+
+def _groups_of(difficulty: Tensor | None, control: Tensor, dynamic: Tensor, easy: int, hard: int) -> Tensor | int:
+    """Groups of each token (T, 1) int32: `hard` until routing is dynamic, and where easy = hard."""
+    if easy == hard or difficulty is None:
+        return hard
+    is_easy = ops.logical_and(dynamic, difficulty <= control[GROUP_THRESHOLD])
+    return (hard - (hard - easy) * is_easy.astype(ms.int32)).expand_dims(1)
+
+
+def _margins(config: DmrConfig, wanted: Tensor, logits: Tensor, difficulty: Tensor | None, k: int) -> Tensor:
+    """How much each slot (T, K) is wanted; wanted (T, K) are the ranking scores in descending order."""
+    if config.variant == "expert_threshold":
+        return wanted
+    place = ops.arange(0, config.budget.k_max, dtype=ms.float32).expand_dims(0)
+    if config.variant == "random_k":
+        spread = 2 * (k - config.budget.k_min) + 1
+        return config.budget.k_min + ops.floor(_noise(logits) * spread).expand_dims(1) - place - 0.5
+    logarithm = wanted if config.score == "softmax_after_topk" else ops.log(ops.maximum(wanted, 1e-9))
+    margins = logarithm - logarithm[:, :1] if config.variant == "threshold" else logarithm
+    if config.features.alpha and difficulty is not None:
+        margins = margins + config.features.alpha * difficulty.expand_dims(1)
+    return margins
+
+
+def _noise(logits: Tensor) -> Tensor:
+    """Uniform numbers (T) in [0, 1) that depend on each token alone and mean nothing: digits far behind the point."""
+    waves = ops.sin(ops.stop_gradient(logits).sum(-1) * 12.9898) * 43758.5453
+    return waves - ops.floor(waves)
+
+
+def _score_quantile(ranking: Tensor, k: int, num_experts: int) -> Tensor:
+    """(E) the score that T * k / E tokens of these reach at each expert."""
+    places = max(1, round(ranking.shape[0] * k / num_experts))
+    return ops.topk(ranking.transpose(1, 0), places)[0][:, -1]
+
+
+def _histogram(values: Tensor, bins: Bins) -> Tensor:
+    """Counts (bins.count) of values of any shape; those outside fall into the outermost bins."""
+    if values.size == 0:  # every slot is forced
+        return ops.zeros((bins.count,), ms.float32)
+    at = ops.floor((ops.stop_gradient(values).reshape(-1) - bins.low) / bins.width)
+    at = ops.clamp(at, 0, bins.count - 1).astype(ms.int32).expand_dims(-1)
+    return ops.tensor_scatter_add(ops.zeros((bins.count,), ms.float32), at, ops.ones((at.shape[0],), ms.float32))

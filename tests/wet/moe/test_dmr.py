@@ -1,0 +1,149 @@
+"""Dynamic routing: it reduces to static routing, holds its budget, and drops the least wanted slots first."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from mindmoe.moe.config import DmrConfig, MoeConfig, RouterConfig
+from mindmoe.moe.control import DYNAMIC, GROUP_THRESHOLD, NUM_CONTROLS, THRESHOLD
+from mindmoe.moe.difficulty import build_regression, log_gradient_norm, table_sums, token_features
+from mindmoe.moe.dispatch.slots import build_slot_limit, slot_rows
+from mindmoe.moe.router.build import build_router
+
+T, E, K = 200, 12, 3
+
+
+def dmr(score: str = "sigmoid", **settings) -> MoeConfig:
+    budget = {"k_min": 1, "k_max": 6} | settings.pop("budget", {})
+    router = {"type": "dmr", "score": score, "budget": budget, "features": {"alpha": 0.5}} | settings
+    return MoeConfig(num_experts=E, num_experts_per_tok=K, router=DmrConfig.model_validate(router))
+
+
+def logits(seed: int = 0, tokens: int = T) -> Tensor:
+    return Tensor(np.random.default_rng(seed).standard_normal((tokens, E)), ms.float32)
+
+
+def control(theta: float = 0.0, dynamic: float = 1.0, group: float = 0.0) -> Tensor:
+    values = np.zeros(NUM_CONTROLS, np.float32)
+    values[[DYNAMIC, THRESHOLD, GROUP_THRESHOLD]] = dynamic, theta, group
+    return Tensor(values)
+
+
+@pytest.mark.parametrize("score", ["softmax_after_topk", "softmax", "sigmoid"])
+@pytest.mark.parametrize("budget", [{"k_min": K, "k_max": K}, {"k_min": 1, "k_max": 6}])
+def test_it_is_static_routing_to_the_bit_with_a_fixed_k_and_in_the_warm_up(score, budget):
+    warm = budget["k_max"] != K
+    route = build_router(dmr(score, budget=budget))
+    static = build_router(MoeConfig(num_experts=E, num_experts_per_tok=K, router=RouterConfig(score=score)))
+    bias = Tensor(0.05 * np.random.default_rng(1).standard_normal(E), ms.float32)
+    weight = Tensor(np.random.default_rng(2).standard_normal((T, K)), ms.float32)
+    difficulty = Tensor(np.random.default_rng(3).standard_normal(T), ms.float32)
+
+    def both(which):
+        def loss(x):
+            arguments = (control(0.3, 0.0 if warm else 1.0), difficulty) if which is route else (None, None)
+            return (which(x, bias, *arguments)[0][:, :K] * weight).sum()
+
+        return loss
+
+    ours, theirs = (
+        route(logits(), bias, control(0.3, 0.0 if warm else 1.0), difficulty),
+        static(logits(), bias, None, None),
+    )
+    np.testing.assert_array_equal(ours[1].asnumpy()[:, :K], theirs[1].asnumpy())
+    np.testing.assert_array_equal(ours[0].asnumpy()[:, :K], theirs[0].asnumpy())
+    assert (ours[1].asnumpy()[:, K:] == E).all()
+    np.testing.assert_array_equal(*(ms.grad(both(which))(logits()).asnumpy() for which in (route, static)))
+
+
+@pytest.mark.parametrize("variant", ["threshold", "null"])
+def test_kept_slots_equal_a_loop_over_tokens(variant):
+    rng, theta = np.random.default_rng(4), -0.4
+    difficulty = rng.standard_normal(T).astype(np.float32)
+    gates, ids, _, margins, _ = build_router(dmr(variant=variant))(logits(), None, control(theta), Tensor(difficulty))
+    scores = 1 / (1 + np.exp(-logits().asnumpy().astype(np.float64)))
+    for t in range(T):
+        best = np.argsort(-scores[t])[:6]
+        wanted = np.log(scores[t, best]) + 0.5 * difficulty[t]
+        wanted -= np.log(scores[t, best[0]]) if variant == "threshold" else 0.0
+        kept = [expert for r, expert in enumerate(best) if r < 1 or wanted[r] > theta]
+        if np.abs(wanted - theta).min() < 1e-5:
+            continue
+        row = ids.asnumpy()[t]
+        assert list(row[row < E]) == kept
+        np.testing.assert_allclose(gates.asnumpy()[t][row < E], scores[t, kept] / scores[t, kept].sum(), rtol=1e-5)
+
+
+def test_harder_tokens_get_more_experts_and_more_groups():
+    groups = {"num_groups": 4, "easy": 2, "hard": 4, "target": 3.0}
+    difficulty = Tensor(np.linspace(-2, 2, T), ms.float32)
+    ids = build_router(dmr(groups=groups))(logits(), None, control(-0.5), difficulty)[1].asnumpy()
+    k = (ids < E).sum(1)
+    assert k[T // 2 :].mean() > k[: T // 2].mean() + 1.0
+    touched = np.array([len({expert // 3 for expert in row if expert < E}) for row in ids])
+    assert touched[: T // 2].max() <= 2 and touched[T // 2 :].max() > 2
+
+
+def test_random_k_ignores_what_the_scores_say_of_k():
+    k = (build_router(dmr(variant="random_k"))(logits(5, 4000), None, control(), None)[1].asnumpy() < E).sum(1)
+    counts = np.bincount(k, minlength=7)
+    assert set(np.flatnonzero(counts)) == {1, 2, 3, 4, 5}
+    assert counts[1:6].min() > 0.85 * 4000 / 5 and k.mean() == pytest.approx(K, rel=0.02)
+    spread = logits(5, 4000).asnumpy().std(1)
+    assert abs(np.corrcoef(k, spread)[0, 1]) < 0.05
+
+
+def test_slots_beyond_the_bound_are_the_least_wanted():
+    moe = dmr()
+    rng = np.random.default_rng(6)
+    tokens = 400
+    ids = np.where(rng.random((tokens, 6)) < 0.9, rng.integers(0, E, (tokens, 6)), E).astype(np.int32)
+    margins = rng.standard_normal((tokens, 6)).astype(np.float32)
+    rows = slot_rows(moe, tokens, 0.1)
+    assert rows == 1536  # 400 * 3 * 1.1 = 1320, rounded up to 512
+    got = build_slot_limit(moe, 0.1)(Tensor(margins), Tensor(ids)).asnumpy()
+    assert (got < E).sum() == rows
+    kept, lost = margins[got < E], margins[(got == E) & (ids < E)]
+    assert len(lost) == (ids < E).sum() - rows and lost.max() < kept.min()
+    assert (got[got < E] == ids[got < E]).all()
+    few = np.where(np.arange(6) < 2, ids, E).astype(np.int32)
+    np.testing.assert_array_equal(build_slot_limit(moe, 0.1)(Tensor(margins), Tensor(few)).asnumpy(), few)
+
+
+def test_log_gradient_norm_equals_the_gradient_of_the_loss():
+    rng, vocab = np.random.default_rng(7), 30
+    z, labels = rng.standard_normal((9, vocab)), rng.integers(0, vocab, 9).astype(np.int32)
+    got = log_gradient_norm(Tensor(z, ms.float32), Tensor(labels)).asnumpy()
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    p[np.arange(9), labels] -= 1.0
+    np.testing.assert_allclose(got, np.log(np.linalg.norm(p, axis=1)), atol=1e-4)
+
+
+def test_the_table_sums_and_reads_by_token_id():
+    rng, vocab = np.random.default_rng(8), 11
+    ids = rng.integers(0, vocab, (4, 6)).astype(np.int32)
+    norms, mask = rng.standard_normal(24).astype(np.float32), (rng.random(24) < 0.7).astype(np.float32)
+    counts, sums = table_sums(Tensor(norms), Tensor(ids), Tensor(mask), vocab).asnumpy()
+    want = [norms[(ids.reshape(-1) == v) & (mask > 0)] for v in range(vocab)]
+    np.testing.assert_allclose(counts, [len(part) for part in want])
+    np.testing.assert_allclose(sums, [part.sum() for part in want], atol=1e-5)
+    table = np.stack([rng.standard_normal(vocab), np.arange(vocab) % 3 > 0], 1).astype(np.float32)
+    features = token_features(Tensor(table), Tensor(ids)).asnumpy()
+    known = table[table[:, 1] > 0, 0]
+    level = np.where(table[:, 1] > 0, (table[:, 0] - known.mean()) / known.std(), 0.0)
+    np.testing.assert_allclose(features, np.stack([level, table[:, 1]], 1)[ids.reshape(-1)], atol=1e-4)
+
+
+def test_regression_is_the_mean_huber_loss_of_each_layer():
+    rng = np.random.default_rng(9)
+    predictions, norms, mask = 2 * rng.standard_normal((3, 40)), rng.standard_normal(40), rng.random(40) < 0.8
+    got = float(
+        build_regression(0.7)(
+            Tensor(predictions, ms.float32), Tensor(norms, ms.float32), Tensor(mask.astype(np.float32))
+        ).asnumpy()
+    )
+    target = (norms - norms[mask].mean()) / norms[mask].std()
+    error = np.abs(predictions - target)[:, mask]
+    huber = np.where(error < 1, 0.5 * error**2, error - 0.5)
+    assert got == pytest.approx(0.7 * huber.mean(1).sum(), rel=1e-5)
