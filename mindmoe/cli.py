@@ -158,6 +158,11 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
+    if args.routing:
+        from mindmoe.flight.report import write_routing_report
+
+        print(f"wrote {write_routing_report(args.path, args.ranks, args.out)}")
+        return 0
     from mindmoe.observe.report import write_report
 
     print(f"wrote {write_report(args.path, args.out)}")
@@ -414,7 +419,9 @@ def _add_run_commands(commands: Any) -> None:
     report = add_command(
         commands, "report", _report, "write a run's story as one HTML file", "mindmoe report runs/quickstart"
     )
-    report.add_argument("--out", type=Path, metavar="FILE", help="(default: report.html in the run folder)")
+    report.add_argument("--out", type=Path, metavar="FILE", help="(default: in the run folder)")
+    report.add_argument("--routing", action="store_true", help="what-ifs of the recorded routing instead")
+    report.add_argument("--ranks", type=positive_number, default=8, metavar="N", help="of placements (default 8)")
     for command in (evaluate, generate, report):
         command.add_argument("path", type=Path, metavar="RUN", help="a run folder, such as runs/quickstart")
 
@@ -433,6 +440,7 @@ def _add_ckpt_commands(commands: Any) -> None:
             ("pin", cli_ckpt.pin, "keep a step whatever the rules say", "runs/quickstart --step 400"),
             ("unpin", cli_ckpt.unpin, "let the rules decide about a step again", "runs/quickstart --step 400"),
             ("reshard", cli_ckpt.reshard, "write a step anew in other shards", "runs/quickstart --out copy --shards 8"),
+            ("place", cli_ckpt.place, "renumber experts for less traffic", "runs/quickstart --ranks 4 --out placed"),
             ("repair", cli_ckpt.repair, "set damaged steps aside and clear what is unfinished", "runs/quickstart"),
         )
     }
@@ -453,14 +461,16 @@ def _add_ckpt_commands(commands: Any) -> None:
     )
     for command in made.values():
         command.add_argument("path", type=Path, metavar="PATH", help="a run folder, its checkpoints, or one step")
-    for name in ("show", "verify", "pin", "unpin", "reshard"):
+    for name in ("show", "verify", "pin", "unpin", "reshard", "place"):
         made[name].add_argument("--step", type=whole_number, metavar="N", help="(default: the newest)")
     made["show"].add_argument("--all", action="store_true", help="list every tensor")
     made["verify"].add_argument("--all", action="store_true", help="verify every step")
     made["diff"].add_argument("other", type=Path, metavar="OTHER", help="what to compare with")
     made["prune"].add_argument("words", nargs="*", metavar="key=value", help="keep_last, keep_every, keep_best")
     made["prune"].add_argument("--dry-run", action="store_true", help="only say what would be deleted")
-    made["reshard"].add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint folder to write")
+    for name in ("reshard", "place"):
+        made[name].add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint folder to write")
+    made["place"].add_argument("--ranks", type=positive_number, required=True, metavar="N", help="that share experts")
     made["reshard"].add_argument("--shards", type=positive_number, default=1, metavar="N", help="(default 1)")
 
 

@@ -10,15 +10,15 @@ from mindmoe.data.config import DataConfig
 from mindmoe.errors import ConfigError
 from mindmoe.launch.config import LaunchConfig
 from mindmoe.model.config import ModelConfig
-from mindmoe.moe.config import MoeConfig
+from mindmoe.moe.config import DmrConfig, MoeConfig
 from mindmoe.observe.config import ObserveConfig
 from mindmoe.optim.config import OptimConfig
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.rules import (
     batch_problems,
     dispatch_problems,
-    dynamic_routing_problems,
     expert_problems,
+    routing_problems,
     slice_problems,
     stage_problems,
 )
@@ -108,6 +108,16 @@ def _schedule(optim: OptimConfig, train: TrainConfig) -> Iterator[str]:
         )
 
 
+def _domains(moe: MoeConfig | None, data: DataConfig) -> Iterator[str]:
+    if moe is None or not isinstance(moe.router, DmrConfig) or not moe.router.features.domain:
+        return
+    if len(data.sources) > moe.router.domain.num:
+        yield (
+            f"data.sources={len(data.sources)} sources must be at most moe.router.domain.num={moe.router.domain.num}: "
+            "raise moe.router.domain.num"
+        )
+
+
 _CHECKS: tuple[tuple[Callable[..., Iterator[str]], tuple[str, ...]], ...] = (
     (_sequence, ("model", "train")),
     (_schedule, ("optim", "train")),
@@ -116,7 +126,8 @@ _CHECKS: tuple[tuple[Callable[..., Iterator[str]], tuple[str, ...]], ...] = (
     (expert_problems, ("moe", "parallel")),
     (dispatch_problems, ("moe", "train", "parallel")),
     (stage_problems, ("model", "train", "parallel")),
-    (dynamic_routing_problems, ("moe", "parallel")),
+    (routing_problems, ("moe", "parallel")),
+    (_domains, ("moe", "data")),
 )
 
 

@@ -9,15 +9,21 @@ from mindmoe.model.block import Block
 from mindmoe.model.config import ModelConfig
 from mindmoe.model.shapes import ParamSpec, param_specs
 from mindmoe.moe.config import DmrConfig, MoeConfig
-from mindmoe.moe.difficulty import log_gradient_norm, token_features
+from mindmoe.moe.difficulty import GradientTap, log_norm_of, others_of, token_features
 from mindmoe.moe.layer import RouterStats
 from mindmoe.ops.select import OpSet
+from mindmoe.ops.zeros import zeros_like
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.groups import Groups
 from mindmoe.parallel.mesh import Mesh
 from mindmoe.parallel.recompute import Recomputed
 from mindmoe.parallel.sharding import local_shard, replicas
-from mindmoe.parallel.tensor import build_vocab_cross_entropy, build_vocab_embedding
+from mindmoe.parallel.tensor import (
+    build_own_part,
+    build_vocab_cross_entropy,
+    build_vocab_embedding,
+    build_vocab_measure,
+)
 from mindmoe.parallel.unit import Entry, Placement, Unit
 from mindmoe.parallel.weights import Slots
 from mindmoe.pipeline.split import Piece, build_pieces, holding_stages, whole
@@ -32,6 +38,11 @@ def stack_layers(collected: tuple[Any, ...]) -> RouterStats:
             parts = (*parts, stats[index])
         stacked = (*stacked, ops.stack(parts))
     return stacked
+
+
+def with_unknown_domain(input_ids: Tensor) -> Tensor:
+    """input_ids (B, S) int32 -> (B, S, 2), each with domain 0."""
+    return ops.stack((input_ids, zeros_like(input_ids)), -1)
 
 
 class CausalLM(nn.Cell):
@@ -80,9 +91,18 @@ class CausalLM(nn.Cell):
 
         tied = model.tie_word_embeddings
         self.embed: Any = unit(("model.embed_tokens.",)) if piece.first or (tied and piece.last) else None
-        self.table = unit(("model.token_table",)) if "model.token_table" in specs and piece.first else None
+        self.table = unit(("model.token_table",)) if "model.token_table" in specs else None
         dynamic = moe.router if moe is not None and isinstance(moe.router, DmrConfig) else None
-        self.measures_difficulty = dynamic is not None and dynamic.uses_difficulty
+        self.reads_domain = dynamic is not None and dynamic.features.domain
+        self.own_part = build_own_part(groups["tp"])
+        self.measure: Any = None
+        if dynamic is not None and dynamic.measures_loss and piece.last:
+            self.measure = build_vocab_measure(others_of, log_norm_of, self.linear_out, groups["tp"])
+        self.ordered = groups["tp"].size > 1
+        self.sink: Any = None
+        if dynamic is not None and dynamic.taps and piece.first:
+            self.sink = ms.Parameter(ops.zeros((2, model.vocab_size), ms.float32), name="tap_sink")
+            self.tap = GradientTap()
         self.layers, self.units = nn.CellList(auto_prefix=False), nn.CellList(auto_prefix=False)
         for layer in piece.layers:
             prefix = f"model.layers.{layer}."
@@ -111,7 +131,7 @@ class CausalLM(nn.Cell):
     ) -> tuple[Tensor, RouterStats | tuple[()]]:
         """x (B, S/tp, D) -> the same after this piece's layers, and statistics stacked over them.
 
-        `features` holds those of the token table, (T, 2), where routers read it.
+        `features`: what routers read of the tokens, see `features()`.
         """
         collected: tuple[RouterStats | tuple[()], ...] = ()
         for index in range(len(self.layers)):
@@ -146,16 +166,29 @@ class CausalLM(nn.Cell):
     def hidden(self, input_ids: Tensor, segment_ids: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
         """input_ids (B, S) -> hidden states (B, S/tp, D) before the final norm, and stacked statistics."""
         x = self.embedding(input_ids, *self.embed.whole(self.embed.params))
-        return self.through(x, segment_ids, self.features(input_ids))
+        return self.through(x, segment_ids, self.features(with_unknown_domain(input_ids)))
 
-    def features(self, input_ids: Tensor) -> tuple[Tensor, ...]:
-        """What the table says of the tokens, (T, 2), where routers read it."""
-        if self.table is None:
-            return ()
-        return (token_features(self.table.params[0], input_ids),)
+    def features(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """What routers read of the tokens of this rank besides hidden states: the table's features (T, 2), domains (T).
+
+        Args:
+            tokens: (B, S, 2) int32, id and domain of each.
+        """
+        found: tuple[Tensor, ...] = ()
+        if self.table is not None:
+            found = (token_features(self.table.params[0], self.own_part(tokens[:, :, 0])),)
+        if self.reads_domain:
+            found = (*found, self.own_part(tokens[:, :, 1]).reshape(-1))
+        return found
 
     def construct(
-        self, x: Tensor, labels: Tensor, loss_mask: Tensor, segment_ids: Tensor
+        self,
+        x: Tensor,
+        labels: Tensor,
+        loss_mask: Tensor,
+        segment_ids: Tensor,
+        tokens: Tensor | None = None,
+        token_weight: Tensor | None = None,
     ) -> tuple[Tensor, RouterStats | tuple[()]]:
         """What this piece makes of what the one before made.
 
@@ -164,19 +197,29 @@ class CausalLM(nn.Cell):
             labels: (B, S) int32; it, loss_mask and segment_ids matter where they are used.
             loss_mask: (B, S).
             segment_ids: (B, S) int32.
+            tokens: (B, S, 2) int32, id and domain of each; by default the ids that a first piece starts from.
+            token_weight: scalar that the loss of a token is multiplied with, needed where gradients are tapped.
 
         Returns:
             Summed cross-entropy over unmasked tokens [nats] from the last piece, else hidden states; and statistics.
-            Where routers learn difficulty, ln ||p - y|| (T) follows the statistics.
+            Where the gradient at the logits is measured, its ln (T) follows the statistics of the last piece.
         """
-        x, stats = self.hidden(x, segment_ids) if self.first else self.through(x, segment_ids)
+        features = self.features(with_unknown_domain(x) if tokens is None else tokens)
+        if self.first:
+            ids = x
+            x = self.embedding(ids, *self.embed.whole(self.embed.params))
+            if self.sink is not None and token_weight is not None:
+                x = self.tap(x, self.own_part(ids), token_weight, self.sink)
+        x, stats = self.through(x, segment_ids, features)
         if not self.last:
             return x, stats
         norm, head = self.ends()
         x = self.rms_norm(x, norm)
-        if self.measures_difficulty:
-            logits = self.linear_out(ops.stop_gradient(x), ops.stop_gradient(head))
-            stats = (*stats, log_gradient_norm(logits.reshape((-1, logits.shape[-1])), labels))
+        if self.measure is not None:
+            log_norms = self.measure(x, head, labels)
+            stats = (*stats, log_norms)
+            if self.ordered:  # in a graph its collective comes before those of the loss on every rank
+                x = ops.depend(x, log_norms)
         return self.cross_entropy(x, head, labels, loss_mask), stats
 
     def ends(self) -> tuple[Tensor, Tensor]:
@@ -211,7 +254,7 @@ class CausalLM(nn.Cell):
             cache: of `cache()`; extended in place.
         """
         x = self.embedding(input_ids, *self.embed.whole(self.embed.params))
-        features = self.features(input_ids)
+        features = self.features(with_unknown_domain(input_ids))
         for i, layer in enumerate(self.layers):
             unit = self.units[i]
             x = layer.extend(x, start, cache[i], cache[len(self.layers) + i], *unit.whole(unit.params), *features)

@@ -92,6 +92,9 @@ def _moe_ffn(prefix: str, model: ModelConfig, moe: MoeConfig) -> Iterator[ParamS
     if isinstance(moe.router, DmrConfig) and moe.router.features.difficulty_head:
         yield ParamSpec(name=f"{prefix}.router.difficulty.weight", shape=(hidden + 2,), axes=(None,), init="zeros")
         yield ParamSpec(name=f"{prefix}.router.difficulty.bias", shape=(1,), axes=(None,), init="zeros")
+    if isinstance(moe.router, DmrConfig) and moe.router.features.domain:
+        domains = moe.router.domain.num + 1
+        yield ParamSpec(name=f"{prefix}.router.domain", shape=(domains, experts), axes=(None, None), init="zeros")
     at = f"{prefix}.experts"
     yield ParamSpec(
         name=f"{at}.gate_up_proj", shape=(experts, hidden, 2 * ffn), axes=("expert", None, "expert_ffn"), decay=True

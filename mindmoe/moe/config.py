@@ -161,13 +161,38 @@ class FeaturesConfig(Section):
 
     `alpha`: weight of the predicted difficulty in the choice of k; 0 leaves it to the scores. `difficulty_head`: a
     linear head per layer predicts how hard the token is. `grad_ema`: a table by token id of the mean log gradient
-    norm at the output, seen in earlier steps, with forgetting factor `decay` per occurrence.
+    norm seen in earlier steps, with forgetting factor `decay` per occurrence; `grad_source` says of which gradient:
+    `head`, of the token's own loss at its logits, or `tap`, of the whole loss at the token's embedding. `domain`: a
+    learned bias of the logits by the source that a sequence comes from.
     """
 
     alpha: NonNegativeFloat = 0.5
     difficulty_head: bool = True
     grad_ema: bool = False
+    grad_source: Literal["head", "tap"] = "head"
     decay: float = Field(0.95, gt=0.0, lt=1.0)
+    domain: bool = False
+
+
+class DifficultyConfig(Section):
+    """How the difficulty heads learn: `loss_coef` times the Huber loss of their predictions.
+
+    `target`: `loss_head`, the log gradient norm of this step at the logits, standardised over the batch, or `table`,
+    what the table says of the token, which every pipeline stage can know.
+    """
+
+    loss_coef: NonNegativeFloat = 0.1
+    target: Literal["loss_head", "table"] = "loss_head"
+
+
+class DomainConfig(Section):
+    """Domain n is the n-th of data.sources, from 1; 0 is unknown, as everything held out or generated is.
+
+    `num`: domains that there is room for. `label_dropout`: share of training sequences whose domain is hidden.
+    """
+
+    num: PositiveInt = 32
+    label_dropout: float = Field(0.2, ge=0.0, lt=1.0)
 
 
 class DmrConfig(Scoring):
@@ -184,7 +209,8 @@ class DmrConfig(Scoring):
     budget: BudgetConfig = BudgetConfig()
     groups: GroupsConfig = GroupsConfig()
     features: FeaturesConfig = FeaturesConfig()
-    difficulty_coef: NonNegativeFloat = 0.1
+    difficulty: DifficultyConfig = DifficultyConfig()
+    domain: DomainConfig = DomainConfig()
 
     def slots(self, moe: "MoeConfig") -> int:
         """budget.k_max."""
@@ -204,6 +230,17 @@ class DmrConfig(Scoring):
     def uses_difficulty(self) -> bool:
         """Whether a layer needs the difficulty of its tokens."""
         return self.features.difficulty_head or self.features.grad_ema
+
+    @property
+    def measures_loss(self) -> bool:
+        """Whether the gradient at the logits is measured."""
+        learns = self.features.difficulty_head and self.difficulty.target == "loss_head"
+        return learns or (self.features.grad_ema and self.features.grad_source == "head")
+
+    @property
+    def taps(self) -> bool:
+        """Whether the gradient at the embedding is measured."""
+        return self.features.grad_ema and self.features.grad_source == "tap"
 
     def problems(self, moe: "MoeConfig") -> Iterator[str]:
         """Budgets and groups that do not hold the target."""
@@ -226,6 +263,11 @@ class DmrConfig(Scoring):
         yield from _group_problems(moe, groups.num_groups, groups.hard, "router.groups.hard")
         if groups.easy * (moe.num_experts // groups.num_groups) < budget.k_min:
             yield f"router.groups.easy={groups.easy} must leave {at}.k_min={budget.k_min} experts: raise it"
+        if self.features.difficulty_head and self.difficulty.target == "table" and not self.features.grad_ema:
+            yield (
+                "router.difficulty.target=table must have a table: set router.features.grad_ema=true or "
+                "router.difficulty.target=loss_head"
+            )
         if self.features.alpha and not self.uses_difficulty and self.variant in ("threshold", "null"):
             yield (
                 f"router.features.alpha={self.features.alpha} must be 0 without difficulty: "

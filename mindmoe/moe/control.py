@@ -35,6 +35,11 @@ MARGIN_BINS = Bins(-12.0, 12.0, 1024)
 DIFFICULTY_BINS = Bins(-6.0, 6.0, 256)
 
 
+def score_bins(router: DmrConfig) -> Bins:
+    """Bins of the scores that thresholds per expert are found in; a selection bias moves probabilities little."""
+    return MARGIN_BINS if router.score == "softmax_after_topk" else Bins(-0.5, 1.5, 1024)
+
+
 def num_controls(moe: MoeConfig) -> int:
     """Length of a layer's control vector; 0 for routers without."""
     if not isinstance(moe.router, DmrConfig):
@@ -63,12 +68,12 @@ def threshold_of(histogram: np.ndarray, bins: Bins, above: float) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Signals:
-    """Sums over a global batch for one layer; see mindmoe/moe/router/dmr.py."""
+    """Sums over a global batch for one layer; see mindmoe/moe/router/dmr.py. `scores` is (E, bins) or empty."""
 
     margins: np.ndarray
     difficulty: np.ndarray
     kept: float
-    quantile: np.ndarray
+    scores: np.ndarray
 
 
 def updated_control(control: np.ndarray, signals: Signals, moe: MoeConfig, num_tokens: float, done: int) -> np.ndarray:
@@ -95,7 +100,9 @@ def updated_control(control: np.ndarray, signals: Signals, moe: MoeConfig, num_t
         edge = threshold_of(signals.difficulty, DIFFICULTY_BINS, num_tokens * hard_share)
         new[GROUP_THRESHOLD] += rate * (edge - new[GROUP_THRESHOLD])
     if router.variant == "expert_threshold":
-        new[NUM_CONTROLS:] += rate * (signals.quantile / num_tokens - new[NUM_CONTROLS:])
+        bins, above = score_bins(router), num_tokens * target / moe.num_experts
+        reached = [threshold_of(histogram, bins, above) for histogram in signals.scores.reshape(moe.num_experts, -1)]
+        new[NUM_CONTROLS:] += rate * (np.array(reached) - new[NUM_CONTROLS:])
     new[DYNAMIC] = float(done >= budget.warmup_steps)
     return new.astype(np.float32)
 

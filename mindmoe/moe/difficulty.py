@@ -1,24 +1,81 @@
-"""How hard a token is: measured at the output after the fact, predicted before routing from what is known then.
+"""How hard a token is: measured after the fact, predicted before routing from what is known then.
 
-The gradient of the cross-entropy at the logits is p - y; its norm needs no backward pass. The table by token id holds
-its mean logarithm over earlier steps; the head of a layer is regressed on this step's, so no label of a step takes part
-in the routing of that step.
+Two measures: the gradient of the cross-entropy at the logits, p - y, whose norm needs no backward pass; and the
+gradient of the whole loss at the output of the embedding, which a tap in the backward pass reads. The table by token
+id holds the mean logarithm of one of them over earlier steps; the head of a layer is regressed on this step's, or on
+the table, so no label of a step takes part in the routing of that step.
 """
 
 from collections.abc import Callable
 
 import mindspore as ms
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
 
 from mindmoe.moe.control import LEVEL, SEEN
+from mindmoe.ops.zeros import zeros_like
+
+_NONE = -1e9  # a logit whose exponential is 0
+
+
+def others_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """What ln ||p - y|| needs of some columns of the vocabulary: (3, T).
+
+    Args:
+        logits: (T, V) fp32.
+        labels: (T) int32 column of the label; outside 0..V-1 where it is among others' columns.
+
+    Returns:
+        ln of the sum of exp(logit), and of exp(2 logit), over all columns but the label's; and the label's logit,
+        below all others where its column is elsewhere.
+    """
+    columns = ops.arange(0, logits.shape[1], dtype=ms.int32).expand_dims(0)
+    is_label = labels.astype(ms.int32).expand_dims(1) == columns
+    rest = ops.select(is_label, ops.full_like(logits, _NONE), logits)
+    of_label = ops.select(is_label, logits, ops.full_like(logits, _NONE))
+    return ops.stack((ops.logsumexp(rest, 1), ops.logsumexp(2.0 * rest, 1), ops.logsumexp(of_label, 1)))
+
+
+def log_norm_of(parts: Tensor) -> Tensor:
+    """ln ||p - y|| (T) from `others_of` of all parts of the vocabulary, (P, 3, T).
+
+    Its square is (1 - p_label)^2 + sum over others of p^2; in logarithms nothing cancels, however sure the model is.
+    """
+    rest, square, of_label = ops.logsumexp(parts[:, 0], 0), ops.logsumexp(parts[:, 1], 0), ops.logsumexp(parts[:, 2], 0)
+    everything = ops.logsumexp(ops.stack((rest, of_label)), 0)
+    return 0.5 * ops.logsumexp(ops.stack((2.0 * rest, square)), 0) - everything
 
 
 def log_gradient_norm(logits: Tensor, labels: Tensor) -> Tensor:
     """ln ||p - y|| (T) of logits (T, V) and labels (T), without gradient."""
-    p = ops.softmax(ops.stop_gradient(logits).astype(ms.float32), -1)
-    of_label = ops.gather_elements(p, 1, labels.reshape(-1, 1).astype(ms.int32)).reshape(-1)
-    square = (p * p).sum(-1) - 2.0 * of_label + 1.0
-    return 0.5 * ops.log(ops.maximum(square, 1e-12))
+    return log_norm_of(others_of(ops.stop_gradient(logits).astype(ms.float32), labels.reshape(-1)).expand_dims(0))
+
+
+class GradientTap(nn.Cell):
+    """x as it is; in the backward pass the norm of each token's gradient is summed by token id.
+
+    The sums leave as the gradient of `sink`, so they need neither hidden state nor a second backward pass.
+    """
+
+    def construct(self, x: Tensor, ids: Tensor, weight: Tensor, sink: Tensor) -> Tensor:
+        """x (B, S, D) -> x.
+
+        Args:
+            x: output of the embedding.
+            ids: (B, S) int32.
+            weight: scalar, what the loss of a token is multiplied with; norms are divided by it.
+            sink: (2, V); its gradient is occurrences, and sums of ln norm, by token id.
+        """
+        return x
+
+    def bprop(
+        self, x: Tensor, ids: Tensor, weight: Tensor, sink: Tensor, out: Tensor, dout: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The gradient as it is, and the sums; a token without gradient does not occur."""
+        rows = dout.astype(ms.float32).reshape((-1, dout.shape[-1])) / weight
+        square = (rows * rows).sum(-1)
+        counted = (square > 0).astype(ms.float32)
+        sums = table_sums(0.5 * ops.log(ops.maximum(square, 1e-30)), ids, counted, sink.shape[1])
+        return dout, zeros_like(ids), zeros_like(weight), sums
 
 
 def token_features(table: Tensor, input_ids: Tensor) -> Tensor:
@@ -63,20 +120,27 @@ def predict(weight: Tensor, bias: Tensor, x: Tensor, features: Tensor | None) ->
     return prediction if features is None else prediction + (features * weight[hidden:]).sum(-1)
 
 
-def build_regression(coefficient: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Returns loss(predictions (L, T), log_norms (T), mask (T)) -> coefficient * sum of mean Huber losses.
+def moments(values: Tensor, mask: Tensor) -> Tensor:
+    """Count, sum and sum of squares of the unmasked values (T): (3), which add up over parts of a batch."""
+    counted = values * mask
+    return ops.stack((mask.sum(), counted.sum(), (values * counted).sum()))
 
-    The target is standardised over the unmasked tokens of the micro-batch.
-    """
 
-    def loss(predictions: Tensor, log_norms: Tensor, mask: Tensor) -> Tensor:
-        counted = mask.reshape(-1)
-        count = ops.maximum(counted.sum(), 1.0)
-        mean = (log_norms * counted).sum() / count
-        deviation = ops.sqrt((ops.square(log_norms - mean) * counted).sum() / count) + 1e-6
-        error = predictions - ops.stop_gradient((log_norms - mean) / deviation)
+def standardised(values: Tensor, of: Tensor) -> Tensor:
+    """Values in deviations from the mean of a batch with the given `moments`."""
+    count = ops.maximum(of[0], 1.0)
+    mean = of[1] / count
+    return (values - mean) / (ops.sqrt(ops.maximum(of[2] / count - mean * mean, 0.0)) + 1e-6)
+
+
+def build_regression(coefficient: float) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Returns loss(predictions (L, T), target (T), mask (T), count) -> coefficient * sum over layers and tokens of the
+    Huber loss, over `count`, the unmasked tokens of all parts of the batch."""
+
+    def loss(predictions: Tensor, target: Tensor, mask: Tensor, count: Tensor) -> Tensor:
+        error = predictions - ops.stop_gradient(target)
         size = ops.abs(error)
         huber = ops.select(size < 1.0, 0.5 * error * error, size - 0.5)
-        return coefficient * (huber * counted).sum() / count
+        return coefficient * (huber * mask).sum() / ops.maximum(count, 1.0)
 
     return loss

@@ -49,8 +49,11 @@ class MoeLayer(nn.Cell):
         self.fork = kernels.fork(2)
         self.route = build_router(moe)
         self.router = kernels.router
+        self.domain = slots.get("router.domain")
         dynamic = moe.router if isinstance(moe.router, DmrConfig) else None
         self.reads_table = dynamic is not None and dynamic.features.grad_ema
+        self.domains = dynamic.domain.num + 1 if dynamic is not None else 0
+        self.shift = ops.MatMul()
         slack = None if dynamic is None else dynamic.budget.slot_slack
         self.limit_slots = None if slack is None else build_slot_limit(moe, slack)
         self.limit = build_capacity_limit(moe, kernels.shape.seq_length) if moe.dispatch.kind == "capacity" else None
@@ -61,7 +64,7 @@ class MoeLayer(nn.Cell):
     def construct(self, x: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, RouterStats]:
         """x (B, S, D) -> y (B, S, D) and the statistics of this layer.
 
-        Where the router reads the token table, its features (T, 2) are the last of the weights.
+        What a router reads of the tokens comes after the weights: the table's features (T, 2), then domains (T) int32.
         """
         to_router, to_experts = self.fork(x)
         if self.router is not None:
@@ -99,6 +102,9 @@ class MoeLayer(nn.Cell):
         logits = self.score(tokens, weights[self.router_weight])
         if self.router_bias is not None:
             logits = logits + weights[self.router_bias]
+        if self.domain is not None:
+            chosen = ops.one_hot(weights[-1], self.domains, self.on, self.off)
+            logits = logits + self.shift(chosen, weights[self.domain])
         difficulty = self.difficulty(tokens, weights)
         known = None if difficulty is None else ops.stop_gradient(difficulty)
         control = take(weights, self.control)
@@ -112,7 +118,9 @@ class MoeLayer(nn.Cell):
 
     def difficulty(self, tokens: Tensor, weights: tuple[Tensor, ...]) -> Tensor | None:
         """Predicted difficulty (T) of tokens (T, D): by the head, else by the table alone, else unknown."""
-        features = weights[-1] if self.reads_table else None
+        features = None
+        if self.reads_table:
+            features = weights[-1] if self.domain is None else weights[-2]
         weight, bias = take(weights, self.difficulty_weight), take(weights, self.difficulty_bias)
         if weight is not None and bias is not None:
             return predict(weight, bias, tokens, features)

@@ -199,7 +199,31 @@ def permutation(placement: Placement) -> np.ndarray:
     return order
 
 
-_EXPERT_FIRST = (".mlp.experts.", ".mlp.router.")
+def expert_axis(name: str, shape: tuple[int, ...], num_experts: int) -> int | None:
+    """The axis of a tensor of a checkpoint that counts experts; None if it has none.
+
+    Args:
+        name: of a parameter, or of a moment of one.
+        shape: of the whole tensor.
+        num_experts: E. A control vector ends in a figure for each expert, or has none.
+    """
+    if ".mlp.experts." in name or name.endswith((".router.weight", ".router.bias", ".router.selection_bias")):
+        return 0
+    if name.endswith(".router.domain"):
+        return 1
+    if name.endswith(".router.control") and shape[0] > num_experts:
+        return 0
+    return None
+
+
+def renumbered(name: str, value: np.ndarray, orders: Sequence[np.ndarray]) -> np.ndarray:
+    """A tensor of a checkpoint after the experts of each layer were renumbered; see `reorder_experts`."""
+    axis = expert_axis(name, value.shape, len(orders[0]))
+    if axis is None:
+        return value
+    order = orders[int(name.split(".layers.")[1].split(".")[0])]
+    head = value.shape[axis] - len(order)  # what a control vector holds before its experts
+    return np.take(value, np.concatenate([np.arange(head), head + order]), axis)
 
 
 def reorder_experts(tensors: dict[str, np.ndarray], orders: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -211,13 +235,7 @@ def reorder_experts(tensors: dict[str, np.ndarray], orders: Sequence[np.ndarray]
         tensors: by name, whole parameters; names hold `layers.N.mlp.experts.` or `layers.N.mlp.router.`.
         orders: of each layer, see `permutation`.
     """
-    moved = dict(tensors)
-    for name, value in tensors.items():
-        if any(mark in name for mark in _EXPERT_FIRST):
-            order = orders[int(name.split(".layers.")[1].split(".")[0])]
-            if value.ndim and value.shape[0] == len(order):
-                moved[name] = np.ascontiguousarray(value[order])
-    return moved
+    return {name: renumbered(name, value, orders) for name, value in tensors.items()}
 
 
 def bisection_qubo_terms(

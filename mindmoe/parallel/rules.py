@@ -139,13 +139,32 @@ def stage_problems(model: ModelConfig, train: TrainConfig, parallel: ParallelCon
         )
 
 
-def dynamic_routing_problems(moe: MoeConfig | None, parallel: ParallelConfig) -> Iterator[str]:
-    """Difficulty is measured where whole tokens and the whole vocabulary are, and used in every layer."""
-    if moe is None or not isinstance(moe.router, DmrConfig) or not moe.router.uses_difficulty:
+def routing_problems(moe: MoeConfig | None, parallel: ParallelConfig) -> Iterator[str]:
+    """Routers whose decisions would depend on how tokens are spread over ranks, and difficulty over several stages."""
+    if moe is None:
         return
-    for axis, degree in (("tp", parallel.tp), ("pp", parallel.pp)):
-        if degree > 1:
+    router, spread = moe.router, [axis for axis in ("dp", "tp", "cp") if getattr(parallel, axis) not in (1, "auto")]
+    if not router.causal:
+        for axis in spread:
             yield (
-                f"parallel.{axis}={degree} must be 1 with moe.router.features.difficulty_head or grad_ema: set both to "
-                f"false and alpha=0, or lower parallel.{axis}"
+                f"parallel.{axis}={getattr(parallel, axis)} must be 1 with moe.router.type={router.type}, whose tokens "
+                f"compete within a rank: set parallel.{axis}=1 or take another router"
             )
+    if not isinstance(router, DmrConfig):
+        return
+    if router.variant == "random_k":
+        for axis in (*spread, *(("pp",) if parallel.pp > 1 else ())):
+            yield (
+                f"parallel.{axis}={getattr(parallel, axis)} must be 1 with moe.router.variant=random_k, whose draw "
+                f"follows the last digits of the logits: set parallel.{axis}=1 or take another variant"
+            )
+    if router.features.difficulty_head and router.difficulty.target == "loss_head" and parallel.pp > 1:
+        yield (
+            f"parallel.pp={parallel.pp} must be 1 with moe.router.difficulty.target=loss_head, which the last stage "
+            "alone can measure: set moe.router.difficulty.target=table and moe.router.features.grad_ema=true"
+        )
+    if router.features.grad_ema and parallel.chunks > 1:
+        yield (
+            f"parallel.chunks={parallel.chunks} must be 1 with moe.router.features.grad_ema, of which a stage holds "
+            "one table: set parallel.schedule=1f1b and parallel.chunks=1"
+        )

@@ -9,12 +9,15 @@ import numpy as np
 
 from mindmoe.data.loader import Batch, TokenBatches
 from mindmoe.errors import CheckpointError
+from mindmoe.flight.trace import write_trace
 from mindmoe.model.shapes import flops_per_token
 from mindmoe.moe.statistics import RoutingStatistics, routing_statistics
 from mindmoe.optim.schedule import learning_rate
 from mindmoe.parallel.collectives import host_sum
+from mindmoe.parallel.sequence import token_positions
 from mindmoe.position import during
 from mindmoe.train.evaluate import Evaluator
+from mindmoe.train.folder import RunFolder
 from mindmoe.train.guard import StopRequest
 from mindmoe.train.persist import Saver
 from mindmoe.train.setup import Trainer, gemm_peak
@@ -91,6 +94,7 @@ class Loop:
         data_seconds = perf_counter() - started
         lr = learning_rate(self.trainer.config.optim, step, self.config.steps)
         result = self.trainer.step.run(step, micro_batches, num_valid, lr, asked)
+        self.record_routing(step + 1)
         seconds = perf_counter() - started
         statistics = None
         if result.routing is not None and result.finite:
@@ -101,6 +105,22 @@ class Loop:
             if statistics is not None and ((step + 1) % (10 * every) == 0 or step + 1 == self.config.steps):
                 self.sink(routing_record(step + 1, statistics))
         return result
+
+    def record_routing(self, done: int) -> None:
+        """Keeps this step's decisions where they are asked for; ranks of one data replica know them all."""
+        trainer, every = self.trainer, self.trainer.config.observe.routing_every
+        if not trainer.step.chosen or done % every or trainer.at.dp != 0:
+            return
+        moe, config = trainer.config.moe, trainer.config
+        assert moe is not None
+        write_trace(
+            RunFolder.of(config).path,
+            done,
+            trainer.place.rank,
+            [(part.layers, ids) for part, ids in zip(trainer.step.parts, trainer.step.chosen, strict=True)],
+            token_positions(self.config.seq_length, trainer.mesh, trainer.place.rank),
+            (config.model.num_hidden_layers, self.config.seq_length, moe.num_experts),
+        )
 
     def micro_batches(self, step: int) -> list[Batch]:
         """This rank's rows: micro-batch m of all data ranks together is the same set of rows under any dp."""

@@ -7,7 +7,7 @@ from mindspore import Tensor, nn, ops
 from mindmoe.model.decoder import CausalLM
 from mindmoe.moe.balance import balance_loss
 from mindmoe.moe.config import DmrConfig, MoeConfig
-from mindmoe.moe.difficulty import build_regression, table_sums
+from mindmoe.moe.difficulty import build_regression, moments, standardised, table_sums
 from mindmoe.parallel.collectives import build_all_reduce
 from mindmoe.parallel.groups import Groups
 
@@ -36,8 +36,14 @@ class Objective(nn.Cell):
         self.ranks = groups["dp_cp"].size
         self.none = Tensor(0.0)
         self.dynamic: Any = moe.router if moe is not None and isinstance(moe.router, DmrConfig) else None
-        self.regression = build_regression(self.dynamic.difficulty_coef if self.dynamic is not None else 0.0)
-        self.vocab_size = net.embed.params[0].shape[0] if net.first else 0
+        self.learns, self.from_table, self.sums_table, self.vocab_size = False, False, False, 0
+        if self.dynamic is not None:
+            features, difficulty = self.dynamic.features, self.dynamic.difficulty
+            self.learns = features.difficulty_head
+            self.from_table = self.learns and difficulty.target == "table"
+            self.regression = build_regression(difficulty.loss_coef)
+            if net.table is not None and features.grad_source == "head" and net.last:
+                self.sums_table, self.vocab_size = True, net.table.params[0].shape[0]
 
     def construct(
         self,
@@ -45,11 +51,12 @@ class Objective(nn.Cell):
         labels: Tensor,
         loss_mask: Tensor,
         segment_ids: Tensor,
+        tokens: Tensor,
         token_weight: Tensor,
         micro_weight: Tensor,
     ) -> tuple[Tensor, Report]:
         """The share of the loss of a network in one piece, and what is reported; arguments as for `parts`."""
-        (y, balance), report = self.parts(x, labels, loss_mask, segment_ids, token_weight, micro_weight)
+        (y, balance), report = self.parts(x, labels, loss_mask, segment_ids, tokens, token_weight, micro_weight)
         return y + balance, report
 
     def parts(
@@ -58,6 +65,7 @@ class Objective(nn.Cell):
         labels: Tensor,
         loss_mask: Tensor,
         segment_ids: Tensor,
+        tokens: Tensor,
         token_weight: Tensor,
         micro_weight: Tensor,
     ) -> tuple[tuple[Tensor, Tensor], Report]:
@@ -68,13 +76,15 @@ class Objective(nn.Cell):
             labels: (B, S) int32 next tokens.
             loss_mask: (B, S) 1 where a label counts.
             segment_ids: (B, S) int32 document of each token.
+            tokens: (B, S, 2) int32 id and domain of each token.
             token_weight: 1 / number of counted tokens of the whole batch, over all ranks and micro-batches.
             micro_weight: 1 / number of micro-batches.
 
         Returns:
             The share of the cross-entropy from the last piece, else hidden states.
         """
-        y, stats = self.net(x, labels, loss_mask, segment_ids)
+        learned = self.none
+        y, stats = self.net(x, labels, loss_mask, segment_ids, tokens, token_weight)
         cross_entropy = self.none.reshape(1)
         if self.net.last:
             cross_entropy, y = ops.stop_gradient(y).reshape(1), y * token_weight
@@ -82,25 +92,30 @@ class Objective(nn.Cell):
             return (y, self.none), (cross_entropy,)
         counts, prob_sum, z_sum, entropy, dropped, ids = stats[:6]
         num_tokens = float(labels.shape[0] * labels.shape[1] * self.ranks)
-        everywhere = self.all_reduce(ops.stop_gradient(counts)) if self.moe.balance.aux_coef > 0 else counts
+        everywhere = counts
+        if self.learns:
+            mask = self.net.own_part(loss_mask).reshape(-1)
+            known = ops.stop_gradient(self.net.features(tokens)[0]) if self.from_table else None
+            target, mask = (stats[-1], mask) if known is None else (known[:, 0], mask * known[:, 1])
+            # In one collective: two that do not depend on each other might run in another order on another rank.
+            both = ops.concat((ops.stop_gradient(counts).reshape(-1), moments(target, mask)))
+            both = self.all_reduce(ops.stop_gradient(both))
+            everywhere, of_all = both[:-3].reshape(counts.shape), both[-3:]
+            target = target if self.from_table else standardised(target, of_all)
+            learned = self.regression(stats[10], target, mask, of_all[0]) * micro_weight
+        elif self.moe.balance.aux_coef > 0:
+            everywhere = self.all_reduce(ops.stop_gradient(counts))
         aux, z = balance_loss(self.moe, everywhere, prob_sum, z_sum, num_tokens)
         aux, z = aux * micro_weight, z * micro_weight
         layers = counts.shape[0]
         balance = (self.moe.balance.aux_coef * aux + self.moe.balance.z_coef * z) * layers
         report: Report = (cross_entropy, aux.reshape(1) * layers, z.reshape(1) * layers, counts, entropy, dropped)
         if self.dynamic is not None:
-            learned, signals = self.dynamic_signals(stats, x, loss_mask)
-            balance = balance + learned * micro_weight / self.ranks
-            report = (*report, *signals)
+            balance = balance + learned
+            report = (*report, *stats[6:10])
+            if self.sums_table:
+                own = self.net.own_part(tokens[:, :, 0]), self.net.own_part(loss_mask)
+                report = (*report, table_sums(stats[-1], *own, self.vocab_size))
         if self.record_routing:
             report = (*report, ids)
         return (y, balance), ops.stop_gradient(report)
-
-    def dynamic_signals(self, stats: Report, input_ids: Tensor, loss_mask: Tensor) -> tuple[Tensor, Report]:
-        """The loss of the difficulty heads, and what the controllers of dynamic routing read."""
-        signals, learned = stats[6:10], self.none
-        if self.dynamic.features.difficulty_head:
-            learned = self.regression(stats[10], stats[11], loss_mask)
-        if self.dynamic.features.grad_ema:
-            signals = (*signals, table_sums(stats[11], input_ids, loss_mask, self.vocab_size))
-        return learned, signals

@@ -149,6 +149,7 @@ def build_part(config: RunConfig, net: CausalLM, piece: Piece, groups: Groups, r
         owned=Owned(entries, reduction),
         reduction=reduction,
         biases=biases,
+        sink=net.sink,
     )
 
 
@@ -162,7 +163,7 @@ def build_pipeline(config: RunConfig, mesh: Mesh, groups: Groups, parts: list[Pa
     message = (train.micro_batch_size, train.seq_length // (mesh.cp * mesh.tp), config.model.hidden_size)
     return PipelineExecutor(
         build_schedule(parallel.schedule, mesh.pp, count, parallel.chunks),
-        [StageProgram(part.objective, part.params, graph) for part in parts],
+        [StageProgram(part.objective, part.differentiated, graph) for part in parts],
         groups["pp"],
         message,
     )

@@ -65,6 +65,7 @@ class Part:
         owned: those that this rank updates.
         reduction: of their gradients.
         biases: selection biases by layer number.
+        sink: whose gradient is the sums of a gradient tap, None without one.
     """
 
     layers: range
@@ -73,6 +74,17 @@ class Part:
     owned: Owned
     reduction: Reduction
     biases: dict[int, Parameter] = field(default_factory=dict)
+    sink: Parameter | None = None
+
+    @property
+    def records_routing(self) -> bool:
+        """Whether reports end in the chosen experts."""
+        return self.objective.record_routing
+
+    @property
+    def differentiated(self) -> list[Parameter]:
+        """The trainable parameters, and the sink behind them."""
+        return self.params if self.sink is None else [*self.params, self.sink]
 
 
 class TrainStep:
@@ -111,9 +123,12 @@ class TrainStep:
         self.square_sum, self.arrive, self.wait = kernels.square_sum, kernels.arrive, kernels.wait
         self.mode = "graph" if graph else "op by op"
         self.controllers = build_controllers(parts, moe)
+        self.chosen: list[np.ndarray] = []  # where recorded: experts (layers, T, K) of each part's first micro-batch
+        self.tapped: list[np.ndarray] = []  # sums of the gradient tap, of each micro-batch of this step
         self._reduce = [part.reduction.build() for part in parts]
         if pipeline is None:
-            gradients = ms.value_and_grad(parts[0].objective, None, ms.ParameterTuple(parts[0].params), has_aux=True)
+            weights = ms.ParameterTuple(parts[0].differentiated)
+            gradients = ms.value_and_grad(parts[0].objective, None, weights, has_aux=True)
             self._gradients = _compiled(gradients, graph)
             self._forward = _compiled(parts[0].objective.construct, graph)
         self._update = _compiled(optimizer.build_update(), graph)
@@ -157,8 +172,13 @@ class TrainStep:
         """The gradient of the batch for what this rank updates, and what each part reported of each micro-batch."""
         scalars = (Tensor(np.float32(1.0 / num_valid)), Tensor(np.float32(1.0 / len(micro_batches))))
         sums: list[Grads] = [() for _ in self.parts]
+        self.tapped = []
 
         def absorb(chunk: int, grads: Grads) -> None:
+            if self.parts[chunk].sink is not None:
+                *rest, tapped = grads
+                grads = tuple(rest)
+                self.tapped.append(tapped.asnumpy())
             if self.zero == 2:
                 grads = self._reduce[chunk](*grads)
             held = sums[chunk]
@@ -175,6 +195,7 @@ class TrainStep:
                     (_, report), grads = self._gradients(*batch, *scalars)
                     reports[0].append(tuple(part.asnumpy() for part in report))
                 absorb(0, grads)
+        self.chosen = [np.asarray(of_part[0][-1]) for of_part in reports] if self.parts[0].records_routing else []
         if self.zero != 2:
             sums = [reduce(*grads) for reduce, grads in zip(self._reduce, sums, strict=True)]
         return tuple(grad for grads in sums for grad in grads), reports
@@ -189,8 +210,13 @@ class TrainStep:
         return float(report[0].asnumpy()[0]) if self.groups["tp"].index == 0 else 0.0
 
     def as_tensors(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The four arrays of a batch on the device, the tokens of this context rank only."""
-        arrays: tuple[np.ndarray, ...] = (batch.input_ids, batch.labels, batch.loss_mask, batch.segment_ids)
+        """The arrays of a batch on the device, the tokens of this context rank only.
+
+        They are input_ids, labels, loss_mask and segment_ids, each (B, S), and id with domain of each token (B, S, 2).
+        """
+        domains = np.broadcast_to(batch.domains[:, None], batch.input_ids.shape)
+        tokens = np.stack((batch.input_ids, domains), -1).astype(np.int32)
+        arrays: tuple[np.ndarray, ...] = (batch.input_ids, batch.labels, batch.loss_mask, batch.segment_ids, tokens)
         if self.positions is not None:
             arrays = tuple(np.ascontiguousarray(array[:, self.positions]) for array in arrays)
         return tuple(Tensor(array) for array in arrays)
@@ -214,7 +240,7 @@ class TrainStep:
                     per_layer[:, rows] += values[4], values[5]
         sums[3] = squared.asnumpy()
         sums[4] = stop
-        signals = [] if self.controllers is None else self.controllers.collect(reports, self.num_layers)
+        signals = [] if self.controllers is None else self.controllers.collect(reports, self.tapped, self.num_layers)
         arrays = [sums, counts, per_layer, *signals]
         flat = host_sum(np.concatenate([array.reshape(-1) for array in arrays]), self.groups["world"])
         pieces = np.split(flat, np.cumsum([array.size for array in arrays])[:-1])

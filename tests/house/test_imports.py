@@ -24,6 +24,7 @@ FLOORS = [
     "parallel.sharding parallel.sequence pipeline.split",
     "parallel.init parallel.held",
     "data checkpoint moe.statistics moe.placement optim.schedule",
+    "flight.trace",
     "planner interop.mindformers_keys interop.mindformers_rows",
     "interop.mindformers",
     "ops",
@@ -40,7 +41,7 @@ FLOORS = [
     "train.preflight",
     "train",
     "train.main",
-    "launch generate transfer ablate",
+    "launch generate transfer ablate flight",
     "equiv cli_ckpt",
     "cli_arguments",
     "cli",
@@ -53,7 +54,7 @@ FLOOR = {unit: floor for floor, line in enumerate(FLOORS) for unit in line.split
 DRY = {unit for unit in FLOOR if FLOOR[unit] < FLOOR["ops"]}
 DRY |= {unit for unit in FLOOR if unit.startswith("interop.")}
 DRY |= {"observe", "train.folder", "train.guard", "train.preflight", "train.main"}
-DRY |= {"launch", "generate", "transfer", "equiv", "ablate", "cli_ckpt", "cli"}
+DRY |= {"launch", "generate", "transfer", "equiv", "ablate", "flight", "cli_ckpt", "cli"}
 
 HEAVY = {"mindspore", "torch", "transformers", "matplotlib", "optuna", "mindquantum"}
 

@@ -9,7 +9,16 @@ import mindspore as ms
 from mindspore import Tensor, ops
 
 from mindmoe.moe.config import DmrConfig, MoeConfig
-from mindmoe.moe.control import DIFFICULTY_BINS, DYNAMIC, GROUP_THRESHOLD, MARGIN_BINS, NUM_CONTROLS, THRESHOLD, Bins
+from mindmoe.moe.control import (
+    DIFFICULTY_BINS,
+    DYNAMIC,
+    GROUP_THRESHOLD,
+    MARGIN_BINS,
+    NUM_CONTROLS,
+    THRESHOLD,
+    Bins,
+    score_bins,
+)
 from mindmoe.moe.router.assignment import Assignment, Route, gate, ranking_of, score, unused
 from mindmoe.ops.routing import NEVER, limit_groups
 
@@ -18,7 +27,7 @@ def build_dmr_router(moe: MoeConfig) -> Route:
     """Returns route(..) -> assignment.
 
     Its signals: histogram of the optional slots' margins (MARGIN_BINS), histogram of difficulty (DIFFICULTY_BINS),
-    number of tokens (1), and each expert's score quantile times T (E), zeros unless the variant needs it.
+    number of tokens (1), and histograms of each expert's scores (E * score_bins), (1) unless the variant needs them.
     """
     config = moe.router
     assert isinstance(config, DmrConfig)
@@ -35,9 +44,9 @@ def build_dmr_router(moe: MoeConfig) -> Route:
         if groups.num_groups > 1:
             many = _groups_of(difficulty, control, dynamic, groups.easy, groups.hard)
             ranking = limit_groups(ranking, groups.num_groups, many)
-        quantile = ops.zeros((moe.num_experts,), ms.float32)
+        scored = ops.zeros((1,), ms.float32)
         if config.variant == "expert_threshold":
-            quantile = _score_quantile(ranking, k, moe.num_experts)
+            scored = _histograms(ranking, score_bins(config))
             relative = ranking - control[NUM_CONTROLS:]
             ranking = ops.select(dynamic, relative, ranking)
         wanted, ids = ops.topk(ranking, budget.k_max)
@@ -52,7 +61,7 @@ def build_dmr_router(moe: MoeConfig) -> Route:
             if difficulty is not None
             else ops.zeros((DIFFICULTY_BINS.count,), ms.float32),
             ops.full((1,), float(logits.shape[0]), dtype=ms.float32),
-            quantile * logits.shape[0],
+            scored,
         )
         gates = gate(config, ops.gather_elements(scores, 1, ids), keep)
         # A forced slot is wanted more than any other when slots run out.
@@ -91,12 +100,6 @@ def _noise(logits: Tensor) -> Tensor:
     return waves - ops.floor(waves)
 
 
-def _score_quantile(ranking: Tensor, k: int, num_experts: int) -> Tensor:
-    """(E) the score that T * k / E tokens of these reach at each expert."""
-    places = max(1, round(ranking.shape[0] * k / num_experts))
-    return ops.topk(ranking.transpose(1, 0), places)[0][:, -1]
-
-
 def _histogram(values: Tensor, bins: Bins) -> Tensor:
     """Counts (bins.count) of values of any shape; those outside fall into the outermost bins."""
     if values.size == 0:  # every slot is forced
@@ -104,3 +107,12 @@ def _histogram(values: Tensor, bins: Bins) -> Tensor:
     at = ops.floor((ops.stop_gradient(values).reshape(-1) - bins.low) / bins.width)
     at = ops.clamp(at, 0, bins.count - 1).astype(ms.int32).expand_dims(-1)
     return ops.tensor_scatter_add(ops.zeros((bins.count,), ms.float32), at, ops.ones((at.shape[0],), ms.float32))
+
+
+def _histograms(ranking: Tensor, bins: Bins) -> Tensor:
+    """Counts (E * bins.count) of the scores (T, E) of each expert."""
+    tokens, experts = ranking.shape
+    at = ops.clamp(ops.floor((ranking - bins.low) / bins.width), 0, bins.count - 1).astype(ms.int32)
+    at = (at + ops.arange(0, experts, dtype=ms.int32).expand_dims(0) * bins.count).reshape((-1, 1))
+    counts = ops.zeros((experts * bins.count,), ms.float32)
+    return ops.tensor_scatter_add(counts, at, ops.ones((tokens * experts,), ms.float32))

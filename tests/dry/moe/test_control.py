@@ -13,6 +13,7 @@ from mindmoe.moe.control import (
     Bins,
     Signals,
     num_controls,
+    score_bins,
     threshold_of,
     updated_control,
     updated_table,
@@ -59,7 +60,7 @@ def test_mean_k_is_held_while_scores_drift():
             margins=count(slots, MARGIN_BINS),
             difficulty=np.zeros(DIFFICULTY_BINS.count),
             kept=float(kept.sum()),
-            quantile=np.zeros(E),
+            scores=np.zeros(1),
         )
         control = updated_control(control, signals, config, T, step + 1)
     after = np.array(means[5:]) / K - 1.0
@@ -71,16 +72,18 @@ def test_groups_and_expert_thresholds_follow_their_targets():
     config = moe(groups={"num_groups": 4, "easy": 2, "hard": 4, "target": 2.5}, variant="expert_threshold")
     assert num_controls(config) == 3 + E
     rng = np.random.default_rng(2)
-    hard, quantile = rng.normal(size=T), rng.normal(size=E)
+    hard, scores = rng.normal(size=T), rng.beta(2, 5, (T, E))
     signals = Signals(
         margins=count(rng.normal(size=T), MARGIN_BINS),
         difficulty=count(hard, DIFFICULTY_BINS),
         kept=float(T * K),
-        quantile=quantile * T,
+        scores=np.stack([count(row, score_bins(config.router)) for row in scores.T]),
     )
     control = updated_control(np.zeros(3 + E, np.float32), signals, config, T, 1)
     assert (hard > control[GROUP_THRESHOLD]).mean() == pytest.approx(0.25, abs=0.01)
-    np.testing.assert_allclose(control[3:], quantile, rtol=1e-5)
+    np.testing.assert_allclose(
+        control[3:], np.quantile(scores, 1 - K / E, axis=0), atol=score_bins(config.router).width
+    )
 
 
 def test_the_integral_term_pushes_against_an_excess():
@@ -90,7 +93,7 @@ def test_the_integral_term_pushes_against_an_excess():
     margins = count(np.random.default_rng(3).normal(size=7 * T), MARGIN_BINS)
     assert config.router.budget.mu == 0.1
     high, even = (
-        updated_control(start, Signals(margins=margins, difficulty=empty, kept=k * T, quantile=empty), config, T, 9)
+        updated_control(start, Signals(margins=margins, difficulty=empty, kept=k * T, scores=empty), config, T, 9)
         for k in (5.0, 4.0)
     )
     assert high[THRESHOLD] - even[THRESHOLD] == pytest.approx(0.1)

@@ -46,11 +46,11 @@ def settled(moe: MoeConfig, route, seed: int, steps: int = 12) -> Tensor:
     control[DYNAMIC] = 1.0
     for step in range(steps):
         logits, difficulty = 1.5 * rng.standard_normal((4 * T, E)), rng.standard_normal(4 * T)
-        margins, hard, _, quantile = (
+        margins, hard, _, scores = (
             part.asnumpy()
             for part in route(Tensor(logits, ms.float32), None, Tensor(control), Tensor(difficulty, ms.float32))[4]
         )
-        signals = Signals(margins=margins, difficulty=hard, kept=4.0 * T * K, quantile=quantile)
+        signals = Signals(margins=margins, difficulty=hard, kept=4.0 * T * K, scores=scores)
         control = updated_control(control, signals, moe, 4.0 * T, step + 1)
         control[DYNAMIC] = 1.0
     return Tensor(control)

@@ -7,7 +7,16 @@ from mindspore import Tensor
 
 from mindmoe.moe.config import DmrConfig, MoeConfig, RouterConfig
 from mindmoe.moe.control import DYNAMIC, GROUP_THRESHOLD, NUM_CONTROLS, THRESHOLD
-from mindmoe.moe.difficulty import build_regression, log_gradient_norm, table_sums, token_features
+from mindmoe.moe.difficulty import (
+    build_regression,
+    log_gradient_norm,
+    log_norm_of,
+    moments,
+    others_of,
+    standardised,
+    table_sums,
+    token_features,
+)
 from mindmoe.moe.dispatch.slots import build_slot_limit, slot_rows
 from mindmoe.moe.router.build import build_router
 
@@ -135,15 +144,35 @@ def test_the_table_sums_and_reads_by_token_id():
     np.testing.assert_allclose(features, np.stack([level, table[:, 1]], 1)[ids.reshape(-1)], atol=1e-4)
 
 
-def test_regression_is_the_mean_huber_loss_of_each_layer():
+def test_regression_is_the_mean_huber_loss_of_each_layer_whatever_the_parts_of_a_batch():
     rng = np.random.default_rng(9)
     predictions, norms, mask = 2 * rng.standard_normal((3, 40)), rng.standard_normal(40), rng.random(40) < 0.8
-    got = float(
-        build_regression(0.7)(
-            Tensor(predictions, ms.float32), Tensor(norms, ms.float32), Tensor(mask.astype(np.float32))
-        ).asnumpy()
+    parts = [
+        [Tensor(value[..., at], ms.float32) for value in (predictions, norms, mask.astype(np.float32))]
+        for at in (slice(0, 13), slice(13, 40))
+    ]
+    whole = sum(moments(of_part, counted) for _, of_part, counted in parts)
+    got = sum(
+        float(build_regression(0.7)(predicted, standardised(of_part, whole), counted, whole[0]).asnumpy())
+        for predicted, of_part, counted in parts
     )
     target = (norms - norms[mask].mean()) / norms[mask].std()
     error = np.abs(predictions - target)[:, mask]
     huber = np.where(error < 1, 0.5 * error**2, error - 0.5)
     assert got == pytest.approx(0.7 * huber.mean(1).sum(), rel=1e-5)
+
+
+def test_log_gradient_norm_of_a_sure_model_and_of_parts_of_a_vocabulary():
+    z, labels = np.zeros((3, 8)), np.array([2, 2, 5], np.int32)
+    z[0, 2], z[1, 3], z[2, 5] = 40.0, 40.0, 9.0  # right and very sure, wrong and very sure, right and sure
+    got = log_gradient_norm(Tensor(z, ms.float32), Tensor(labels)).asnumpy()
+    p = np.exp(z - z.max(1, keepdims=True)).astype(np.longdouble)
+    p /= p.sum(1, keepdims=True)
+    rest = p.copy()
+    rest[np.arange(3), labels] = 0
+    want = 0.5 * np.log(rest.sum(1) ** 2 + (rest**2).sum(1))
+    np.testing.assert_allclose(got, want.astype(float), atol=1e-5)
+    halves = [
+        others_of(Tensor(z[:, at : at + 4], ms.float32), Tensor(labels - at, ms.int32)).asnumpy() for at in (0, 4)
+    ]
+    np.testing.assert_allclose(log_norm_of(Tensor(np.stack(halves))).asnumpy(), got, atol=1e-6)

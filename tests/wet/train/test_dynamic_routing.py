@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, ops
 
 from mindmoe.env import Place
 from mindmoe.moe.control import DYNAMIC, LEVEL, SEEN
@@ -122,3 +122,68 @@ def test_graph_equals_pynative(tiny_run, batch):
         for mode in ("pynative", "graph")
     ]
     np.testing.assert_allclose(traces[0], traces[1], rtol=2e-5)
+
+
+def test_the_tap_measures_the_gradient_at_the_embedding(tiny_run, batch):
+    """Against finite differences of the whole loss: the embedding row of a token that occurs once is its activation."""
+    features = ON | {"grad_source": "tap", "alpha": 0.0, "difficulty_head": False}
+    config = tiny_run(**moe(router(features, k_min=2, k_max=2)), train={"global_batch_size": 1, "micro_batch_size": 1})
+    trainer, rows = build_trainer(config, ALONE), batch(1, 4)
+    seen, counts = np.unique(rows.input_ids, return_counts=True)
+    once = seen[counts == 1][:3]
+    count = float(rows.loss_mask.sum())
+    grads, _ = trainer.step.gradients([rows], count)
+    occurred, sums = trainer.step.tapped[0]
+    np.testing.assert_array_equal(np.flatnonzero(occurred), seen)
+    np.testing.assert_array_equal(occurred[seen], counts)
+    names = [placement.spec.name for placement in trainer.step.parts[0].owned.placements]
+    by_row = grads[names.index("model.embed_tokens.weight")].asnumpy() * count
+    for token in once:
+        assert np.exp(sums[token]) == pytest.approx(np.linalg.norm(by_row[token]), rel=1e-4)
+    table = trainer.nets[0].embed.params[0]
+    value, step = table.asnumpy().copy(), 1e-2
+
+    def loss() -> float:
+        grads, reports = trainer.step.gradients([rows], count)
+        values = [float(part[0]) for part in reports[0][0][:3]]
+        balance = config.moe.balance
+        return values[0] + count * (balance.aux_coef * values[1] + balance.z_coef * values[2])
+
+    direction = by_row[once[0]] / np.linalg.norm(by_row[once[0]])
+    ends = []
+    for sign in (1, -1):
+        moved = value.copy()
+        moved[once[0]] += sign * step * direction
+        ops.assign(table, Tensor(moved))
+        ends.append(loss())
+    assert np.exp(sums[once[0]]) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=0.01)
+
+
+@pytest.mark.parametrize("mode", ["pynative", "graph"])
+def test_the_tap_feeds_the_table_and_the_heads_learn_from_it(tiny_run, batch, mode):
+    section = router(ON | {"grad_source": "tap"}) | {"difficulty": {"target": "table"}}
+    trainer = build_trainer(tiny_run(**moe(section), train={"mode": mode}), ALONE)
+    batches = [batch(4, seed) for seed in range(6)]
+    trace(trainer, batches)
+    table = params(trainer)["model.token_table"]
+    seen = np.unique(np.concatenate([rows.input_ids for rows in batches]))
+    np.testing.assert_array_equal(np.flatnonzero(table[:, SEEN]), seen)
+    assert np.isfinite(table).all() and table[seen, LEVEL].std() > 0.05
+    assert np.abs(params(trainer)["model.layers.1.mlp.router.difficulty.weight"]).max() > 0
+
+
+def test_a_domain_moves_the_routing_of_its_rows_alone(tiny_run, batch):
+    trainer = build_trainer(tiny_run(**moe(router(OFF | {"domain": True}))), ALONE)
+    net, rows = trainer.nets[0], batch(4)
+    labelled = replace(rows, domains=np.array([0, 1, 2, 1], np.int32))
+
+    def routing(rows) -> np.ndarray:
+        return net(*trainer.step.as_tensors(rows))[1][5].asnumpy().reshape(2, *rows.input_ids.shape, -1)
+
+    np.testing.assert_array_equal(routing(rows), routing(labelled))  # zeros at the start
+    trace(trainer, [labelled] * 3, lr=0.3)
+    bias = params(trainer)["model.layers.0.mlp.router.domain"]
+    assert (np.abs(bias[[0, 1, 2]]).max(1) > 0).all() and (bias[3:] == 0).all()
+    known, unknown = routing(labelled), routing(rows)
+    np.testing.assert_array_equal(known[:, 0], unknown[:, 0])
+    assert all((known[:, row] != unknown[:, row]).any() for row in (1, 2, 3))
