@@ -158,21 +158,18 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    if args.routing:
-        from mindmoe.flight.report import write_routing_report
-
-        print(f"wrote {write_routing_report(args.path, args.ranks, args.out)}")
-        return 0
+    from mindmoe.flight.report import write_routing_report
     from mindmoe.observe.report import write_report
 
-    print(f"wrote {write_report(args.path, args.out)}")
+    path, out = args.path, args.out
+    print(f"wrote {write_routing_report(path, args.ranks, out) if args.routing else write_report(path, out)}")
     return 0
 
 
 def _ablate(args: argparse.Namespace) -> int:
     from mindmoe.ablate.main import main as ablate
 
-    return ablate(args.config, args.words, args.report)
+    return ablate(args.config, args.words, args.report, args.configs)
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -301,6 +298,7 @@ def _add_ablate(commands: Any) -> None:
     ablate.add_argument("config", type=Path, metavar="FILE", help="a YAML file, such as configs/ablate/dmr.yaml")
     ablate.add_argument("words", nargs="*", metavar="key=value", help="settings that win over the file's")
     ablate.add_argument("--report", action="store_true", help="judge the runs that are there, and start none")
+    ablate.add_argument("--configs", action="store_true", help="write the configs of the runs, and start none")
 
 
 def _add_plan(commands: Any) -> None:

@@ -70,4 +70,4 @@ def solver_environment() -> dict[str, str]:
 
 def run_environment(threads: int) -> dict[str, str]:
     """Environment of a training process that shares the machine with others."""
-    return {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    return {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}

@@ -41,8 +41,8 @@ class ScalingConfig(Section):
 class AblateConfig(Section):
     """`mindmoe ablate FILE`: arms by seeds, and a verdict by a rule that is written down here.
 
-    `workers` runs at once, `threads` each. `basis`: what costs count in the decision, `iso_flop` on a CPU, whose clock
-    says nothing about other hardware, `iso_wall_clock` on the target.
+    `workers` runs at once, `threads` each, 0 for as many as the machine has. `basis`: what costs count in the decision,
+    `iso_flop` on a CPU, whose clock says nothing about other hardware, `iso_wall_clock` on the target.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
@@ -55,7 +55,7 @@ class AblateConfig(Section):
     threshold: NonNegativeFloat = 0.03
     basis: Literal["iso_flop", "iso_wall_clock"] = "iso_flop"
     workers: PositiveInt = 1
-    threads: PositiveInt = 1
+    threads: NonNegativeInt = 1
 
     @model_validator(mode="after")
     def _check(self) -> "AblateConfig":

@@ -130,6 +130,14 @@ def measured(job: Job) -> Measured | None:
     )
 
 
+def write_config(job: Job) -> Path:
+    """Writes the config of a job and returns its path."""
+    path = job.folder.parent / "configs" / f"{job.name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(dump_config(job.config), encoding="utf-8")
+    return path
+
+
 def run(job: Job, threads: int) -> Measured:
     """Runs a job to its end, or takes its result if it is there; an interrupted one resumes from its checkpoint.
 
@@ -139,11 +147,8 @@ def run(job: Job, threads: int) -> Measured:
     done = measured(job)
     if done is not None:
         return done
-    configs, logs = job.folder.parent / "configs", job.folder.parent / "logs"
-    for folder in (configs, logs):
-        folder.mkdir(parents=True, exist_ok=True)
-    path, log = configs / f"{job.name}.yaml", logs / f"{job.name}.log"
-    path.write_text(dump_config(job.config), encoding="utf-8")
+    path, log = write_config(job), job.folder.parent / "logs" / f"{job.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
         command = [sys.executable, "-m", "mindmoe", "train", str(path)]
         code = subprocess.run(command, stdout=out, stderr=out, env=run_environment(threads)).returncode

@@ -49,8 +49,10 @@ class Outcome:
     missing: int
 
 
-def main(path: Path, words: Sequence[str], report_only: bool) -> int:
+def main(path: Path, words: Sequence[str], report_only: bool, configs_only: bool = False) -> int:
     """Runs what is missing of an ablation, or only judges what is there; returns the exit code.
+
+    With `configs_only` it writes the configs of the complete runs, for a cluster whose scheduler starts them.
 
     Raises:
         UserError: a config is wrong, or a run failed.
@@ -60,6 +62,8 @@ def main(path: Path, words: Sequence[str], report_only: bool) -> int:
     for arm in ablation.arms:  # every arm's config is checked before the first run
         plan.job(arm, ablation.seeds[0])
     plan.out.mkdir(parents=True, exist_ok=True)
+    if configs_only:
+        return _write_configs(plan)
     if not report_only:
         _run_all(plan)
     outcome = judge(plan)
@@ -98,6 +102,20 @@ def _run_all(plan: Plan) -> None:
         if outcome.verdict is not None and outcome.verdict.answer == GO:
             print(f"stopping at the look after {look} seeds: {GO}", flush=True)
             return
+
+
+def _write_configs(plan: Plan) -> int:
+    """Writes the configs of the complete runs, seed by seed; those of tuned arms are known once a search has run."""
+    ablation = plan.ablation
+    tuned = [name for name, arm in ablation.arms.items() if arm.tune is not None]
+    planned = [plan.job(arm, seed) for seed in ablation.seeds for arm in ablation.arms if arm not in tuned]
+    planned += _scaling_jobs(plan)
+    for job in planned:
+        print(jobs.write_config(job))
+    print(f"{len(planned)} runs; `mindmoe launch` each, then `mindmoe ablate FILE --report`")
+    if tuned:
+        print(f"not among them, as their settings are searched first: {', '.join(tuned)}")
+    return 0
 
 
 def _complete(plan: Plan, planned: Sequence[jobs.Job]) -> None:

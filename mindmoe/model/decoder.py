@@ -9,7 +9,7 @@ from mindmoe.model.block import Block
 from mindmoe.model.config import ModelConfig
 from mindmoe.model.shapes import ParamSpec, param_specs
 from mindmoe.moe.config import DmrConfig, MoeConfig
-from mindmoe.moe.difficulty import GradientTap, log_norm_of, others_of, token_features
+from mindmoe.moe.difficulty import GradientTap, log_norm_of, others_of, token_features, uniform_draw
 from mindmoe.moe.layer import RouterStats
 from mindmoe.ops.select import OpSet
 from mindmoe.ops.zeros import zeros_like
@@ -40,9 +40,11 @@ def stack_layers(collected: tuple[Any, ...]) -> RouterStats:
     return stacked
 
 
-def with_unknown_domain(input_ids: Tensor) -> Tensor:
-    """input_ids (B, S) int32 -> (B, S, 2), each with domain 0."""
-    return ops.stack((input_ids, zeros_like(input_ids)), -1)
+def with_unknown_domain(input_ids: Tensor, start: Tensor | int = 0) -> Tensor:
+    """input_ids (B, S) int32 -> (B, S, 3), each with domain 0 and its place, counted from `start` on."""
+    unknown = zeros_like(input_ids)
+    places = unknown + ops.arange(0, input_ids.shape[1], dtype=ms.int32) + start
+    return ops.stack((input_ids, unknown, places), -1)
 
 
 class CausalLM(nn.Cell):
@@ -93,6 +95,7 @@ class CausalLM(nn.Cell):
         self.embed: Any = unit(("model.embed_tokens.",)) if piece.first or (tied and piece.last) else None
         self.table = unit(("model.token_table",)) if "model.token_table" in specs else None
         dynamic = moe.router if moe is not None and isinstance(moe.router, DmrConfig) else None
+        self.draws = dynamic is not None and dynamic.variant == "random_k"
         self.reads_domain = dynamic is not None and dynamic.features.domain
         self.own_part = build_own_part(groups["tp"])
         self.measure: Any = None
@@ -169,14 +172,20 @@ class CausalLM(nn.Cell):
         return self.through(x, segment_ids, self.features(with_unknown_domain(input_ids)))
 
     def features(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """What routers read of the tokens of this rank besides hidden states: the table's features (T, 2), domains (T).
+        """What routers read of the tokens of this rank besides hidden states.
 
         Args:
-            tokens: (B, S, 2) int32, id and domain of each.
+            tokens: (B, S, 3) int32: id, domain, and place in the sequence.
+
+        Returns:
+            Where they are read: the table's features (T, 2), or a draw (T) in [0, 1); and domains (T) int32.
         """
         found: tuple[Tensor, ...] = ()
         if self.table is not None:
             found = (token_features(self.table.params[0], self.own_part(tokens[:, :, 0])),)
+        if self.draws:
+            own = self.own_part(tokens)
+            found = (uniform_draw(own[:, :, 0], own[:, :, 2]),)
         if self.reads_domain:
             found = (*found, self.own_part(tokens[:, :, 1]).reshape(-1))
         return found
@@ -197,7 +206,7 @@ class CausalLM(nn.Cell):
             labels: (B, S) int32; it, loss_mask and segment_ids matter where they are used.
             loss_mask: (B, S).
             segment_ids: (B, S) int32.
-            tokens: (B, S, 2) int32, id and domain of each; by default the ids that a first piece starts from.
+            tokens: (B, S, 3) int32: id, domain, place in the sequence; by default those of a first piece's ids.
             token_weight: scalar that the loss of a token is multiplied with, needed where gradients are tapped.
 
         Returns:
@@ -254,7 +263,7 @@ class CausalLM(nn.Cell):
             cache: of `cache()`; extended in place.
         """
         x = self.embedding(input_ids, *self.embed.whole(self.embed.params))
-        features = self.features(with_unknown_domain(input_ids))
+        features = self.features(with_unknown_domain(input_ids, start))
         for i, layer in enumerate(self.layers):
             unit = self.units[i]
             x = layer.extend(x, start, cache[i], cache[len(self.layers) + i], *unit.whole(unit.params), *features)

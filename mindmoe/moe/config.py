@@ -200,7 +200,8 @@ class DmrConfig(Scoring):
 
     `variant`: `threshold` keeps a slot whose score relative to the token's best, plus alpha times difficulty, is above
     the layer's threshold; `null` compares the score itself, as null experts do (arXiv 2406.13233); `expert_threshold`
-    keeps a threshold per expert (arXiv 2603.11535); `random_k` draws k uniformly around the mean, a placebo.
+    keeps a threshold per expert (arXiv 2603.11535); `random_k` draws k uniformly around the mean, from the ids and
+    places of tokens, a placebo.
     """
 
     type: Literal["dmr"]
@@ -263,6 +264,11 @@ class DmrConfig(Scoring):
         yield from _group_problems(moe, groups.num_groups, groups.hard, "router.groups.hard")
         if groups.easy * (moe.num_experts // groups.num_groups) < budget.k_min:
             yield f"router.groups.easy={groups.easy} must leave {at}.k_min={budget.k_min} experts: raise it"
+        if self.variant == "random_k" and (self.uses_difficulty or groups.easy < groups.hard):
+            yield (
+                "router.variant=random_k must not look at difficulty: set router.features.difficulty_head=false, "
+                "router.features.grad_ema=false and groups.easy = groups.hard"
+            )
         if self.features.difficulty_head and self.difficulty.target == "table" and not self.features.grad_ema:
             yield (
                 "router.difficulty.target=table must have a table: set router.features.grad_ema=true or "

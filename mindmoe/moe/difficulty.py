@@ -38,11 +38,22 @@ def others_of(logits: Tensor, labels: Tensor) -> Tensor:
 def log_norm_of(parts: Tensor) -> Tensor:
     """ln ||p - y|| (T) from `others_of` of all parts of the vocabulary, (P, 3, T).
 
-    Its square is (1 - p_label)^2 + sum over others of p^2; in logarithms nothing cancels, however sure the model is.
+    Its square is (1 - p_label)^2 + sum over others of p^2. Each part is taken as a logarithm of one plus something, so
+    that neither the smallest norms of a sure model nor the smallest differences of a fresh one, all of whose norms are
+    nearly 1, drown in rounding.
     """
     rest, square, of_label = ops.logsumexp(parts[:, 0], 0), ops.logsumexp(parts[:, 1], 0), ops.logsumexp(parts[:, 2], 0)
-    everything = ops.logsumexp(ops.stack((rest, of_label)), 0)
-    return 0.5 * ops.logsumexp(ops.stack((2.0 * rest, square)), 0) - everything
+    odds = of_label - rest
+    others = ops.relu(odds) + _log1p(ops.exp(-ops.abs(odds)))  # -ln(1 - p_label)
+    return 0.5 * _log1p(ops.exp(square - 2.0 * rest)) - others
+
+
+def _log1p(x: Tensor) -> Tensor:
+    """ln(1 + x) of 0 <= x <= 1 to full precision by the series of atanh; the CPU's op adds 1 first."""
+    y = x / (2.0 + x)
+    z = y * y
+    series = 1.0 + z * (1 / 3 + z * (1 / 5 + z * (1 / 7 + z * (1 / 9 + z * (1 / 11 + z / 13)))))
+    return 2.0 * y * series
 
 
 def log_gradient_norm(logits: Tensor, labels: Tensor) -> Tensor:
@@ -91,6 +102,13 @@ def token_features(table: Tensor, input_ids: Tensor) -> Tensor:
     deviation = ops.sqrt((ops.square(level - mean) * seen).sum() / known) + 1e-6
     features = ops.stack(((level - mean) / deviation * seen, seen), 1)
     return ops.stop_gradient(ops.gather(features, input_ids.reshape(-1), 0))
+
+
+def uniform_draw(ids: Tensor, places: Tensor) -> Tensor:
+    """Numbers (T) in [0, 1) that mean nothing and are the same under every layout, of ids and places (B, S) int32."""
+    size = 65536  # products stay below 2^31
+    mixed = (ids % size) * 7919 % size + (places % size) * 24859 % size
+    return (mixed % size).reshape(-1).astype(ms.float32) / size
 
 
 def table_sums(log_norms: Tensor, input_ids: Tensor, mask: Tensor, vocab_size: int) -> Tensor:

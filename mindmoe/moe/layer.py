@@ -52,6 +52,7 @@ class MoeLayer(nn.Cell):
         self.domain = slots.get("router.domain")
         dynamic = moe.router if isinstance(moe.router, DmrConfig) else None
         self.reads_table = dynamic is not None and dynamic.features.grad_ema
+        self.draws = dynamic is not None and dynamic.variant == "random_k"
         self.domains = dynamic.domain.num + 1 if dynamic is not None else 0
         self.shift = ops.MatMul()
         slack = None if dynamic is None else dynamic.budget.slot_slack
@@ -64,7 +65,8 @@ class MoeLayer(nn.Cell):
     def construct(self, x: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, RouterStats]:
         """x (B, S, D) -> y (B, S, D) and the statistics of this layer.
 
-        What a router reads of the tokens comes after the weights: the table's features (T, 2), then domains (T) int32.
+        What a router reads of the tokens comes after the weights: the table's features (T, 2), a draw
+        (T) in [0, 1), domains (T) int32.
         """
         to_router, to_experts = self.fork(x)
         if self.router is not None:
@@ -117,10 +119,12 @@ class MoeLayer(nn.Cell):
         return gates, ids, kept, self.statistics(logits, ids, probs), more
 
     def difficulty(self, tokens: Tensor, weights: tuple[Tensor, ...]) -> Tensor | None:
-        """Predicted difficulty (T) of tokens (T, D): by the head, else by the table alone, else unknown."""
-        features = None
+        """Predicted difficulty (T) of tokens (T, D): by the head, else by the table, else unknown; or the draw."""
+        features, place = None, -1 if self.domain is None else -2
+        if self.draws:
+            return weights[place]
         if self.reads_table:
-            features = weights[-1] if self.domain is None else weights[-2]
+            features = weights[place]
         weight, bias = take(weights, self.difficulty_weight), take(weights, self.difficulty_bias)
         if weight is not None and bias is not None:
             return predict(weight, bias, tokens, features)

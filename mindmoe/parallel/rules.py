@@ -143,21 +143,15 @@ def routing_problems(moe: MoeConfig | None, parallel: ParallelConfig) -> Iterato
     """Routers whose decisions would depend on how tokens are spread over ranks, and difficulty over several stages."""
     if moe is None:
         return
-    router, spread = moe.router, [axis for axis in ("dp", "tp", "cp") if getattr(parallel, axis) not in (1, "auto")]
-    if not router.causal:
-        for axis in spread:
+    router = moe.router
+    for axis in ("dp", "tp", "cp"):
+        if not router.causal and getattr(parallel, axis) not in (1, "auto"):
             yield (
                 f"parallel.{axis}={getattr(parallel, axis)} must be 1 with moe.router.type={router.type}, whose tokens "
                 f"compete within a rank: set parallel.{axis}=1 or take another router"
             )
     if not isinstance(router, DmrConfig):
         return
-    if router.variant == "random_k":
-        for axis in (*spread, *(("pp",) if parallel.pp > 1 else ())):
-            yield (
-                f"parallel.{axis}={getattr(parallel, axis)} must be 1 with moe.router.variant=random_k, whose draw "
-                f"follows the last digits of the logits: set parallel.{axis}=1 or take another variant"
-            )
     if router.features.difficulty_head and router.difficulty.target == "loss_head" and parallel.pp > 1:
         yield (
             f"parallel.pp={parallel.pp} must be 1 with moe.router.difficulty.target=loss_head, which the last stage "

@@ -76,7 +76,7 @@ class Objective(nn.Cell):
             labels: (B, S) int32 next tokens.
             loss_mask: (B, S) 1 where a label counts.
             segment_ids: (B, S) int32 document of each token.
-            tokens: (B, S, 2) int32 id and domain of each token.
+            tokens: (B, S, 3) int32 id, domain and place of each token.
             token_weight: 1 / number of counted tokens of the whole batch, over all ranks and micro-batches.
             micro_weight: 1 / number of micro-batches.
 

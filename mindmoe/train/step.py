@@ -212,10 +212,12 @@ class TrainStep:
     def as_tensors(self, batch: Batch) -> tuple[Tensor, ...]:
         """The arrays of a batch on the device, the tokens of this context rank only.
 
-        They are input_ids, labels, loss_mask and segment_ids, each (B, S), and id with domain of each token (B, S, 2).
+        They are input_ids, labels, loss_mask and segment_ids, each (B, S), and id, domain and place of each token
+        (B, S, 3).
         """
-        domains = np.broadcast_to(batch.domains[:, None], batch.input_ids.shape)
-        tokens = np.stack((batch.input_ids, domains), -1).astype(np.int32)
+        shape = batch.input_ids.shape
+        domains, places = np.broadcast_to(batch.domains[:, None], shape), np.broadcast_to(np.arange(shape[1]), shape)
+        tokens = np.stack((batch.input_ids, domains, places), -1).astype(np.int32)
         arrays: tuple[np.ndarray, ...] = (batch.input_ids, batch.labels, batch.loss_mask, batch.segment_ids, tokens)
         if self.positions is not None:
             arrays = tuple(np.ascontiguousarray(array[:, self.positions]) for array in arrays)

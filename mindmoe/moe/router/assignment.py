@@ -6,7 +6,8 @@ A router is a function, built from the `moe` section and pure:
 
 Its arguments: logits (T, E) fp32; selection_bias (E), which decides who is chosen and never how much one weighs (arXiv
 2408.15664), or None; control (C), the state of the layer's controllers (mindmoe/moe/control.py), or None for routers
-without; difficulty (T), how hard each token is predicted to be in standard deviations, no gradient, or None.
+without; difficulty (T), how hard each token is predicted to be in standard deviations, no gradient, or None; for the
+placebo a uniform draw in its place.
 
 It returns gates (T, K), the weight of each chosen expert, 0 in unused slots; ids (T, K) int32, E in unused slots; probs
 (T, E), the scores normalised over all experts, which the balancing losses and the entropy are about; margins (T, K),

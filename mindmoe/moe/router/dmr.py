@@ -51,7 +51,7 @@ def build_dmr_router(moe: MoeConfig) -> Route:
             ranking = ops.select(dynamic, relative, ranking)
         wanted, ids = ops.topk(ranking, budget.k_max)
         ids = ids.astype(ms.int32)
-        margins = _margins(config, wanted, logits, difficulty, k)
+        margins = _margins(config, wanted, difficulty, k)
         threshold = control[THRESHOLD] if config.variant in ("threshold", "null") else Tensor(0.0, ms.float32)
         by_margin = ops.logical_or(place < budget.k_min, margins > threshold)
         keep = ops.logical_and(ops.select(dynamic, by_margin, place < k), wanted > 0.5 * NEVER)
@@ -79,25 +79,23 @@ def _groups_of(difficulty: Tensor | None, control: Tensor, dynamic: Tensor, easy
     return (hard - (hard - easy) * is_easy.astype(ms.int32)).expand_dims(1)
 
 
-def _margins(config: DmrConfig, wanted: Tensor, logits: Tensor, difficulty: Tensor | None, k: int) -> Tensor:
-    """How much each slot (T, K) is wanted; wanted (T, K) are the ranking scores in descending order."""
+def _margins(config: DmrConfig, wanted: Tensor, difficulty: Tensor | None, k: int) -> Tensor:
+    """How much each slot (T, K) is wanted; wanted (T, K) are the ranking scores in descending order.
+
+    With `random_k`, the place of difficulty is taken by a uniform draw in [0, 1).
+    """
     if config.variant == "expert_threshold":
         return wanted
     place = ops.arange(0, config.budget.k_max, dtype=ms.float32).expand_dims(0)
     if config.variant == "random_k":
+        assert difficulty is not None
         spread = 2 * (k - config.budget.k_min) + 1
-        return config.budget.k_min + ops.floor(_noise(logits) * spread).expand_dims(1) - place - 0.5
+        return config.budget.k_min + ops.floor(difficulty * spread).expand_dims(1) - place - 0.5
     logarithm = wanted if config.score == "softmax_after_topk" else ops.log(ops.maximum(wanted, 1e-9))
     margins = logarithm - logarithm[:, :1] if config.variant == "threshold" else logarithm
     if config.features.alpha and difficulty is not None:
         margins = margins + config.features.alpha * difficulty.expand_dims(1)
     return margins
-
-
-def _noise(logits: Tensor) -> Tensor:
-    """Uniform numbers (T) in [0, 1) that depend on each token alone and mean nothing: digits far behind the point."""
-    waves = ops.sin(ops.stop_gradient(logits).sum(-1) * 12.9898) * 43758.5453
-    return waves - ops.floor(waves)
 
 
 def _histogram(values: Tensor, bins: Bins) -> Tensor:

@@ -10,6 +10,7 @@ import pytest
 from mindmoe.ablate import jobs
 from mindmoe.ablate.main import main
 from mindmoe.errors import ConfigError, UserError
+from mindmoe.load import load_config
 
 BASE = """
 name: base
@@ -143,3 +144,14 @@ def test_a_wrong_plan_is_refused_before_the_first_run(lab, word, message):
     with pytest.raises((ConfigError, UserError), match=message):
         main(file, [word], report_only=False)
     assert not started or "no number" in message
+
+
+def test_configs_are_those_of_the_runs_and_nothing_starts(lab, capsys):
+    file, started = lab
+    assert main(file, [], report_only=False, configs_only=True) == 0
+    out = capsys.readouterr().out
+    assert not started and "16 runs" in out and "searched first: qaoa, tpe" in out
+    written = [Path(line) for line in out.splitlines() if line.endswith(".yaml")]
+    runs = {path.stem: load_config(path) for path in written}
+    assert runs["dmr-seed2"].moe.router.type == "dmr" and runs["dmr-seed2"].seed == 2
+    assert runs["static-seed1-x0.5"].train.steps == 50

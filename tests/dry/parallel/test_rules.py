@@ -53,9 +53,7 @@ DOMAIN = DMR + "domain: {num: 2}, features: {domain: true}}"
         ([CHOICE, "parallel.dp=2"], 2, ["parallel.dp=2", "expert_choice", "compete"]),
         ([CHOICE, "parallel.tp=2"], 2, ["parallel.tp=2", "expert_choice", "another router"]),
         ([CHOICE, "train.micro_batch_size=2"], 2, ["parallel.dp=2", "expert_choice"]),  # dp: auto, filled in
-        ([PLACEBO], 1, []),
-        ([PLACEBO, "parallel.cp=2"], 2, ["parallel.cp=2", "random_k"]),
-        ([PLACEBO, "parallel.pp=2"], 2, ["parallel.pp=2", "random_k"]),
+        ([PLACEBO, "parallel.cp=2", "parallel.pp=2"], 4, []),
         ([HEAD, "parallel.tp=2", "parallel.dp=2"], 4, []),
         ([HEAD, "parallel.pp=2"], 2, ["parallel.pp=2", "target=loss_head", "target=table", "grad_ema=true"]),
         ([TABLE, "parallel.pp=2"], 2, []),

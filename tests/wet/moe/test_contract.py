@@ -14,7 +14,7 @@ from mindmoe.moe.router.build import build_router
 
 T, E, K = 256, 16, 4
 PRESETS = sorted((Path(__file__).resolve().parents[3] / "configs" / "router").glob("*.yaml"))
-VARIANTS = ["null", "expert_threshold", "random_k"]
+VARIANTS = ["null", "expert_threshold"]
 
 
 def section(path: Path, **router) -> MoeConfig:
@@ -24,7 +24,9 @@ def section(path: Path, **router) -> MoeConfig:
 
 
 CONFIGS = {path.stem: section(path) for path in PRESETS}
+OFF = {"alpha": 0.0, "difficulty_head": False}
 CONFIGS |= {f"dmr-{variant}": section(PRESETS[0].parent / "dmr.yaml", variant=variant) for variant in VARIANTS}
+CONFIGS["dmr-random_k"] = section(PRESETS[0].parent / "dmr.yaml", variant="random_k", features=OFF)
 CONFIGS["dmr-groups"] = section(
     PRESETS[0].parent / "dmr.yaml", groups={"num_groups": 4, "easy": 2, "hard": 4, "target": 3.0}
 )
@@ -35,9 +37,15 @@ def inputs(moe: MoeConfig, tokens: int = T, seed: int = 0) -> tuple:
     rng = np.random.default_rng(seed)
     logits = Tensor(1.5 * rng.standard_normal((tokens, E)), ms.float32)
     bias = Tensor(0.02 * rng.standard_normal(E), ms.float32)
-    difficulty = Tensor(rng.standard_normal(tokens), ms.float32)
+    difficulty = Tensor(hardness(moe, rng, tokens), ms.float32)
     control = settled(moe, build_router(moe), seed=99) if num_controls(moe) else None
     return logits, bias, control, difficulty
+
+
+def hardness(moe: MoeConfig, rng: np.random.Generator, tokens: int) -> np.ndarray:
+    """What a router gets for difficulty: deviations from the mean, the placebo a uniform draw."""
+    placebo = isinstance(moe.router, DmrConfig) and moe.router.variant == "random_k"
+    return rng.random(tokens) if placebo else rng.standard_normal(tokens)
 
 
 def settled(moe: MoeConfig, route, seed: int, steps: int = 12) -> Tensor:
@@ -45,7 +53,7 @@ def settled(moe: MoeConfig, route, seed: int, steps: int = 12) -> Tensor:
     control, rng = np.zeros(num_controls(moe), np.float32), np.random.default_rng(seed)
     control[DYNAMIC] = 1.0
     for step in range(steps):
-        logits, difficulty = 1.5 * rng.standard_normal((4 * T, E)), rng.standard_normal(4 * T)
+        logits, difficulty = 1.5 * rng.standard_normal((4 * T, E)), hardness(moe, rng, 4 * T)
         margins, hard, _, scores = (
             part.asnumpy()
             for part in route(Tensor(logits, ms.float32), None, Tensor(control), Tensor(difficulty, ms.float32))[4]

@@ -16,11 +16,13 @@ from mindmoe.moe.difficulty import (
     standardised,
     table_sums,
     token_features,
+    uniform_draw,
 )
 from mindmoe.moe.dispatch.slots import build_slot_limit, slot_rows
 from mindmoe.moe.router.build import build_router
 
 T, E, K = 200, 12, 3
+OFF = {"alpha": 0.0, "difficulty_head": False}
 
 
 def dmr(score: str = "sigmoid", **settings) -> MoeConfig:
@@ -94,13 +96,23 @@ def test_harder_tokens_get_more_experts_and_more_groups():
     assert touched[: T // 2].max() <= 2 and touched[T // 2 :].max() > 2
 
 
-def test_random_k_ignores_what_the_scores_say_of_k():
-    k = (build_router(dmr(variant="random_k"))(logits(5, 4000), None, control(), None)[1].asnumpy() < E).sum(1)
-    counts = np.bincount(k, minlength=7)
-    assert set(np.flatnonzero(counts)) == {1, 2, 3, 4, 5}
-    assert counts[1:6].min() > 0.85 * 4000 / 5 and k.mean() == pytest.approx(K, rel=0.02)
-    spread = logits(5, 4000).asnumpy().std(1)
-    assert abs(np.corrcoef(k, spread)[0, 1]) < 0.05
+def test_random_k_follows_the_draw_alone():
+    moe, draw = dmr(variant="random_k", features=OFF), np.random.default_rng(5).random(4000).astype(np.float32)
+    k = (build_router(moe)(logits(5, 4000), None, control(), Tensor(draw))[1].asnumpy() < E).sum(1)
+    np.testing.assert_array_equal(k, 1 + np.floor(draw * 5))
+
+
+def test_draws_of_the_placebo_are_uniform_over_real_ids_and_places():
+    """The mean k is that of the budget although ids are far from uniform: places even them out."""
+    rng = np.random.default_rng(11)
+    ids = np.minimum(rng.zipf(1.3, (16, 256)), 200_000).astype(np.int32)
+    places = np.broadcast_to(np.arange(256, dtype=np.int32) + 131_000, ids.shape).copy()
+    draw = uniform_draw(Tensor(ids), Tensor(places)).asnumpy()
+    np.testing.assert_array_equal(
+        draw, ((ids.astype(np.int64) * 7919 + places * 24859) % 65536).reshape(-1).astype(np.float32) / 65536
+    )
+    counts = np.bincount((draw * 5).astype(int), minlength=5)
+    assert counts.min() > 0.93 * ids.size / 5
 
 
 def test_slots_beyond_the_bound_are_the_least_wanted():
@@ -176,3 +188,16 @@ def test_log_gradient_norm_of_a_sure_model_and_of_parts_of_a_vocabulary():
         others_of(Tensor(z[:, at : at + 4], ms.float32), Tensor(labels - at, ms.int32)).asnumpy() for at in (0, 4)
     ]
     np.testing.assert_allclose(log_norm_of(Tensor(np.stack(halves))).asnumpy(), got, atol=1e-6)
+
+
+def test_log_gradient_norms_of_a_fresh_model_differ_by_little_and_that_little_is_right():
+    z = 0.05 * np.random.default_rng(10).standard_normal((6, 4096))
+    labels = np.arange(6, dtype=np.int32)
+    got = log_gradient_norm(Tensor(z, ms.float32), Tensor(labels)).asnumpy().astype(np.float64)
+    p = np.exp(z.astype(np.float32).astype(np.float64))
+    p /= p.sum(1, keepdims=True)
+    p[np.arange(6), labels] -= 1.0
+    want = np.log(np.linalg.norm(p, axis=1))
+    assert np.abs(want).max() < 1e-3
+    np.testing.assert_allclose(got, want, rtol=1e-3)
+    np.testing.assert_allclose(got - got.mean(), want - want.mean(), atol=2e-4 * want.std())
