@@ -1,7 +1,8 @@
 """What holds the mean number of experts of dynamic routing, and the table of past gradient norms (dry, NumPy only).
 
 A layer's state is one small vector: a switch that is off during the static warm-up, the threshold of the slots, the
-threshold of the groups, and for thresholds per expert one figure each. Routers read it, the training step moves it.
+threshold of the groups, two settings that online tuning moves, and for thresholds per expert one figure each. Routers
+read it, the training step moves it.
 """
 
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ import numpy as np
 
 from mindmoe.moe.config import DmrConfig, MoeConfig
 
-DYNAMIC, THRESHOLD, GROUP_THRESHOLD, NUM_CONTROLS = 0, 1, 2, 3
-"""Places in the control vector; thresholds per expert follow."""
+DYNAMIC, THRESHOLD, GROUP_THRESHOLD, ALPHA_SHIFT, LOGIT_SHIFT, NUM_CONTROLS = 0, 1, 2, 3, 4, 5
+"""Places in the control vector; thresholds per expert follow. What online tuning moves are shifts, 0 without it: of the
+weight of difficulty, and of the factor of the logits from 1."""
 
 LEVEL, SEEN = 0, 1
 """Columns of the table by token id: the mean log gradient norm seen so far, and whether there is one."""

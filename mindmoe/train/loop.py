@@ -19,6 +19,7 @@ from mindmoe.position import during
 from mindmoe.train.evaluate import Evaluator
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.guard import StopRequest
+from mindmoe.train.online import Online
 from mindmoe.train.persist import Saver
 from mindmoe.train.setup import Trainer, gemm_peak
 from mindmoe.train.step import StepResult
@@ -44,6 +45,7 @@ class Loop:
         self.config = trainer.config.train
         self.saved_step = -1
         self.eval_loss: tuple[int, float] | None = None
+        self.online: Online | None = None
         self.tokens_per_step = self.config.global_batch_size * self.config.seq_length
         peak = host_sum(np.array([gemm_peak(trainer.kernels.linear_out)]), trainer.groups["world"])[0]
         per_token = flops_per_token(trainer.config.model, trainer.config.moe, self.config.seq_length)
@@ -60,6 +62,8 @@ class Loop:
     def run(self, start: int, stop: StopRequest) -> int:
         """Trains from step `start` on; returns the exit code."""
         self.saved_step = start if start else -1
+        if self.trainer.config.qea is not None:
+            self.online = Online(self.trainer.config, self.trainer.step, self.trainer.groups, start)
         self.event(start, "machine", self.machine)
         self.event(start, "compile", f"compiling the step ({self.config.mode} mode), then training")
         for step in range(start, self.config.steps):
@@ -85,6 +89,11 @@ class Loop:
         self.event(self.config.steps, "finish", f"finished {self.config.steps} steps")
         return 0
 
+    def close(self) -> None:
+        """Ends what runs beside training."""
+        if self.online is not None:
+            self.online.close()
+
     def step(self, step: int, asked: bool) -> StepResult:
         """One step and its records."""
         started = perf_counter()
@@ -93,12 +102,16 @@ class Loop:
         num_valid = self.count_valid(micro_batches)
         data_seconds = perf_counter() - started
         lr = learning_rate(self.trainer.config.optim, step, self.config.steps)
+        if self.online is not None:
+            self.online.before(step)
         result = self.trainer.step.run(step, micro_batches, num_valid, lr, asked)
         self.record_routing(step + 1)
         seconds = perf_counter() - started
         statistics = None
         if result.routing is not None and result.finite:
             statistics = routing_statistics(*result.routing, self.tokens_per_step)
+            if self.online is not None:
+                self.online.after(step, result.loss, float(statistics.cv.mean()), seconds)
         every = self.trainer.config.observe.log_every
         if (step + 1) % every == 0 or step + 1 == self.config.steps:
             self.sink(self.train_record(step + 1, result, statistics, lr, seconds, data_seconds))

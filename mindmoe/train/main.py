@@ -71,6 +71,7 @@ def train(config: RunConfig) -> int:
             )
             for bad in quarantined:
                 loop.event(start, "quarantine", f"put the corrupt {bad.path.name} aside: {bad.reason}")
+            stack.callback(loop.close)
             code = loop.run(start, stop)
             barrier(trainer.groups["world"])
             return code

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from mindspore import Tensor, nn, ops
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn, ops
 
 from mindmoe.model.decoder import CausalLM
 from mindmoe.moe.balance import balance_loss
@@ -27,14 +28,25 @@ class Objective(nn.Cell):
         moe: routing, None for a dense model.
         groups: this rank's groups.
         record_routing: whether the report ends in the chosen experts.
+        live: whether the weight of the load-balancing loss is read anew in every step.
     """
 
-    def __init__(self, net: CausalLM, moe: MoeConfig | None, groups: Groups, record_routing: bool = False):
+    def __init__(
+        self,
+        net: CausalLM,
+        moe: MoeConfig | None,
+        groups: Groups,
+        record_routing: bool = False,
+        live: bool = False,
+    ):
         super().__init__(auto_prefix=False)
         self.net, self.moe, self.record_routing = net, moe, record_routing
         self.all_reduce = build_all_reduce(groups["stage"])
         self.ranks = groups["dp_cp"].size
         self.none = Tensor(0.0)
+        self.aux_coef: Any = moe.balance.aux_coef if moe is not None else 0.0
+        if live:
+            self.aux_coef = Parameter(Tensor(self.aux_coef, ms.float32), name="aux_coef", requires_grad=False)
         self.dynamic: Any = moe.router if moe is not None and isinstance(moe.router, DmrConfig) else None
         self.learns, self.from_table, self.sums_table, self.vocab_size = False, False, False, 0
         if self.dynamic is not None:
@@ -108,7 +120,7 @@ class Objective(nn.Cell):
         aux, z = balance_loss(self.moe, everywhere, prob_sum, z_sum, num_tokens)
         aux, z = aux * micro_weight, z * micro_weight
         layers = counts.shape[0]
-        balance = (self.moe.balance.aux_coef * aux + self.moe.balance.z_coef * z) * layers
+        balance = (self.aux_coef * aux + self.moe.balance.z_coef * z) * layers
         report: Report = (cross_entropy, aux.reshape(1) * layers, z.reshape(1) * layers, counts, entropy, dropped)
         if self.dynamic is not None:
             balance = balance + learned

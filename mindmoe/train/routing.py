@@ -7,7 +7,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, ops
 
 from mindmoe.moe.config import DmrConfig, MoeConfig
-from mindmoe.moe.control import Signals, updated_control, updated_table
+from mindmoe.moe.control import ALPHA_SHIFT, LOGIT_SHIFT, Signals, updated_control, updated_table
 
 _FIRST, _COUNT = 6, 4  # place and number of the signals in a report, see mindmoe/train/objective.py
 
@@ -57,6 +57,15 @@ class Controllers:
                 if measured:
                     sums[_COUNT] += np.asarray(report[_FIRST + _COUNT])
         return sums
+
+    def shift(self, alpha: float | None = None, logits: float | None = None) -> None:
+        """Sets what online tuning adds to the weight of difficulty, or to the factor of the logits."""
+        for control in self.controls.values():
+            values = control.asnumpy().copy()
+            for place, value in ((ALPHA_SHIFT, alpha), (LOGIT_SHIFT, logits)):
+                if value is not None:
+                    values[place] = value
+            ops.assign(control, Tensor(values))
 
     def update(self, result: Any, done: int) -> None:
         """Takes the sums of a global batch; every rank that holds a layer computes the same.

@@ -29,6 +29,7 @@ from mindmoe.pipeline.schedule import build_schedule
 from mindmoe.pipeline.split import Piece, build_pieces, holding_stages, stage_pieces
 from mindmoe.train.objective import Objective
 from mindmoe.train.step import Part, TrainStep
+from mindmoe.tune.config import AUX
 
 log = logging.getLogger(__name__)
 _AXES: tuple[MeshAxis, ...] = ("world", "stage", "dp", "tp", "pp", "ep", "cp", "etp", "edp")
@@ -145,9 +146,10 @@ def build_part(config: RunConfig, net: CausalLM, piece: Piece, groups: Groups, r
         for entry in net.entries
         if entry.param.name.endswith("selection_bias")
     }
+    live = config.qea is not None and AUX in config.qea.space
     return Part(
         layers=piece.layers,
-        objective=Objective(net, config.moe, groups, record_routing),
+        objective=Objective(net, config.moe, groups, record_routing, live),
         params=[entry.param for entry in entries],
         owned=Owned(entries, reduction),
         reduction=reduction,

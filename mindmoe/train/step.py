@@ -119,6 +119,7 @@ class TrainStep:
     ):
         self.parts, self.optimizer, self.moe, self.num_layers = parts, optimizer, moe, num_layers
         self.groups, self.zero, self.pipeline, self.positions = groups, zero, pipeline, positions
+        self.bias_rate = moe.balance.bias_rate if moe is not None else 0.0
         self.clip_norm = optimizer.config.clip_norm
         self.square_sum, self.arrive, self.wait = kernels.square_sum, kernels.arrive, kernels.wait
         self.mode = "graph" if graph else "op by op"
@@ -200,6 +201,11 @@ class TrainStep:
             sums = [reduce(*grads) for reduce, grads in zip(self._reduce, sums, strict=True)]
         return tuple(grad for grads in sums for grad in grads), reports
 
+    def set_aux_coef(self, value: float) -> None:
+        """Changes the weight of the load-balancing loss; the objectives must have been built to read it anew."""
+        for part in self.parts:
+            ops.assign(part.objective.aux_coef, Tensor(np.float32(value)))
+
     def evaluate(self, batch: Batch) -> float:
         """This rank's share of the summed cross-entropy of a micro-batch; the shares of all ranks add up to it."""
         one = Tensor(np.float32(1.0))
@@ -275,7 +281,7 @@ class TrainStep:
             for layer, bias in part.biases.items():
                 assert self.moe is not None and result.routing is not None
                 counts = result.routing[0][layer]
-                moved = updated_selection_bias(bias.asnumpy(), counts, self.moe.balance.bias_rate)
+                moved = updated_selection_bias(bias.asnumpy(), counts, self.bias_rate)
                 ops.assign(bias, Tensor(moved))  # in place: a compiled step would not see a new tensor
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from mindmoe.errors import UserError
 from mindmoe.tune.breaker import Breaker
-from mindmoe.tune.config import TuneConfig
+from mindmoe.tune.config import SearchConfig
 from mindmoe.tune.qubo import Qubo, fit_quadratic, to_qubo
 from mindmoe.tune.side import SideSolver
 from mindmoe.tune.space import Levels, Space
@@ -55,7 +55,7 @@ class Tuner:
         side: the side process, started from the config where it is needed and not given.
     """
 
-    def __init__(self, config: TuneConfig, incumbent: Levels, side: SideSolver | None = None):
+    def __init__(self, config: SearchConfig, incumbent: Levels, side: SideSolver | None = None):
         self.config, self.incumbent = config, incumbent
         self.space = Space.of(config.space)
         self.breaker = Breaker(config.trip, config.cooldown)

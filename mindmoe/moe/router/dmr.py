@@ -10,9 +10,11 @@ from mindspore import Tensor, ops
 
 from mindmoe.moe.config import DmrConfig, MoeConfig
 from mindmoe.moe.control import (
+    ALPHA_SHIFT,
     DIFFICULTY_BINS,
     DYNAMIC,
     GROUP_THRESHOLD,
+    LOGIT_SHIFT,
     MARGIN_BINS,
     NUM_CONTROLS,
     THRESHOLD,
@@ -39,7 +41,7 @@ def build_dmr_router(moe: MoeConfig) -> Route:
     ) -> Assignment:
         assert control is not None
         dynamic = control[DYNAMIC] > 0.5
-        scores, probs = score(config, logits)
+        scores, probs = score(config, logits * (1.0 + control[LOGIT_SHIFT]))
         ranking = ranking_of(scores, selection_bias)
         if groups.num_groups > 1:
             many = _groups_of(difficulty, control, dynamic, groups.easy, groups.hard)
@@ -51,7 +53,7 @@ def build_dmr_router(moe: MoeConfig) -> Route:
             ranking = ops.select(dynamic, relative, ranking)
         wanted, ids = ops.topk(ranking, budget.k_max)
         ids = ids.astype(ms.int32)
-        margins = _margins(config, wanted, difficulty, k)
+        margins = _margins(config, wanted, control, difficulty, k)
         threshold = control[THRESHOLD] if config.variant in ("threshold", "null") else Tensor(0.0, ms.float32)
         by_margin = ops.logical_or(place < budget.k_min, margins > threshold)
         keep = ops.logical_and(ops.select(dynamic, by_margin, place < k), wanted > 0.5 * NEVER)
@@ -79,7 +81,7 @@ def _groups_of(difficulty: Tensor | None, control: Tensor, dynamic: Tensor, easy
     return (hard - (hard - easy) * is_easy.astype(ms.int32)).expand_dims(1)
 
 
-def _margins(config: DmrConfig, wanted: Tensor, difficulty: Tensor | None, k: int) -> Tensor:
+def _margins(config: DmrConfig, wanted: Tensor, control: Tensor, difficulty: Tensor | None, k: int) -> Tensor:
     """How much each slot (T, K) is wanted; wanted (T, K) are the ranking scores in descending order.
 
     With `random_k`, the place of difficulty is taken by a uniform draw in [0, 1).
@@ -93,8 +95,8 @@ def _margins(config: DmrConfig, wanted: Tensor, difficulty: Tensor | None, k: in
         return config.budget.k_min + ops.floor(difficulty * spread).expand_dims(1) - place - 0.5
     logarithm = wanted if config.score == "softmax_after_topk" else ops.log(ops.maximum(wanted, 1e-9))
     margins = logarithm - logarithm[:, :1] if config.variant == "threshold" else logarithm
-    if config.features.alpha and difficulty is not None:
-        margins = margins + config.features.alpha * difficulty.expand_dims(1)
+    if difficulty is not None:
+        margins = margins + (config.features.alpha + control[ALPHA_SHIFT]) * difficulty.expand_dims(1)
     return margins
 
 

@@ -9,6 +9,7 @@ from mindmoe.moe.control import (
     DYNAMIC,
     GROUP_THRESHOLD,
     MARGIN_BINS,
+    NUM_CONTROLS,
     THRESHOLD,
     Bins,
     Signals,
@@ -70,7 +71,7 @@ def test_mean_k_is_held_while_scores_drift():
 
 def test_groups_and_expert_thresholds_follow_their_targets():
     config = moe(groups={"num_groups": 4, "easy": 2, "hard": 4, "target": 2.5}, variant="expert_threshold")
-    assert num_controls(config) == 3 + E
+    assert num_controls(config) == NUM_CONTROLS + E
     rng = np.random.default_rng(2)
     hard, scores = rng.normal(size=T), rng.beta(2, 5, (T, E))
     signals = Signals(
@@ -79,16 +80,16 @@ def test_groups_and_expert_thresholds_follow_their_targets():
         kept=float(T * K),
         scores=np.stack([count(row, score_bins(config.router)) for row in scores.T]),
     )
-    control = updated_control(np.zeros(3 + E, np.float32), signals, config, T, 1)
+    control = updated_control(np.zeros(NUM_CONTROLS + E, np.float32), signals, config, T, 1)
     assert (hard > control[GROUP_THRESHOLD]).mean() == pytest.approx(0.25, abs=0.01)
     np.testing.assert_allclose(
-        control[3:], np.quantile(scores, 1 - K / E, axis=0), atol=score_bins(config.router).width
+        control[NUM_CONTROLS:], np.quantile(scores, 1 - K / E, axis=0), atol=score_bins(config.router).width
     )
 
 
 def test_the_integral_term_pushes_against_an_excess():
     config, empty = moe(budget={"mu": 0.1}), np.zeros(DIFFICULTY_BINS.count)
-    start = np.zeros(3, np.float32)
+    start = np.zeros(NUM_CONTROLS, np.float32)
     start[DYNAMIC] = 1.0
     margins = count(np.random.default_rng(3).normal(size=7 * T), MARGIN_BINS)
     assert config.router.budget.mu == 0.1

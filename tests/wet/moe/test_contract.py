@@ -144,4 +144,4 @@ def test_graph_equals_pynative(moe):
 def test_every_router_has_a_preset():
     used = {type(moe.router).__name__ for moe in CONFIGS.values()}
     assert used == {"RouterConfig", "MogeConfig", "TopPConfig", "ExpertChoiceConfig", "DmrConfig"}
-    assert NUM_CONTROLS == 3
+    assert NUM_CONTROLS == 5
