@@ -31,7 +31,7 @@ $(VENV)/.core: pyproject.toml requirements/lock-py311.txt scripts/setup.sh
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml requirements/lock-py311.txt scripts/setup.sh
-	@scripts/setup.sh $(VENV) '[dev,hf,parquet,s3,tiktoken,zstd]'
+	@scripts/setup.sh $(VENV) '[dev,hf,parquet,s3,tiktoken,tune,zstd]'
 	@touch $@
 
 setup: $(VENV)/.core

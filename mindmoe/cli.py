@@ -158,10 +158,18 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
+    from mindmoe.flight.report import write_routing_report
     from mindmoe.observe.report import write_report
 
-    print(f"wrote {write_report(args.path, args.out)}")
+    path, out = args.path, args.out
+    print(f"wrote {write_routing_report(path, args.ranks, out) if args.routing else write_report(path, out)}")
     return 0
+
+
+def _ablate(args: argparse.Namespace) -> int:
+    from mindmoe.ablate.main import main as ablate
+
+    return ablate(args.config, args.words, args.report, args.configs)
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -212,6 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(parser=parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_training(commands)
+    _add_ablate(commands)
     _add_plan(commands)
     _add_equiv(commands)
     _add_config_commands(commands)
@@ -275,6 +284,21 @@ def _add_equiv(commands: Any) -> None:
     equiv.add_argument("words", nargs="*", metavar="key=value", help="settings that win over the file's")
     equiv.add_argument("--layouts", nargs="+", default=[], metavar="LAYOUT", help='such as dp2 or "tp2,pp2,graph"')
     equiv.add_argument("--out", type=Path, metavar="FOLDER", help="keep the traces and equiv.json here")
+
+
+def _add_ablate(commands: Any) -> None:
+    """`ablate`."""
+    ablate = add_command(
+        commands,
+        "ablate",
+        _ablate,
+        "compare configs over paired seeds and give a verdict",
+        "mindmoe ablate configs/ablate/dmr.yaml workers=2",
+    )
+    ablate.add_argument("config", type=Path, metavar="FILE", help="a YAML file, such as configs/ablate/dmr.yaml")
+    ablate.add_argument("words", nargs="*", metavar="key=value", help="settings that win over the file's")
+    ablate.add_argument("--report", action="store_true", help="judge the runs that are there, and start none")
+    ablate.add_argument("--configs", action="store_true", help="write the configs of the runs, and start none")
 
 
 def _add_plan(commands: Any) -> None:
@@ -393,7 +417,9 @@ def _add_run_commands(commands: Any) -> None:
     report = add_command(
         commands, "report", _report, "write a run's story as one HTML file", "mindmoe report runs/quickstart"
     )
-    report.add_argument("--out", type=Path, metavar="FILE", help="(default: report.html in the run folder)")
+    report.add_argument("--out", type=Path, metavar="FILE", help="(default: in the run folder)")
+    report.add_argument("--routing", action="store_true", help="what-ifs of the recorded routing instead")
+    report.add_argument("--ranks", type=positive_number, default=8, metavar="N", help="of placements (default 8)")
     for command in (evaluate, generate, report):
         command.add_argument("path", type=Path, metavar="RUN", help="a run folder, such as runs/quickstart")
 
@@ -412,6 +438,7 @@ def _add_ckpt_commands(commands: Any) -> None:
             ("pin", cli_ckpt.pin, "keep a step whatever the rules say", "runs/quickstart --step 400"),
             ("unpin", cli_ckpt.unpin, "let the rules decide about a step again", "runs/quickstart --step 400"),
             ("reshard", cli_ckpt.reshard, "write a step anew in other shards", "runs/quickstart --out copy --shards 8"),
+            ("place", cli_ckpt.place, "renumber experts for less traffic", "runs/quickstart --ranks 4 --out placed"),
             ("repair", cli_ckpt.repair, "set damaged steps aside and clear what is unfinished", "runs/quickstart"),
         )
     }
@@ -432,14 +459,16 @@ def _add_ckpt_commands(commands: Any) -> None:
     )
     for command in made.values():
         command.add_argument("path", type=Path, metavar="PATH", help="a run folder, its checkpoints, or one step")
-    for name in ("show", "verify", "pin", "unpin", "reshard"):
+    for name in ("show", "verify", "pin", "unpin", "reshard", "place"):
         made[name].add_argument("--step", type=whole_number, metavar="N", help="(default: the newest)")
     made["show"].add_argument("--all", action="store_true", help="list every tensor")
     made["verify"].add_argument("--all", action="store_true", help="verify every step")
     made["diff"].add_argument("other", type=Path, metavar="OTHER", help="what to compare with")
     made["prune"].add_argument("words", nargs="*", metavar="key=value", help="keep_last, keep_every, keep_best")
     made["prune"].add_argument("--dry-run", action="store_true", help="only say what would be deleted")
-    made["reshard"].add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint folder to write")
+    for name in ("reshard", "place"):
+        made[name].add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint folder to write")
+    made["place"].add_argument("--ranks", type=positive_number, required=True, metavar="N", help="that share experts")
     made["reshard"].add_argument("--shards", type=positive_number, default=1, metavar="N", help="(default 1)")
 
 

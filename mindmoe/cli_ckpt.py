@@ -75,3 +75,10 @@ def repair(args: argparse.Namespace) -> int:
     from mindmoe.checkpoint import commands
 
     return commands.repair(args.path)
+
+
+def place(args: argparse.Namespace) -> int:
+    """Renumbers experts for a better placement."""
+    from mindmoe.flight.place import place
+
+    return place(args.path, args.step, args.ranks, args.out)

@@ -10,7 +10,7 @@ from mindmoe.data.config import DataConfig
 from mindmoe.errors import ConfigError
 from mindmoe.launch.config import LaunchConfig
 from mindmoe.model.config import ModelConfig
-from mindmoe.moe.config import MoeConfig
+from mindmoe.moe.config import DmrConfig, MoeConfig
 from mindmoe.observe.config import ObserveConfig
 from mindmoe.optim.config import OptimConfig
 from mindmoe.parallel.config import ParallelConfig
@@ -18,17 +18,20 @@ from mindmoe.parallel.rules import (
     batch_problems,
     dispatch_problems,
     expert_problems,
+    routing_problems,
     slice_problems,
     stage_problems,
 )
 from mindmoe.schema import Section
 from mindmoe.train.config import TrainConfig
+from mindmoe.tune.config import ALPHA, AUX, BIAS, TAU, OnlineConfig
 
 
 class RunConfig(Section):
     """Everything that defines a run; saved resolved in the run folder, it alone reproduces the run.
 
-    The run folder is `output_dir`/`name`. With `moe` absent or null the model is dense.
+    The run folder is `output_dir`/`name`. With `moe` absent or null the model is dense; with `qea` settings of the
+    router are tuned while it trains.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
@@ -43,6 +46,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     observe: ObserveConfig = ObserveConfig()
     launch: LaunchConfig = LaunchConfig()
+    qea: OnlineConfig | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
@@ -107,6 +111,40 @@ def _schedule(optim: OptimConfig, train: TrainConfig) -> Iterator[str]:
         )
 
 
+def _domains(moe: MoeConfig | None, data: DataConfig) -> Iterator[str]:
+    if moe is None or not isinstance(moe.router, DmrConfig) or not moe.router.features.domain:
+        return
+    if len(data.sources) > moe.router.domain.num:
+        yield (
+            f"data.sources={len(data.sources)} sources must be at most moe.router.domain.num={moe.router.domain.num}: "
+            "raise moe.router.domain.num"
+        )
+
+
+def _online(qea: OnlineConfig | None, moe: MoeConfig | None, optim: OptimConfig) -> Iterator[str]:
+    if qea is None:
+        return
+    if optim.schedule not in ("wsd", "constant"):
+        yield (
+            f"optim.schedule={optim.schedule} must be wsd or constant with qea, which compares windows at a constant "
+            "rate: set optim.schedule=wsd"
+        )
+    if moe is None:
+        yield "qea must have experts to route to: add a moe section"
+        return
+    router, dynamic = moe.router, isinstance(moe.router, DmrConfig)
+    alpha = router.features.alpha if isinstance(router, DmrConfig) and router.uses_difficulty else None
+    now = {TAU: router.tau if dynamic else None, ALPHA: alpha, AUX: moe.balance.aux_coef, BIAS: moe.balance.bias_rate}
+    for key, levels in qea.space.items():
+        value = now[key]
+        if value is None:
+            yield f"qea.space={key} must be a setting of moe.router.type=dmr with difficulty: remove it"
+        elif value == 0 and key in (AUX, BIAS):
+            yield f"{key}=0.0 must be above 0 to be tuned with qea: set it to one of the levels"
+        elif value not in levels:
+            yield f"{key}={value} must be one of the levels {levels} of qea.space: add it or change {key}"
+
+
 _CHECKS: tuple[tuple[Callable[..., Iterator[str]], tuple[str, ...]], ...] = (
     (_sequence, ("model", "train")),
     (_schedule, ("optim", "train")),
@@ -115,6 +153,9 @@ _CHECKS: tuple[tuple[Callable[..., Iterator[str]], tuple[str, ...]], ...] = (
     (expert_problems, ("moe", "parallel")),
     (dispatch_problems, ("moe", "train", "parallel")),
     (stage_problems, ("model", "train", "parallel")),
+    (routing_problems, ("moe", "parallel")),
+    (_domains, ("moe", "data")),
+    (_online, ("qea", "moe", "optim")),
 )
 
 

@@ -95,6 +95,10 @@ def _rule(item: Any, node: Node) -> tuple[str, str]:
         case "string_type":
             scalar = not isinstance(value, (list, dict))
             return "be text", none or ("put it in quotes" if scalar else "write it as plain text")
+        case "union_tag_invalid":
+            close = get_close_matches(str(ctx["tag"])[:60], ctx["expected_tags"].replace("'", "").split(", "), 1, 0.5)
+            rule = f"have a type that is one of {ctx['expected_tags'].replace(chr(39), '')}"
+            return rule, f"did you mean {close[0]}?" if close else "change its type"
         case "literal_error":
             choices = re.findall("'([^']*)'", ctx["expected"])
             close = get_close_matches(node.text[:60], choices, 1, 0.5)

@@ -57,3 +57,17 @@ def worker_environment(threads: int, local_world: int, python_folder: str) -> di
     for name in ("MS_SIMULATION_LEVEL", "RANK_ID", "RANK_SIZE", "MS_ROLE", "MS_WORKER_NUM", "MS_NODE_ID"):
         env.pop(name, None)
     return env
+
+
+def solver_environment() -> dict[str, str]:
+    """Environment of the tuner's side process: one thread, and this package importable by any interpreter."""
+    env = dict(os.environ)
+    env["OMP_NUM_THREADS"] = "1"  # more make a small simulator slower on a busy host
+    package_parent = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [package_parent, env.get("PYTHONPATH")]))
+    return env
+
+
+def run_environment(threads: int) -> dict[str, str]:
+    """Environment of a training process that shares the machine with others."""
+    return {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}

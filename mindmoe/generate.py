@@ -33,6 +33,11 @@ def main(run: Path, prompt: str, max_new_tokens: int, temperature: float, seed: 
     from mindmoe.data.tokenizer import load_tokenizer, tokenizer_file
 
     config = RunFolder(run).load_config()
+    if config.moe is not None and not config.moe.router.causal:
+        raise UserError(
+            f"moe.router.type={config.moe.router.type} is not causal: it cannot route a token before the later ones",
+            "generate from a run with another router",
+        )
     tokenizer = load_tokenizer(tokenizer_file(config.data.tokenizer or config.data.sources[0].path))
     tokens = tokenizer.encode(prompt) or [tokenizer.eod_id]
     from mindmoe.train.inference import open_run

@@ -25,11 +25,12 @@ _OVERRIDE_KEY = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 S = TypeVar("S", bound=Section)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: str | Path, overrides: Sequence[str] = (), preset: str | Path | None = None) -> RunConfig:
     """The run that a file and its overrides define.
 
     Args:
         path: a YAML file.
+        preset: a file without includes that wins over it, such as one of configs/router.
         overrides: `a.b.c=value` items; the value is YAML (`null`, `[1, 2]`, `3e-4`) and replaces what was there.
 
     Raises:
@@ -37,6 +38,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: everything that is wrong with its content.
     """
     root, problems = _read_with_includes(Path(path))
+    if preset is not None:
+        above, more = _read_mapping(Path(preset))
+        root, problems = _merge(root, above), problems + more
     root = _apply(overrides, root, problems)
     try:
         run = RunConfig.model_validate(plain(root))
@@ -52,14 +56,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return run
 
 
-def load_section(cls: type[S], overrides: Sequence[str] = ()) -> S:
-    """A section of type `cls` from its defaults and `key=value` overrides.
+def load_section(cls: type[S], overrides: Sequence[str] = (), path: str | Path | None = None) -> S:
+    """A section of type `cls` from a file, or its defaults, and `key=value` overrides.
 
     Raises:
-        ConfigError: everything that is wrong with the overrides.
+        UserError: the file cannot be read.
+        ConfigError: everything that is wrong with its content or the overrides.
     """
     problems: list[str] = []
-    root = _apply(overrides, Node({}, "command line"), problems)
+    root = Node({}, "command line")
+    if path is not None:
+        root, problems = _read_mapping(Path(path))
+    root = _apply(overrides, root, problems)
     try:
         section = cls.model_validate(plain(root))
     except ValidationError as error:
@@ -78,11 +86,13 @@ def dump_config(config: Section) -> str:
 def config_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a run file, for editors.
 
-    Nothing is `required` in it: a run file may leave any key to the files that it includes.
+    Nothing but the type of a router is `required` in it: a run file may leave any key to the files that it includes.
     """
     schema = RunConfig.model_json_schema()
     for section in (schema, *schema["$defs"].values()):
-        section.pop("required", None)
+        tags = [name for name in section.pop("required", ()) if "const" in section["properties"][name]]
+        if tags:  # what tells the members of a union apart
+            section["required"] = tags
     text = {"type": "string"}
     schema["properties"]["include"] = {
         "title": "Include",

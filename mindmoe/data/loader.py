@@ -19,6 +19,8 @@ from mindmoe.data.permutation import Permutation
 from mindmoe.data.tokenizer import tokenizer_file
 from mindmoe.errors import UserError
 
+_DOMAINS = 7  # sets its random numbers apart from others of the same seed
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -30,12 +32,14 @@ class Batch:
         loss_mask: (n, S) float32, 1 where the prediction counts.
         segment_ids: (n, S) int32, the number of the token's document within the row, from 0; all 0 unless
             attention is kept inside documents.
+        domains: (n,) int32, the source of the row, from 1; 0 where it is unknown or hidden.
     """
 
     input_ids: NDArray[np.int32]
     labels: NDArray[np.int32]
     loss_mask: NDArray[np.float32]
     segment_ids: NDArray[np.int32]
+    domains: NDArray[np.int32]
 
 
 class TokenBatches:
@@ -48,6 +52,7 @@ class TokenBatches:
         seq_length: tokens predicted in a row.
         global_batch_size: rows of a batch over all ranks.
         vocab_size: of the model.
+        domain_dropout: share of training rows whose domain is hidden.
 
     Attributes:
         num_tokens: of all sets.
@@ -58,10 +63,18 @@ class TokenBatches:
         UserError: a set is missing, damaged, too short, or does not match the model or the tokenizer.
     """
 
-    def __init__(self, data: DataConfig, split: Split, seq_length: int, global_batch_size: int, vocab_size: int):
+    def __init__(
+        self,
+        data: DataConfig,
+        split: Split,
+        seq_length: int,
+        global_batch_size: int,
+        vocab_size: int,
+        domain_dropout: float = 0.0,
+    ):
         if seq_length < 1 or global_batch_size < 1:
             raise ValueError(f"seq_length={seq_length} and global_batch_size={global_batch_size} must be at least 1")
-        self._shuffled = split == "train"
+        self._shuffled, self._domain_dropout = split == "train", domain_dropout
         self._seed, self._document_attention = data.seed, data.document_attention
         self._seq_length, self._batch_size = seq_length, global_batch_size
         sources = data.sources if self._shuffled else [SourceConfig(path=data.valid or data.sources[0].path)]
@@ -129,7 +142,20 @@ class TokenBatches:
                 segments[chosen] = part.segments(windows[chosen])
         within = segments[:, 1:] == segments[:, :-1]
         inputs, labels = np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
-        return Batch(inputs, labels, within.astype(np.float32), np.ascontiguousarray(segments[:, :-1]))
+        segments = np.ascontiguousarray(segments[:, :-1])
+        return Batch(inputs, labels, within.astype(np.float32), segments, self._domains(samples, sets))
+
+    def _domains(self, samples: NDArray[np.int64], sets: NDArray[np.int64]) -> NDArray[np.int32]:
+        """(n,) the domain of samples as a router may see it; what is held out is unknown."""
+        if not self._shuffled:
+            return np.zeros(len(samples), np.int32)
+        if not self._domain_dropout:
+            return (sets + 1).astype(np.int32)
+        hidden = [
+            np.random.default_rng([self._seed, _DOMAINS, int(sample)]).random() < self._domain_dropout
+            for sample in samples
+        ]
+        return np.where(hidden, 0, sets + 1).astype(np.int32)
 
     def _order(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(n,) the set and (n,) the window of samples."""

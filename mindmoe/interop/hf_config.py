@@ -78,7 +78,7 @@ def check_representable(model: ModelConfig, moe: MoeConfig | None) -> MoeConfig:
     router, plain = moe.router, RouterConfig()
     wrong = [
         f"moe.router.{key}={getattr(router, key)}"
-        for key in type(router).model_fields
+        for key in sorted(set(type(router).model_fields) & set(RouterConfig.model_fields))
         if getattr(router, key) != getattr(plain, key) and key != "norm_topk"
     ]
     wrong += [f"moe.num_shared_experts={moe.num_shared_experts}"] if moe.num_shared_experts else []

@@ -8,15 +8,22 @@ from mindspore import Tensor, nn, ops
 from mindmoe.model.block import Block
 from mindmoe.model.config import ModelConfig
 from mindmoe.model.shapes import ParamSpec, param_specs
-from mindmoe.moe.config import MoeConfig
+from mindmoe.moe.config import DmrConfig, MoeConfig
+from mindmoe.moe.difficulty import GradientTap, log_norm_of, others_of, token_features, uniform_draw
 from mindmoe.moe.layer import RouterStats
 from mindmoe.ops.select import OpSet
+from mindmoe.ops.zeros import zeros_like
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.groups import Groups
 from mindmoe.parallel.mesh import Mesh
 from mindmoe.parallel.recompute import Recomputed
 from mindmoe.parallel.sharding import local_shard, replicas
-from mindmoe.parallel.tensor import build_vocab_cross_entropy, build_vocab_embedding
+from mindmoe.parallel.tensor import (
+    build_own_part,
+    build_vocab_cross_entropy,
+    build_vocab_embedding,
+    build_vocab_measure,
+)
 from mindmoe.parallel.unit import Entry, Placement, Unit
 from mindmoe.parallel.weights import Slots
 from mindmoe.pipeline.split import Piece, build_pieces, holding_stages, whole
@@ -24,19 +31,20 @@ from mindmoe.pipeline.split import Piece, build_pieces, holding_stages, whole
 
 def stack_layers(collected: tuple[Any, ...]) -> RouterStats:
     """Statistics of each layer -> each statistic stacked over layers."""
-    none: tuple[Tensor, ...] = ()
-    counts, prob_sum, z_sum, entropy, dropped, ids = none, none, none, none, none, none
-    for stats in collected:
-        counts, prob_sum, z_sum = (*counts, stats[0]), (*prob_sum, stats[1]), (*z_sum, stats[2])
-        entropy, dropped, ids = (*entropy, stats[3]), (*dropped, stats[4]), (*ids, stats[5])
-    return (
-        ops.stack(counts),
-        ops.stack(prob_sum),
-        ops.stack(z_sum),
-        ops.stack(entropy),
-        ops.stack(dropped),
-        ops.stack(ids),
-    )
+    stacked: tuple[Tensor, ...] = ()
+    for index in range(len(collected[0])):
+        parts: tuple[Tensor, ...] = ()
+        for stats in collected:
+            parts = (*parts, stats[index])
+        stacked = (*stacked, ops.stack(parts))
+    return stacked
+
+
+def with_unknown_domain(input_ids: Tensor, start: Tensor | int = 0) -> Tensor:
+    """input_ids (B, S) int32 -> (B, S, 3), each with domain 0 and its place, counted from `start` on."""
+    unknown = zeros_like(input_ids)
+    places = unknown + ops.arange(0, input_ids.shape[1], dtype=ms.int32) + start
+    return ops.stack((input_ids, unknown, places), -1)
 
 
 class CausalLM(nn.Cell):
@@ -85,6 +93,19 @@ class CausalLM(nn.Cell):
 
         tied = model.tie_word_embeddings
         self.embed: Any = unit(("model.embed_tokens.",)) if piece.first or (tied and piece.last) else None
+        self.table = unit(("model.token_table",)) if "model.token_table" in specs else None
+        dynamic = moe.router if moe is not None and isinstance(moe.router, DmrConfig) else None
+        self.draws = dynamic is not None and dynamic.variant == "random_k"
+        self.reads_domain = dynamic is not None and dynamic.features.domain
+        self.own_part = build_own_part(groups["tp"])
+        self.measure: Any = None
+        if dynamic is not None and dynamic.measures_loss and piece.last:
+            self.measure = build_vocab_measure(others_of, log_norm_of, self.linear_out, groups["tp"])
+        self.ordered = groups["tp"].size > 1
+        self.sink: Any = None
+        if dynamic is not None and dynamic.taps and piece.first:
+            self.sink = ms.Parameter(ops.zeros((2, model.vocab_size), ms.float32), name="tap_sink")
+            self.tap = GradientTap()
         self.layers, self.units = nn.CellList(auto_prefix=False), nn.CellList(auto_prefix=False)
         for layer in piece.layers:
             prefix = f"model.layers.{layer}."
@@ -105,44 +126,78 @@ class CausalLM(nn.Cell):
     @property
     def entries(self) -> list[Entry]:
         """The parameters of this piece on this rank, in the order of the forward pass."""
-        units = (self.embed, *self.units, self.head)
+        units = (self.embed, self.table, *self.units, self.head)
         return [entry for unit in units if unit is not None for entry in unit.entries]
 
-    def through(self, x: Tensor, segment_ids: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
-        """x (B, S/tp, D) -> the same after this piece's layers, and statistics stacked over them."""
+    def through(
+        self, x: Tensor, segment_ids: Tensor, features: tuple[Tensor, ...] = ()
+    ) -> tuple[Tensor, RouterStats | tuple[()]]:
+        """x (B, S/tp, D) -> the same after this piece's layers, and statistics stacked over them.
+
+        `features`: what routers read of the tokens, see `features()`.
+        """
         collected: tuple[RouterStats | tuple[()], ...] = ()
         for index in range(len(self.layers)):
             if not self.graph and index < self.again:
-                x, stats = self.redone(index, x, segment_ids)
+                x, stats = self.redone(index, x, segment_ids, features)
             else:
                 unit = self.units[index]
-                x, stats = self.layers[index](x, segment_ids, *unit.whole(unit.params))
+                x, stats = self.layers[index](x, segment_ids, *unit.whole(unit.params), *features)
             collected = (*collected, stats)
         return x, stack_layers(collected) if self.is_moe else ()
 
-    def redone(self, index: int, x: Tensor, segment_ids: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
+    def redone(
+        self, index: int, x: Tensor, segment_ids: Tensor, features: tuple[Tensor, ...]
+    ) -> tuple[Tensor, RouterStats | tuple[()]]:
         """A layer that keeps its input (or that of its FFN half) and is computed again in the backward pass."""
         layer, unit = self.layers[index], self.units[index]
         if self.redo == "full":
-            return self.replays[index](x, segment_ids, *unit.params)
-        weights = unit.whole(unit.params)
+            return self.replays[index](x, segment_ids, *unit.params, *features)
+        weights = (*unit.whole(unit.params), *features)
         return self.replays[index](layer.attend(x, segment_ids, *weights), *weights)
 
     def replayed(self, index: int) -> Recomputed:
         """What `redone` calls for a layer."""
         layer, unit = self.layers[index], self.units[index]
 
-        def block(x: Tensor, segment_ids: Tensor, *params: Tensor) -> Any:
-            return layer(x, segment_ids, *unit.whole(params))
+        def block(x: Tensor, segment_ids: Tensor, *given: Tensor) -> Any:
+            held = len(unit.params)
+            return layer(x, segment_ids, *unit.whole(given[:held]), *given[held:])
 
         return Recomputed(block if self.redo == "full" else layer.ffn)
 
     def hidden(self, input_ids: Tensor, segment_ids: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
         """input_ids (B, S) -> hidden states (B, S/tp, D) before the final norm, and stacked statistics."""
-        return self.through(self.embedding(input_ids, *self.embed.whole(self.embed.params)), segment_ids)
+        x = self.embedding(input_ids, *self.embed.whole(self.embed.params))
+        return self.through(x, segment_ids, self.features(with_unknown_domain(input_ids)))
+
+    def features(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """What routers read of the tokens of this rank besides hidden states.
+
+        Args:
+            tokens: (B, S, 3) int32: id, domain, and place in the sequence.
+
+        Returns:
+            Where they are read: the table's features (T, 2), or a draw (T) in [0, 1); and domains (T) int32.
+        """
+        found: tuple[Tensor, ...] = ()
+        if self.table is not None:
+            found = (token_features(self.table.params[0], self.own_part(tokens[:, :, 0])),)
+        if self.draws:
+            own = self.own_part(tokens)
+            found = (uniform_draw(own[:, :, 0], own[:, :, 2]),)
+        if self.reads_domain:
+            found = (*found, self.own_part(tokens[:, :, 1]).reshape(-1))
+        return found
 
     def construct(
-        self, x: Tensor, labels: Tensor, loss_mask: Tensor, segment_ids: Tensor
+        self,
+        x: Tensor,
+        labels: Tensor,
+        loss_mask: Tensor,
+        segment_ids: Tensor,
+        tokens: Tensor | None = None,
+        token_weight: Tensor | None = None,
     ) -> tuple[Tensor, RouterStats | tuple[()]]:
         """What this piece makes of what the one before made.
 
@@ -151,15 +206,30 @@ class CausalLM(nn.Cell):
             labels: (B, S) int32; it, loss_mask and segment_ids matter where they are used.
             loss_mask: (B, S).
             segment_ids: (B, S) int32.
+            tokens: (B, S, 3) int32: id, domain, place in the sequence; by default those of a first piece's ids.
+            token_weight: scalar that the loss of a token is multiplied with, needed where gradients are tapped.
 
         Returns:
             Summed cross-entropy over unmasked tokens [nats] from the last piece, else hidden states; and statistics.
+            Where the gradient at the logits is measured, its ln (T) follows the statistics of the last piece.
         """
-        x, stats = self.hidden(x, segment_ids) if self.first else self.through(x, segment_ids)
+        features = self.features(with_unknown_domain(x) if tokens is None else tokens)
+        if self.first:
+            ids = x
+            x = self.embedding(ids, *self.embed.whole(self.embed.params))
+            if self.sink is not None and token_weight is not None:
+                x = self.tap(x, self.own_part(ids), token_weight, self.sink)
+        x, stats = self.through(x, segment_ids, features)
         if not self.last:
             return x, stats
         norm, head = self.ends()
-        return self.cross_entropy(self.rms_norm(x, norm), head, labels, loss_mask), stats
+        x = self.rms_norm(x, norm)
+        if self.measure is not None:
+            log_norms = self.measure(x, head, labels)
+            stats = (*stats, log_norms)
+            if self.ordered:  # in a graph its collective comes before those of the loss on every rank
+                x = ops.depend(x, log_norms)
+        return self.cross_entropy(x, head, labels, loss_mask), stats
 
     def ends(self) -> tuple[Tensor, Tensor]:
         """The final norm (D) and the vocabulary projection (V/tp, D)."""
@@ -193,9 +263,10 @@ class CausalLM(nn.Cell):
             cache: of `cache()`; extended in place.
         """
         x = self.embedding(input_ids, *self.embed.whole(self.embed.params))
+        features = self.features(with_unknown_domain(input_ids, start))
         for i, layer in enumerate(self.layers):
             unit = self.units[i]
-            x = layer.extend(x, start, cache[i], cache[len(self.layers) + i], *unit.whole(unit.params))
+            x = layer.extend(x, start, cache[i], cache[len(self.layers) + i], *unit.whole(unit.params), *features)
         norm, head = self.ends()
         return self.linear_out(self.rms_norm(ops.gather(x, last, 1), norm), head)[:, 0]
 

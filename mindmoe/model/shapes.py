@@ -11,7 +11,8 @@ from math import prod
 from typing import Literal
 
 from mindmoe.model.config import ModelConfig
-from mindmoe.moe.config import MoeConfig
+from mindmoe.moe.config import DmrConfig, MoeConfig
+from mindmoe.moe.control import num_controls
 
 Axis = Literal["vocab", "heads", "kv_heads", "ffn", "expert", "expert_ffn"] | None
 Init = Literal["normal", "zeros", "ones"]
@@ -84,6 +85,16 @@ def _moe_ffn(prefix: str, model: ModelConfig, moe: MoeConfig) -> Iterator[ParamS
         yield ParamSpec(
             name=f"{prefix}.router.selection_bias", shape=(experts,), axes=(None,), init="zeros", trainable=False
         )
+    if num_controls(moe):
+        yield ParamSpec(
+            name=f"{prefix}.router.control", shape=(num_controls(moe),), axes=(None,), init="zeros", trainable=False
+        )
+    if isinstance(moe.router, DmrConfig) and moe.router.features.difficulty_head:
+        yield ParamSpec(name=f"{prefix}.router.difficulty.weight", shape=(hidden + 2,), axes=(None,), init="zeros")
+        yield ParamSpec(name=f"{prefix}.router.difficulty.bias", shape=(1,), axes=(None,), init="zeros")
+    if isinstance(moe.router, DmrConfig) and moe.router.features.domain:
+        domains = moe.router.domain.num + 1
+        yield ParamSpec(name=f"{prefix}.router.domain", shape=(domains, experts), axes=(None, None), init="zeros")
     at = f"{prefix}.experts"
     yield ParamSpec(
         name=f"{at}.gate_up_proj", shape=(experts, hidden, 2 * ffn), axes=("expert", None, "expert_ffn"), decay=True
@@ -115,6 +126,12 @@ def param_specs(model: ModelConfig, moe: MoeConfig | None) -> dict[str, ParamSpe
     """Every parameter of the model by name, in the order of the forward pass."""
     vocab_shape = (model.vocab_size, model.hidden_size)
     specs = [ParamSpec(name="model.embed_tokens.weight", shape=vocab_shape, axes=("vocab", None))]
+    if moe is not None and isinstance(moe.router, DmrConfig) and moe.router.features.grad_ema:
+        specs.append(
+            ParamSpec(
+                name="model.token_table", shape=(model.vocab_size, 2), axes=(None, None), init="zeros", trainable=False
+            )
+        )
     for layer in range(model.num_hidden_layers):
         specs.extend(layer_specs(model, moe, layer))
     specs.append(_norm("model.norm", model.hidden_size))

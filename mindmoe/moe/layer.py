@@ -7,21 +7,28 @@ rank routes its own tokens once; where the experts live is the dispatcher's busi
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from mindmoe.moe.config import MoeConfig
+from mindmoe.moe.config import DmrConfig, MoeConfig
+from mindmoe.moe.difficulty import predict
 from mindmoe.moe.dispatch.build import build_dispatcher
 from mindmoe.moe.dispatch.capacity import build_capacity_limit
-from mindmoe.moe.router.topk import build_topk_router
+from mindmoe.moe.dispatch.slots import build_slot_limit
+from mindmoe.moe.router.build import build_router
 from mindmoe.ops.select import OpSet
+from mindmoe.ops.zeros import zeros_like
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.groups import Groups
 from mindmoe.parallel.weights import Slots, take
 
-RouterStats = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-"""counts (E), probability sum (E), z sum, entropy sum, dropped: sums over this rank's tokens; and ids (T, K)."""
+RouterStats = tuple[Tensor, ...]
+"""counts (E), probability sum (E), z sum, entropy sum, dropped: sums over this rank's tokens; and ids (T, K). With
+dynamic routing also the four signals of its controllers (mindmoe/moe/router/dmr.py) and the predicted difficulty of
+each token (T)."""
+
+Sums = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class MoeLayer(nn.Cell):
-    """Routes T tokens to K of E experts each."""
+    """Routes T tokens to at most K of E experts each."""
 
     def __init__(
         self, moe: MoeConfig, kernels: OpSet, groups: Groups, slots: Slots, parallel: ParallelConfig, graph: bool
@@ -31,28 +38,48 @@ class MoeLayer(nn.Cell):
         self.router_weight = slots["router.weight"]
         self.router_bias = slots.get("router.bias")
         self.selection_bias = slots.get("router.selection_bias")
+        self.control = slots.get("router.control")
+        self.difficulty_weight = slots.get("router.difficulty.weight")
+        self.difficulty_bias = slots.get("router.difficulty.bias")
         self.gate_up = slots["experts.gate_up_proj"]
         self.gate_up_bias = slots["experts.gate_up_proj_bias"]
         self.down = slots["experts.down_proj"]
         self.down_bias = slots["experts.down_proj_bias"]
         self.score = ops.MatMul(transpose_b=True)  # fp32 whatever the operand precision: routing is decided here
         self.fork = kernels.fork(2)
-        self.route = build_topk_router(moe)
-        self.router = kernels.router if moe.router.type == "static" else None
+        self.route = build_router(moe)
+        self.router = kernels.router
+        self.domain = slots.get("router.domain")
+        dynamic = moe.router if isinstance(moe.router, DmrConfig) else None
+        self.reads_table = dynamic is not None and dynamic.features.grad_ema
+        self.draws = dynamic is not None and dynamic.variant == "random_k"
+        self.domains = dynamic.domain.num + 1 if dynamic is not None else 0
+        self.shift = ops.MatMul()
+        slack = None if dynamic is None else dynamic.budget.slot_slack
+        self.limit_slots = None if slack is None else build_slot_limit(moe, slack)
         self.limit = build_capacity_limit(moe, kernels.shape.seq_length) if moe.dispatch.kind == "capacity" else None
         assert kernels.expert_ffn is not None, "ops of a dense model"
         self.experts = build_dispatcher(kernels.expert_ffn, moe, groups, parallel, graph, kernels.shape.seq_length)
         self.on, self.off = Tensor(1.0), Tensor(0.0)
 
     def construct(self, x: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, RouterStats]:
-        """x (B, S, D) -> y (B, S, D) and the statistics of this layer."""
+        """x (B, S, D) -> y (B, S, D) and the statistics of this layer.
+
+        What a router reads of the tokens comes after the weights: the table's features (T, 2), a draw
+        (T) in [0, 1), domains (T) int32.
+        """
         to_router, to_experts = self.fork(x)
-        router = (weights[self.router_weight], take(weights, self.router_bias), take(weights, self.selection_bias))
-        gates, ids, sums = (self.router or self.compose_router)(to_router, *router)
-        kept, dropped = ids, Tensor(0.0)
+        if self.router is not None:
+            router = (weights[self.router_weight], take(weights, self.router_bias), take(weights, self.selection_bias))
+            gates, ids, sums = self.router(to_router, *router)
+            kept, more = ids, ()
+        else:
+            gates, ids, kept, sums, more = self.compose_router(to_router, weights)
+        dropped = Tensor(0.0)
         if self.limit is not None:
-            kept = self.limit(gates, ids)
-            dropped = (kept == self.num_experts).astype(ms.float32).sum()
+            kept = self.limit(gates, kept)
+        if self.limit is not None or self.limit_slots is not None:
+            dropped = sums[0].sum() - (kept < self.num_experts).astype(ms.float32).sum()
         y = self.experts(
             to_experts,
             gates,
@@ -62,19 +89,48 @@ class MoeLayer(nn.Cell):
             weights[self.down],
             weights[self.down_bias],
         )
-        return y, (*sums, dropped, ids)
+        return y, (*sums, dropped, ids, *more)
 
     def compose_router(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, selection_bias: Tensor | None
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Gates (T, K), ids (T, K) and sums over tokens from plain ops."""
-        logits = self.score(x.astype(ms.float32).reshape((-1, x.shape[-1])), weight)
-        if bias is not None:
-            logits = logits + bias
-        gates, ids, probs = self.route(logits, selection_bias)
-        return gates, ids, self.statistics(logits, ids, probs)
+        self, x: Tensor, weights: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor, Sums, tuple[Tensor, ...]]:
+        """Any router from plain ops.
 
-    def statistics(self, logits: Tensor, ids: Tensor, probs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        Returns:
+            Gates (T, K), ids (T, K), ids without the slots beyond the bound, sums over tokens, and what dynamic routing
+            adds to the statistics.
+        """
+        tokens = x.astype(ms.float32).reshape((-1, x.shape[-1]))
+        logits = self.score(tokens, weights[self.router_weight])
+        if self.router_bias is not None:
+            logits = logits + weights[self.router_bias]
+        if self.domain is not None:
+            chosen = ops.one_hot(weights[-1], self.domains, self.on, self.off)
+            logits = logits + self.shift(chosen, weights[self.domain])
+        difficulty = self.difficulty(tokens, weights)
+        known = None if difficulty is None else ops.stop_gradient(difficulty)
+        control = take(weights, self.control)
+        gates, ids, probs, margins, signals = self.route(logits, take(weights, self.selection_bias), control, known)
+        kept = ids if self.limit_slots is None else self.limit_slots(margins, ids)
+        more: tuple[Tensor, ...] = ()
+        if control is not None:
+            unknown = zeros_like(ops.stop_gradient(logits)[:, 0])
+            more = (*signals, unknown if difficulty is None else difficulty)
+        return gates, ids, kept, self.statistics(logits, ids, probs), more
+
+    def difficulty(self, tokens: Tensor, weights: tuple[Tensor, ...]) -> Tensor | None:
+        """Predicted difficulty (T) of tokens (T, D): by the head, else by the table, else unknown; or the draw."""
+        features, place = None, -1 if self.domain is None else -2
+        if self.draws:
+            return weights[place]
+        if self.reads_table:
+            features = weights[place]
+        weight, bias = take(weights, self.difficulty_weight), take(weights, self.difficulty_bias)
+        if weight is not None and bias is not None:
+            return predict(weight, bias, tokens, features)
+        return None if features is None else features[:, 0]
+
+    def statistics(self, logits: Tensor, ids: Tensor, probs: Tensor) -> Sums:
         """Sums over tokens: counts (E) and entropy carry no gradient, probabilities (E) and z do."""
         counts = ops.one_hot(ids.reshape(-1), self.num_experts, self.on, self.off).sum(0)
         z = ops.logsumexp(logits, 1)

@@ -7,13 +7,14 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoutingStatistics:
-    """Per layer: load (L, E) fractions, cv, max_vio, entropy [nats] and dropped fraction, each (L)."""
+    """Per layer: load (L, E) fractions, cv, max_vio, entropy [nats], dropped fraction and mean_k, each (L)."""
 
     load: np.ndarray
     cv: np.ndarray
     max_vio: np.ndarray
     entropy: np.ndarray
     dropped: np.ndarray
+    mean_k: np.ndarray
 
 
 def routing_statistics(
@@ -28,7 +29,8 @@ def routing_statistics(
         num_tokens: tokens of the batch.
 
     Returns:
-        cv is the coefficient of variation of the load, max_vio = max load / mean load - 1.
+        cv is the coefficient of variation of the load, max_vio = max load / mean load - 1, mean_k the experts of a
+        token.
     """
     total = np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
     load = counts / total
@@ -39,4 +41,5 @@ def routing_statistics(
         max_vio=load.max(axis=1) / np.maximum(mean, 1e-30) - 1.0,
         entropy=entropy_sum / num_tokens,
         dropped=dropped / total[:, 0],
+        mean_k=counts.sum(axis=1) / num_tokens,
     )

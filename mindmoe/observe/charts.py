@@ -120,9 +120,26 @@ def balance_chart(train: Columns) -> str:
     return _svg(axes)
 
 
+def arms_chart(series: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """Curves of several configurations: by name the steps (n) and the values (runs, n), their range as a band."""
+    axes = _axes("nats per token", width=WIDE, height=3.6)
+    colours = (BLUE, ORANGE, GREEN, VIOLET, RED, MUTED)
+    for number, (name, (steps, values)) in enumerate(series.items()):
+        colour, style = colours[number % len(colours)], "-" if number < len(colours) else "--"
+        axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.12, linewidth=0)
+        axes.plot(steps, values.mean(0), color=colour, linestyle=style, linewidth=1.6, label=name)
+    _legend(axes)
+    return _svg(axes)
+
+
 def load_chart(routing: Routing) -> str:
     """Layers by experts: the load of each expert in units of its fair share."""
-    share = routing.load * routing.load.shape[1]
+    return share_chart(routing.load)
+
+
+def share_chart(load: np.ndarray) -> str:
+    """Load fractions (layers, experts) in units of the fair share."""
+    share = load * load.shape[1]
     axes = _axes("layer", "expert", WIDE, _height(len(share)), grid=False)
     top = max(2.0, float(share.max()))
     image = axes.imshow(share, aspect="auto", cmap="viridis", vmin=0, vmax=top, origin="lower", interpolation="none")

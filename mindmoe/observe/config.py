@@ -1,12 +1,17 @@
 """What is shown and recorded."""
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from mindmoe.schema import Section
 
 
 class ObserveConfig(Section):
-    """`log_every` steps a line goes to the console, metrics.jsonl and TensorBoard."""
+    """`log_every` steps a line goes to the console, metrics.jsonl and TensorBoard.
+
+    Every `routing_every` steps the chosen experts of a micro-batch are kept for `mindmoe report --routing` and
+    `mindmoe ckpt place`, L * T * K * 2 bytes before compression; 0 keeps none.
+    """
 
     log_every: PositiveInt = 1
     tensorboard: bool = True
+    routing_every: NonNegativeInt = 0

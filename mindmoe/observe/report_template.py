@@ -1,13 +1,13 @@
 """The page of a run's report, in Jinja2 with autoescaping: whatever is put in is text, except the charts."""
 
-PAGE = """\
+HEAD = """\
 <!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>{{ name }} - training report</title>
+<title>{{ name }} - report</title>
 <style>
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #ffffff; --line: #e4e7ec;
   {% for name, (light, dark) in colours.items() %}--{{ name }}: {{ light }}; {% endfor %}}
@@ -22,7 +22,7 @@ h1 { font-size: 28px; line-height: 1.2; margin: 0 0 6px; overflow-wrap: anywhere
 h2 { font-size: 17px; margin: 34px 0 12px; }
 p { margin: 0; color: var(--muted); }
 .state { display: inline-block; padding: 1px 10px; border-radius: 99px; border: 1px solid currentColor;
-  font-size: 13px; font-weight: 600; color: var(--{{ state.colour }}); }
+  font-size: 13px; font-weight: 600; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(172px, 1fr)); gap: 12px;
   margin: 20px 0 0; padding: 0; }
 .tile, figure, .box { background: var(--card); border: 1px solid var(--line); border-radius: 12px; margin: 0; }
@@ -55,10 +55,16 @@ footer { max-width: 1180px; margin: 0 auto; padding: 30px 20px 40px; color: var(
 @media print { .box { max-height: none; } figure, .tile { break-inside: avoid; } }
 </style>
 </head>
+"""
+"""From the doctype to the end of the head, for `name` and `colours`; reports of every kind begin with it."""
+
+PAGE = (
+    HEAD
+    + """\
 <body>
 <header>
 <h1>{{ name }}</h1>
-<p><span class="state">{{ state.label }}</span> {{ state.text }}</p>
+<p><span class="state" style="color: var(--{{ state.colour }})">{{ state.label }}</span> {{ state.text }}</p>
 <dl class="tiles">
 {%- for tile in tiles %}
 <div class="tile"><dt>{{ tile.label }}</dt>
@@ -111,3 +117,4 @@ footer { max-width: 1180px; margin: 0 auto; padding: 30px 20px 40px; color: var(
 </body>
 </html>
 """
+)

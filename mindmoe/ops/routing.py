@@ -12,19 +12,32 @@ from mindmoe.ops.permute import FromSlots, ToSlots
 Score = Literal["softmax_after_topk", "softmax", "sigmoid"]
 SCORES: tuple[Score, ...] = get_args(Score)
 
-_NEVER = -1e9  # below any score, so that an excluded expert is never chosen
+NEVER = -1e9  # below any score, so that an excluded expert is never chosen
 
 
-def _limit_groups(scores: Tensor, groups: int, topk_groups: int) -> Tensor:
-    """Scores (T, E) with all but the best groups excluded; a group's score is the sum of its two best (2412.19437)."""
-    tokens, num_experts = scores.shape
-    grouped = scores.reshape((tokens, groups, num_experts // groups))
-    best = ops.topk(grouped, min(2, num_experts // groups))[0].sum(-1)
-    chosen = ops.topk(best, topk_groups)[1]
-    kept = ops.one_hot(chosen, groups, Tensor(1.0), Tensor(0.0)).sum(1).expand_dims(2)
-    return ops.select(ops.broadcast_to(kept > 0, grouped.shape), grouped, ops.full_like(grouped, _NEVER)).reshape(
-        (tokens, num_experts)
-    )
+def limit_groups(ranking: Tensor, num_groups: int, chosen: Tensor | int) -> Tensor:
+    """Ranking (T, E) with NEVER outside each token's best groups; `chosen` groups, a number or one per token (T, 1).
+
+    A group's score is the sum of its two best experts (arXiv 2412.19437).
+    """
+    tokens, num_experts = ranking.shape
+    grouped = ranking.reshape((tokens, num_groups, num_experts // num_groups))
+    best = ops.topk(grouped, min(2, num_experts // num_groups))[0].sum(-1)
+    order = ops.topk(best, num_groups)[1]  # (T, place) groups from best to worst
+    places = ops.broadcast_to(ops.arange(0, num_groups, dtype=ms.int32), (tokens, num_groups))
+    wanted = (places < chosen).astype(ms.float32).expand_dims(2)  # (T, place, 1)
+    kept = (ops.one_hot(order, num_groups, Tensor(1.0), Tensor(0.0)) * wanted).sum(1).expand_dims(2)
+    kept = ops.broadcast_to(kept > 0, grouped.shape)
+    return ops.select(kept, grouped, ops.full_like(grouped, NEVER)).reshape((tokens, num_experts))
+
+
+def softmax_over_chosen(chosen: Tensor) -> Tensor:
+    """Softmax (T, K) over the chosen logits.
+
+    Over one value it is 1 without gradient. In PyNative, MindSpore 2.9 moreover gives every later softmax of a process
+    a wrong gradient once the first was over an axis of length 1.
+    """
+    return ops.softmax(chosen, -1) if chosen.shape[1] > 1 else ops.ones_like(chosen)
 
 
 def build_route(
@@ -57,13 +70,11 @@ def build_route(
         if bias is not None:
             ranking = ranking + ops.stop_gradient(bias)
         if groups > 1:
-            ranking = _limit_groups(ranking, groups, topk_groups)
+            ranking = limit_groups(ranking, groups, topk_groups)
         ids = ops.topk(ranking, k)[1].astype(ms.int32)
         chosen = ops.gather_elements(scores, 1, ids)
         if score == "softmax_after_topk":
-            # A softmax over one value is 1 without gradient. In PyNative, MindSpore 2.9 moreover gives every later
-            # softmax of a process a wrong gradient once the first was over an axis of length 1.
-            gates = ops.softmax(chosen, -1) if k > 1 else ops.ones_like(chosen)
+            gates = softmax_over_chosen(chosen)
         elif norm_topk:
             gates = chosen / (chosen.sum(-1, keepdims=True) + 1e-20)
         else:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from mindmoe.model.config import ModelConfig
-from mindmoe.moe.config import MoeConfig
+from mindmoe.moe.config import DmrConfig, MoeConfig
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.mesh import expert_problem
 from mindmoe.train.config import TrainConfig
@@ -136,4 +136,29 @@ def stage_problems(model: ModelConfig, train: TrainConfig, parallel: ParallelCon
         yield (
             "parallel.zero=3 gathers weights between the collectives of a block, whose order train.mode=graph does "
             "not fix: set train.mode=pynative or parallel.zero=2"
+        )
+
+
+def routing_problems(moe: MoeConfig | None, parallel: ParallelConfig) -> Iterator[str]:
+    """Routers whose decisions would depend on how tokens are spread over ranks, and difficulty over several stages."""
+    if moe is None:
+        return
+    router = moe.router
+    for axis in ("dp", "tp", "cp"):
+        if not router.causal and getattr(parallel, axis) not in (1, "auto"):
+            yield (
+                f"parallel.{axis}={getattr(parallel, axis)} must be 1 with moe.router.type={router.type}, whose tokens "
+                f"compete within a rank: set parallel.{axis}=1 or take another router"
+            )
+    if not isinstance(router, DmrConfig):
+        return
+    if router.features.difficulty_head and router.difficulty.target == "loss_head" and parallel.pp > 1:
+        yield (
+            f"parallel.pp={parallel.pp} must be 1 with moe.router.difficulty.target=loss_head, which the last stage "
+            "alone can measure: set moe.router.difficulty.target=table and moe.router.features.grad_ema=true"
+        )
+    if router.features.grad_ema and parallel.chunks > 1:
+        yield (
+            f"parallel.chunks={parallel.chunks} must be 1 with moe.router.features.grad_ema, of which a stage holds "
+            "one table: set parallel.schedule=1f1b and parallel.chunks=1"
         )

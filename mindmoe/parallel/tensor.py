@@ -129,3 +129,43 @@ def build_vocab_cross_entropy(
         return spread(full.reshape((-1, full.shape[-1])), w, labels.reshape(-1), mask.reshape(-1))[0]
 
     return loss
+
+
+def build_own_part(group: Group) -> Verb:
+    """Returns own_part(x (B, S, ..)) -> (B, S/tp, ..): the tokens whose hidden states this rank holds."""
+    if group.size == 1:
+        return lambda x: x
+
+    def own_part(x: Tensor) -> Tensor:
+        length = x.shape[_SEQUENCE] // group.size
+        return x[:, group.index * length : (group.index + 1) * length]
+
+    return own_part
+
+
+def build_vocab_measure(
+    part: Callable[[Tensor, Tensor], Tensor],
+    whole: Callable[[Tensor], Tensor],
+    linear_out: Callable[..., Tensor],
+    group: Group,
+) -> Callable[..., Tensor]:
+    """Returns measure(x (B, S/tp, D), w (V/tp, D), labels (B, S)) -> a figure of each own token (T), no gradient.
+
+    Args:
+        part: logits (T, V/tp) and labels (T), counted from this part of the vocabulary on -> (F, T).
+        whole: what all parts made, (P, F, T) -> (T).
+        linear_out: projects onto the vocabulary.
+        group: the tensor ranks.
+    """
+    gather, own = build_gather_sequence(group), build_own_part(group)
+    gathered = AllGather(group) if group.size > 1 else None
+
+    def measure(x: Tensor, w: Tensor, labels: Tensor) -> Tensor:
+        full = gather(ops.stop_gradient(x))
+        logits = linear_out(full, ops.stop_gradient(w)).astype(ms.float32)
+        local = (labels - group.index * w.shape[0]).reshape(-1)
+        parts = ops.stop_gradient(part(logits.reshape((-1, logits.shape[-1])), local))
+        parts = parts.expand_dims(0) if gathered is None else gathered(parts)
+        return ops.stop_gradient(own(whole(parts).reshape(labels.shape)).reshape(-1))
+
+    return measure

@@ -77,13 +77,14 @@ class _Differentiated(nn.Cell):
         labels: Tensor,
         loss_mask: Tensor,
         segment_ids: Tensor,
+        tokens: Tensor,
         token_weight: Tensor,
         micro_weight: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Output and balancing losses; only hidden states have a gradient among the arguments."""
         if self.objective.net.first:
             x = ops.stop_gradient(x)
-        rest = ops.stop_gradient((labels, loss_mask, segment_ids, token_weight, micro_weight))
+        rest = ops.stop_gradient((labels, loss_mask, segment_ids, tokens, token_weight, micro_weight))
         return self.objective.parts(x, *rest)[0]
 
 
@@ -120,7 +121,7 @@ class PipelineExecutor:
         """One step.
 
         Args:
-            micro_batches: input_ids, labels, loss_mask and segment_ids of each.
+            micro_batches: input_ids, labels, loss_mask, segment_ids and tokens of each.
             scalars: token_weight and micro_weight.
             absorb: takes a chunk's number and the gradients of its parameters, once for each micro-batch.
 

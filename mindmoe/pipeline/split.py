@@ -21,12 +21,13 @@ class Piece:
     last: bool
 
     def holds(self, name: str, tied: bool) -> bool:
-        """Whether a parameter belongs to this piece; tied embeddings belong to the first and the last one."""
+        """Whether a parameter belongs to this piece; tied embeddings belong to the first and the last one,
+        the token table to all."""
         if name.startswith("model.layers."):
             return int(name.split(".")[2]) in self.layers
         if name == "model.embed_tokens.weight":
             return self.first or (tied and self.last)
-        return self.last
+        return name == "model.token_table" or self.last
 
 
 def layer_counts(num_layers: int, config: ParallelConfig) -> list[int]:

@@ -195,7 +195,7 @@ def _layer_from_specs(model: ModelConfig, moe: MoeConfig | None, specs: list[Par
         top_k=moe.num_experts_per_tok if moe else 0,
         expert_ffn=model.intermediate_size if moe else 0,
         expert_biases=True,
-        group_share=moe.router.topk_groups / moe.router.num_groups if moe else 1.0,
+        group_share=moe.router.group_share if moe else 1.0,
         params_split=split,
         params_whole=whole,
         params_expert=expert,

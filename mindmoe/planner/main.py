@@ -89,6 +89,7 @@ def workload_of(config: RunConfig) -> Workload:
         seq_length=config.train.seq_length,
         global_batch_size=config.train.global_batch_size,
         max_imbalance=max(1.0, bound),
+        moe=moe,
     )
 
 

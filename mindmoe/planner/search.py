@@ -14,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindmoe.errors import UserError
+from mindmoe.moe.config import RouterConfig
+from mindmoe.parallel.config import ParallelConfig
+from mindmoe.parallel.rules import routing_problems
 from mindmoe.pipeline.schedule import ScheduleName
 from mindmoe.planner.layout import RECOMPUTES, ZEROS, Layout, batch_problem, mesh_problem
 from mindmoe.planner.step import CostModel, Estimate
@@ -90,6 +93,18 @@ def _meshes(model: CostModel, cards: int) -> Iterator[Layout]:
                 yield Layout(dp=cards // (tp * pp * cp), tp=tp, pp=pp, ep=ep, cp=cp, etp=etp)
 
 
+def _routing_problem(model: CostModel, layout: Layout) -> str | None:
+    """Why the router refuses the layout, in words of one key; `mindmoe config validate` names the settings."""
+    moe = model.workload.moe
+    if moe is None or isinstance(moe.router, RouterConfig):
+        return None
+    parallel = ParallelConfig(
+        dp=layout.dp, tp=layout.tp, pp=layout.pp, cp=layout.cp, schedule=layout.schedule, chunks=layout.chunks
+    )
+    refused = next(routing_problems(moe, parallel), None)
+    return None if refused is None else f"moe.router.type={moe.router.type} does not work so spread"
+
+
 def _families(model: CostModel, cards: int, rejected: Counter[str]) -> Iterator[Family]:
     """Screens every legal layout; adds the illegal ones to `rejected`."""
     workload = model.workload
@@ -107,7 +122,7 @@ def _families(model: CostModel, cards: int, rejected: Counter[str]) -> Iterator[
             candidates = []
             for schedule, chunks in schedules:
                 candidate = replace(layout, schedule=schedule, chunks=chunks)
-                problem = batch_problem(candidate, workload.global_batch_size)
+                problem = batch_problem(candidate, workload.global_batch_size) or _routing_problem(model, candidate)
                 if problem:
                     rejected[problem] += _POLICIES
                 else:

@@ -13,6 +13,7 @@ from math import inf
 
 import numpy as np
 
+from mindmoe.moe.config import MoeConfig
 from mindmoe.pipeline.schedule import Durations, Kind, build_schedule, simulate
 from mindmoe.planner import network
 from mindmoe.planner.architecture import Architecture, LayerShape
@@ -36,6 +37,7 @@ class Workload:
         routing_time: imbalance that the step time reckons with; `balanced` where a benchmark forces balance.
         routing_memory: imbalance that must still fit.
         max_imbalance: bound that a capacity factor puts on the imbalance.
+        moe: the routing section, for the layouts that a router refuses; None where every layout will do.
     """
 
     architecture: Architecture
@@ -45,6 +47,7 @@ class Workload:
     routing_time: Percentile = "p50"
     routing_memory: Percentile = "p99"
     max_imbalance: float = inf
+    moe: MoeConfig | None = None
 
     def imbalance(self, ep: int, percentile: Percentile) -> float:
         """Rows of the busiest expert rank over the mean."""

@@ -38,6 +38,9 @@ def open_run(run: Path) -> OpenedRun:
     """
     config = resolve(RunFolder(run).load_config().model_copy(update={"parallel": ParallelConfig()}), 1)
     config = config.model_copy(update={"optim": config.optim.model_copy(update={"type": "sgd"})})  # needs no moments
+    if config.moe is not None:
+        moe = config.moe.model_copy(update={"router": config.moe.router.unbounded})
+        config = config.model_copy(update={"moe": moe})
     quiet_mindspore(usable_cores())
     from mindmoe.train.persist import reader_of, restore
     from mindmoe.train.setup import build_trainer, start_device

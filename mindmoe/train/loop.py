@@ -9,13 +9,17 @@ import numpy as np
 
 from mindmoe.data.loader import Batch, TokenBatches
 from mindmoe.errors import CheckpointError
+from mindmoe.flight.trace import write_trace
 from mindmoe.model.shapes import flops_per_token
 from mindmoe.moe.statistics import RoutingStatistics, routing_statistics
 from mindmoe.optim.schedule import learning_rate
 from mindmoe.parallel.collectives import host_sum
+from mindmoe.parallel.sequence import token_positions
 from mindmoe.position import during
 from mindmoe.train.evaluate import Evaluator
+from mindmoe.train.folder import RunFolder
 from mindmoe.train.guard import StopRequest
+from mindmoe.train.online import Online
 from mindmoe.train.persist import Saver
 from mindmoe.train.setup import Trainer, gemm_peak
 from mindmoe.train.step import StepResult
@@ -41,6 +45,7 @@ class Loop:
         self.config = trainer.config.train
         self.saved_step = -1
         self.eval_loss: tuple[int, float] | None = None
+        self.online: Online | None = None
         self.tokens_per_step = self.config.global_batch_size * self.config.seq_length
         peak = host_sum(np.array([gemm_peak(trainer.kernels.linear_out)]), trainer.groups["world"])[0]
         per_token = flops_per_token(trainer.config.model, trainer.config.moe, self.config.seq_length)
@@ -57,6 +62,8 @@ class Loop:
     def run(self, start: int, stop: StopRequest) -> int:
         """Trains from step `start` on; returns the exit code."""
         self.saved_step = start if start else -1
+        if self.trainer.config.qea is not None:
+            self.online = Online(self.trainer.config, self.trainer.step, self.trainer.groups, start)
         self.event(start, "machine", self.machine)
         self.event(start, "compile", f"compiling the step ({self.config.mode} mode), then training")
         for step in range(start, self.config.steps):
@@ -82,6 +89,11 @@ class Loop:
         self.event(self.config.steps, "finish", f"finished {self.config.steps} steps")
         return 0
 
+    def close(self) -> None:
+        """Ends what runs beside training."""
+        if self.online is not None:
+            self.online.close()
+
     def step(self, step: int, asked: bool) -> StepResult:
         """One step and its records."""
         started = perf_counter()
@@ -90,17 +102,38 @@ class Loop:
         num_valid = self.count_valid(micro_batches)
         data_seconds = perf_counter() - started
         lr = learning_rate(self.trainer.config.optim, step, self.config.steps)
+        if self.online is not None:
+            self.online.before(step)
         result = self.trainer.step.run(step, micro_batches, num_valid, lr, asked)
+        self.record_routing(step + 1)
         seconds = perf_counter() - started
         statistics = None
         if result.routing is not None and result.finite:
             statistics = routing_statistics(*result.routing, self.tokens_per_step)
+            if self.online is not None:
+                self.online.after(step, result.loss, float(statistics.cv.mean()), seconds)
         every = self.trainer.config.observe.log_every
         if (step + 1) % every == 0 or step + 1 == self.config.steps:
             self.sink(self.train_record(step + 1, result, statistics, lr, seconds, data_seconds))
             if statistics is not None and ((step + 1) % (10 * every) == 0 or step + 1 == self.config.steps):
                 self.sink(routing_record(step + 1, statistics))
         return result
+
+    def record_routing(self, done: int) -> None:
+        """Keeps this step's decisions where they are asked for; ranks of one data replica know them all."""
+        trainer, every = self.trainer, self.trainer.config.observe.routing_every
+        if not trainer.step.chosen or done % every or trainer.at.dp != 0:
+            return
+        moe, config = trainer.config.moe, trainer.config
+        assert moe is not None
+        write_trace(
+            RunFolder.of(config).path,
+            done,
+            trainer.place.rank,
+            [(part.layers, ids) for part, ids in zip(trainer.step.parts, trainer.step.chosen, strict=True)],
+            token_positions(self.config.seq_length, trainer.mesh, trainer.place.rank),
+            (config.model.num_hidden_layers, self.config.seq_length, moe.num_experts),
+        )
 
     def micro_batches(self, step: int) -> list[Batch]:
         """This rank's rows: micro-batch m of all data ranks together is the same set of rows under any dp."""
@@ -149,6 +182,7 @@ class Loop:
                 "max_vio": float(statistics.max_vio.max()),
                 "router_entropy": float(statistics.entropy.mean()),
                 "dropped_fraction": float(statistics.dropped.mean()),
+                "mean_k": float(statistics.mean_k.mean()),
             }
         return record
 

@@ -52,7 +52,8 @@ def train(config: RunConfig) -> int:
         with during("joining the cluster", range(at.world)):
             start_device(config, at)
         with during("building the model"):
-            trainer = build_trainer(config, at)
+            recorded = config.moe is not None and config.observe.routing_every > 0
+            trainer = build_trainer(config, at, recorded)
         held, agree = trainer.state, RankAgreement(trainer.groups["world"])
         saver = Saver(config, held, at, agree)
         saver.bring_newer(config)
@@ -70,6 +71,7 @@ def train(config: RunConfig) -> int:
             )
             for bad in quarantined:
                 loop.event(start, "quarantine", f"put the corrupt {bad.path.name} aside: {bad.reason}")
+            stack.callback(loop.close)
             code = loop.run(start, stop)
             barrier(trainer.groups["world"])
             return code

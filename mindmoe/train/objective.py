@@ -1,16 +1,21 @@
 """The training objective of one micro-batch: cross-entropy, balancing losses, and the sums that are reported."""
 
-from mindspore import Tensor, nn, ops
+from typing import Any
+
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn, ops
 
 from mindmoe.model.decoder import CausalLM
 from mindmoe.moe.balance import balance_loss
-from mindmoe.moe.config import MoeConfig
+from mindmoe.moe.config import DmrConfig, MoeConfig
+from mindmoe.moe.difficulty import build_regression, moments, standardised, table_sums
 from mindmoe.parallel.collectives import build_all_reduce
 from mindmoe.parallel.groups import Groups
 
 Report = tuple[Tensor, ...]
 """Sums over this rank's tokens: cross-entropy (1); with experts also aux (1), z (1), counts (L, E), entropy (L),
-dropped (L); and, where routing is recorded, ids (L, T, K)."""
+dropped (L); with dynamic routing the signals of its controllers, each (L, ..), and the sums of the table (2, V) where
+there is one; and, where routing is recorded, ids (L, T, K)."""
 
 
 class Objective(nn.Cell):
@@ -23,14 +28,34 @@ class Objective(nn.Cell):
         moe: routing, None for a dense model.
         groups: this rank's groups.
         record_routing: whether the report ends in the chosen experts.
+        live: whether the weight of the load-balancing loss is read anew in every step.
     """
 
-    def __init__(self, net: CausalLM, moe: MoeConfig | None, groups: Groups, record_routing: bool = False):
+    def __init__(
+        self,
+        net: CausalLM,
+        moe: MoeConfig | None,
+        groups: Groups,
+        record_routing: bool = False,
+        live: bool = False,
+    ):
         super().__init__(auto_prefix=False)
         self.net, self.moe, self.record_routing = net, moe, record_routing
         self.all_reduce = build_all_reduce(groups["stage"])
         self.ranks = groups["dp_cp"].size
         self.none = Tensor(0.0)
+        self.aux_coef: Any = moe.balance.aux_coef if moe is not None else 0.0
+        if live:
+            self.aux_coef = Parameter(Tensor(self.aux_coef, ms.float32), name="aux_coef", requires_grad=False)
+        self.dynamic: Any = moe.router if moe is not None and isinstance(moe.router, DmrConfig) else None
+        self.learns, self.from_table, self.sums_table, self.vocab_size = False, False, False, 0
+        if self.dynamic is not None:
+            features, difficulty = self.dynamic.features, self.dynamic.difficulty
+            self.learns = features.difficulty_head
+            self.from_table = self.learns and difficulty.target == "table"
+            self.regression = build_regression(difficulty.loss_coef)
+            if net.table is not None and features.grad_source == "head" and net.last:
+                self.sums_table, self.vocab_size = True, net.table.params[0].shape[0]
 
     def construct(
         self,
@@ -38,11 +63,12 @@ class Objective(nn.Cell):
         labels: Tensor,
         loss_mask: Tensor,
         segment_ids: Tensor,
+        tokens: Tensor,
         token_weight: Tensor,
         micro_weight: Tensor,
     ) -> tuple[Tensor, Report]:
         """The share of the loss of a network in one piece, and what is reported; arguments as for `parts`."""
-        (y, balance), report = self.parts(x, labels, loss_mask, segment_ids, token_weight, micro_weight)
+        (y, balance), report = self.parts(x, labels, loss_mask, segment_ids, tokens, token_weight, micro_weight)
         return y + balance, report
 
     def parts(
@@ -51,6 +77,7 @@ class Objective(nn.Cell):
         labels: Tensor,
         loss_mask: Tensor,
         segment_ids: Tensor,
+        tokens: Tensor,
         token_weight: Tensor,
         micro_weight: Tensor,
     ) -> tuple[tuple[Tensor, Tensor], Report]:
@@ -61,26 +88,46 @@ class Objective(nn.Cell):
             labels: (B, S) int32 next tokens.
             loss_mask: (B, S) 1 where a label counts.
             segment_ids: (B, S) int32 document of each token.
+            tokens: (B, S, 3) int32 id, domain and place of each token.
             token_weight: 1 / number of counted tokens of the whole batch, over all ranks and micro-batches.
             micro_weight: 1 / number of micro-batches.
 
         Returns:
             The share of the cross-entropy from the last piece, else hidden states.
         """
-        y, stats = self.net(x, labels, loss_mask, segment_ids)
+        learned = self.none
+        y, stats = self.net(x, labels, loss_mask, segment_ids, tokens, token_weight)
         cross_entropy = self.none.reshape(1)
         if self.net.last:
             cross_entropy, y = ops.stop_gradient(y).reshape(1), y * token_weight
         if self.moe is None:
             return (y, self.none), (cross_entropy,)
-        counts, prob_sum, z_sum, entropy, dropped, ids = stats
+        counts, prob_sum, z_sum, entropy, dropped, ids = stats[:6]
         num_tokens = float(labels.shape[0] * labels.shape[1] * self.ranks)
-        everywhere = self.all_reduce(ops.stop_gradient(counts)) if self.moe.balance.aux_coef > 0 else counts
+        everywhere = counts
+        if self.learns:
+            mask = self.net.own_part(loss_mask).reshape(-1)
+            known = ops.stop_gradient(self.net.features(tokens)[0]) if self.from_table else None
+            target, mask = (stats[-1], mask) if known is None else (known[:, 0], mask * known[:, 1])
+            # In one collective: two that do not depend on each other might run in another order on another rank.
+            both = ops.concat((ops.stop_gradient(counts).reshape(-1), moments(target, mask)))
+            both = self.all_reduce(ops.stop_gradient(both))
+            everywhere, of_all = both[:-3].reshape(counts.shape), both[-3:]
+            target = target if self.from_table else standardised(target, of_all)
+            learned = self.regression(stats[10], target, mask, of_all[0]) * micro_weight
+        elif self.moe.balance.aux_coef > 0:
+            everywhere = self.all_reduce(ops.stop_gradient(counts))
         aux, z = balance_loss(self.moe, everywhere, prob_sum, z_sum, num_tokens)
         aux, z = aux * micro_weight, z * micro_weight
         layers = counts.shape[0]
-        balance = (self.moe.balance.aux_coef * aux + self.moe.balance.z_coef * z) * layers
+        balance = (self.aux_coef * aux + self.moe.balance.z_coef * z) * layers
         report: Report = (cross_entropy, aux.reshape(1) * layers, z.reshape(1) * layers, counts, entropy, dropped)
+        if self.dynamic is not None:
+            balance = balance + learned
+            report = (*report, *stats[6:10])
+            if self.sums_table:
+                own = self.net.own_part(tokens[:, :, 0]), self.net.own_part(loss_mask)
+                report = (*report, table_sums(stats[-1], *own, self.vocab_size))
         if self.record_routing:
             report = (*report, ids)
         return (y, balance), ops.stop_gradient(report)

@@ -5,6 +5,7 @@ from mindmoe.config import RunConfig
 from mindmoe.data.dataset import Split
 from mindmoe.data.loader import TokenBatches
 from mindmoe.errors import UserError
+from mindmoe.moe.config import DmrConfig
 from mindmoe.parallel.mesh import Mesh
 from mindmoe.train.folder import RunFolder
 
@@ -22,8 +23,10 @@ def preflight(config: RunConfig, world: int) -> tuple[TokenBatches, TokenBatches
 
 def open_batches(config: RunConfig, split: Split) -> TokenBatches:
     """The batches of a split as the run sees them."""
+    router = config.moe.router if config.moe is not None else None
+    hidden = router.domain.label_dropout if isinstance(router, DmrConfig) and router.features.domain else 0.0
     return TokenBatches(
-        config.data, split, config.train.seq_length, config.train.global_batch_size, config.model.vocab_size
+        config.data, split, config.train.seq_length, config.train.global_batch_size, config.model.vocab_size, hidden
     )
 
 

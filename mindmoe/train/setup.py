@@ -29,6 +29,7 @@ from mindmoe.pipeline.schedule import build_schedule
 from mindmoe.pipeline.split import Piece, build_pieces, holding_stages, stage_pieces
 from mindmoe.train.objective import Objective
 from mindmoe.train.step import Part, TrainStep
+from mindmoe.tune.config import AUX
 
 log = logging.getLogger(__name__)
 _AXES: tuple[MeshAxis, ...] = ("world", "stage", "dp", "tp", "pp", "ep", "cp", "etp", "edp")
@@ -145,13 +146,15 @@ def build_part(config: RunConfig, net: CausalLM, piece: Piece, groups: Groups, r
         for entry in net.entries
         if entry.param.name.endswith("selection_bias")
     }
+    live = config.qea is not None and AUX in config.qea.space
     return Part(
         layers=piece.layers,
-        objective=Objective(net, config.moe, groups, record_routing),
+        objective=Objective(net, config.moe, groups, record_routing, live),
         params=[entry.param for entry in entries],
         owned=Owned(entries, reduction),
         reduction=reduction,
         biases=biases,
+        sink=net.sink,
     )
 
 
@@ -165,7 +168,7 @@ def build_pipeline(config: RunConfig, mesh: Mesh, groups: Groups, parts: list[Pa
     message = (train.micro_batch_size, train.seq_length // (mesh.cp * mesh.tp), config.model.hidden_size)
     return PipelineExecutor(
         build_schedule(parallel.schedule, mesh.pp, count, parallel.chunks),
-        [StageProgram(part.objective, part.params, graph) for part in parts],
+        [StageProgram(part.objective, part.differentiated, graph) for part in parts],
         groups["pp"],
         message,
     )

@@ -24,6 +24,7 @@ from mindmoe.parallel.groups import Groups
 from mindmoe.pipeline.executor import PipelineExecutor
 from mindmoe.position import during
 from mindmoe.train.objective import Objective
+from mindmoe.train.routing import build_controllers
 
 Grads = tuple[Tensor, ...]
 
@@ -33,6 +34,7 @@ class StepResult:
     """What a step computed, equal on every rank.
 
     `routing` holds counts (L, E), entropy (L) and dropped (L), sums over the global batch, None in a dense model;
+    `signals` is what the controllers of dynamic routing read (mindmoe/train/routing.py);
     `stop` says that some rank was asked to stop.
     """
 
@@ -44,6 +46,7 @@ class StepResult:
     aux_loss: float = 0.0
     z_loss: float = 0.0
     routing: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    signals: tuple[np.ndarray, ...] = ()
 
     @property
     def finite(self) -> bool:
@@ -62,6 +65,7 @@ class Part:
         owned: those that this rank updates.
         reduction: of their gradients.
         biases: selection biases by layer number.
+        sink: whose gradient is the sums of a gradient tap, None without one.
     """
 
     layers: range
@@ -70,6 +74,17 @@ class Part:
     owned: Owned
     reduction: Reduction
     biases: dict[int, Parameter] = field(default_factory=dict)
+    sink: Parameter | None = None
+
+    @property
+    def records_routing(self) -> bool:
+        """Whether reports end in the chosen experts."""
+        return self.objective.record_routing
+
+    @property
+    def differentiated(self) -> list[Parameter]:
+        """The trainable parameters, and the sink behind them."""
+        return self.params if self.sink is None else [*self.params, self.sink]
 
 
 class TrainStep:
@@ -104,12 +119,17 @@ class TrainStep:
     ):
         self.parts, self.optimizer, self.moe, self.num_layers = parts, optimizer, moe, num_layers
         self.groups, self.zero, self.pipeline, self.positions = groups, zero, pipeline, positions
+        self.bias_rate = moe.balance.bias_rate if moe is not None else 0.0
         self.clip_norm = optimizer.config.clip_norm
         self.square_sum, self.arrive, self.wait = kernels.square_sum, kernels.arrive, kernels.wait
         self.mode = "graph" if graph else "op by op"
+        self.controllers = build_controllers(parts, moe)
+        self.chosen: list[np.ndarray] = []  # where recorded: experts (layers, T, K) of each part's first micro-batch
+        self.tapped: list[np.ndarray] = []  # sums of the gradient tap, of each micro-batch of this step
         self._reduce = [part.reduction.build() for part in parts]
         if pipeline is None:
-            gradients = ms.value_and_grad(parts[0].objective, None, ms.ParameterTuple(parts[0].params), has_aux=True)
+            weights = ms.ParameterTuple(parts[0].differentiated)
+            gradients = ms.value_and_grad(parts[0].objective, None, weights, has_aux=True)
             self._gradients = _compiled(gradients, graph)
             self._forward = _compiled(parts[0].objective.construct, graph)
         self._update = _compiled(optimizer.build_update(), graph)
@@ -145,14 +165,21 @@ class TrainStep:
             for part in self.parts:
                 part.owned.publish()
             self._update_biases(result)
+            if self.controllers is not None:
+                self.controllers.update(result, step + 1)
         return result
 
     def gradients(self, micro_batches: list[Batch], num_valid: float) -> tuple[Grads, list[list[tuple[Any, ...]]]]:
         """The gradient of the batch for what this rank updates, and what each part reported of each micro-batch."""
         scalars = (Tensor(np.float32(1.0 / num_valid)), Tensor(np.float32(1.0 / len(micro_batches))))
         sums: list[Grads] = [() for _ in self.parts]
+        self.tapped = []
 
         def absorb(chunk: int, grads: Grads) -> None:
+            if self.parts[chunk].sink is not None:
+                *rest, tapped = grads
+                grads = tuple(rest)
+                self.tapped.append(tapped.asnumpy())
             if self.zero == 2:
                 grads = self._reduce[chunk](*grads)
             held = sums[chunk]
@@ -169,9 +196,15 @@ class TrainStep:
                     (_, report), grads = self._gradients(*batch, *scalars)
                     reports[0].append(tuple(part.asnumpy() for part in report))
                 absorb(0, grads)
+        self.chosen = [np.asarray(of_part[0][-1]) for of_part in reports] if self.parts[0].records_routing else []
         if self.zero != 2:
             sums = [reduce(*grads) for reduce, grads in zip(self._reduce, sums, strict=True)]
         return tuple(grad for grads in sums for grad in grads), reports
+
+    def set_aux_coef(self, value: float) -> None:
+        """Changes the weight of the load-balancing loss; the objectives must have been built to read it anew."""
+        for part in self.parts:
+            ops.assign(part.objective.aux_coef, Tensor(np.float32(value)))
 
     def evaluate(self, batch: Batch) -> float:
         """This rank's share of the summed cross-entropy of a micro-batch; the shares of all ranks add up to it."""
@@ -183,8 +216,15 @@ class TrainStep:
         return float(report[0].asnumpy()[0]) if self.groups["tp"].index == 0 else 0.0
 
     def as_tensors(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The four arrays of a batch on the device, the tokens of this context rank only."""
-        arrays: tuple[np.ndarray, ...] = (batch.input_ids, batch.labels, batch.loss_mask, batch.segment_ids)
+        """The arrays of a batch on the device, the tokens of this context rank only.
+
+        They are input_ids, labels, loss_mask and segment_ids, each (B, S), and id, domain and place of each token
+        (B, S, 3).
+        """
+        shape = batch.input_ids.shape
+        domains, places = np.broadcast_to(batch.domains[:, None], shape), np.broadcast_to(np.arange(shape[1]), shape)
+        tokens = np.stack((batch.input_ids, domains, places), -1).astype(np.int32)
+        arrays: tuple[np.ndarray, ...] = (batch.input_ids, batch.labels, batch.loss_mask, batch.segment_ids, tokens)
         if self.positions is not None:
             arrays = tuple(np.ascontiguousarray(array[:, self.positions]) for array in arrays)
         return tuple(Tensor(array) for array in arrays)
@@ -210,10 +250,13 @@ class TrainStep:
                     per_layer[:, rows] += values[4], values[5]
         sums[3] = squared
         sums[4] = stop
-        flat = np.concatenate([sums, counts.reshape(-1), per_layer.reshape(-1)])
-        flat = host_sum(flat, self.groups["world"])
-        counts = flat[5 : 5 + counts.size].reshape(counts.shape)
-        entropy, dropped = flat[5 + counts.size :].reshape(per_layer.shape)
+        signals = [] if self.controllers is None else self.controllers.collect(reports, self.tapped, self.num_layers)
+        arrays = [sums, counts, per_layer, *signals]
+        flat = host_sum(np.concatenate([array.reshape(-1) for array in arrays]), self.groups["world"])
+        pieces = np.split(flat, np.cumsum([array.size for array in arrays])[:-1])
+        _, counts, (entropy, dropped), *signals = (
+            piece.reshape(array.shape) for piece, array in zip(pieces, arrays, strict=True)
+        )
         return StepResult(
             loss=float(flat[0]) / num_valid,
             aux_loss=float(flat[1]),
@@ -223,6 +266,7 @@ class TrainStep:
             compute_seconds=0.0,
             update_seconds=0.0,
             routing=(counts, entropy, dropped) if self.moe else None,
+            signals=tuple(signals),
         )
 
     def _square(self, grads: Grads) -> Tensor:
@@ -239,7 +283,7 @@ class TrainStep:
             for layer, bias in part.biases.items():
                 assert self.moe is not None and result.routing is not None
                 counts = result.routing[0][layer]
-                moved = updated_selection_bias(bias.asnumpy(), counts, self.moe.balance.bias_rate)
+                moved = updated_selection_bias(bias.asnumpy(), counts, self.bias_rate)
                 ops.assign(bias, Tensor(moved))  # in place: a compiled step would not see a new tensor
 
 

@@ -70,11 +70,11 @@ def _routing(
 ) -> None:
     """Adds the chosen experts of this rank's tokens."""
     assert config.moe is not None
-    length, k = config.train.seq_length, config.moe.num_experts_per_tok
+    length, k = config.train.seq_length, config.moe.router.slots(config.moe)
     positions = token_positions(length, trainer.mesh, trainer.place.rank)
     for part, of_part in zip(trainer.step.parts, reports, strict=True):
         for first, report in zip(rows, of_part, strict=True):
-            ids = np.asarray(report[6]).reshape(len(part.layers), -1, positions.size, k)
+            ids = np.asarray(report[-1]).reshape(len(part.layers), -1, positions.size, k)
             for layer, of_layer in zip(part.layers, ids, strict=True):
                 for row, of_row in enumerate(of_layer):
                     key = f"r.{step}.{layer}|{first + row}"

@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
-from mindmoe.load import load_config
+from mindmoe.ablate.config import AblateConfig
+from mindmoe.ablate.jobs import Plan
+from mindmoe.load import load_config, load_section
 
 
 def _runs(root: Path) -> list[Path]:
@@ -19,7 +21,24 @@ def test_every_run_loads_and_is_named_after_its_file(root: Path) -> None:
 def test_every_part_belongs_to_a_run(root: Path) -> None:
     included = {name for path in _runs(root) for name in re.findall(r"[\w/.-]+\.yaml", _include(path))}
     parts = {str(path.relative_to(root / "configs")) for path in (root / "configs").glob("*/**/*.yaml")}
-    assert parts == included
+    assert {part for part in parts if not part.startswith(("ablate/", "router/"))} == included
+
+
+def test_every_router_preset_fits_a_run(root: Path) -> None:
+    presets = sorted((root / "configs/router").glob("*.yaml"))
+    assert presets
+    for preset in presets:
+        assert load_config(root / "configs/quickstart.yaml", preset=preset).moe is not None
+
+
+def test_every_ablation_is_a_valid_plan(root: Path) -> None:
+    plans = [path for path in (root / "configs/ablate").glob("*.yaml") if "arms:" in path.read_text()]
+    assert plans
+    for path in plans:
+        ablation = load_section(AblateConfig, path=path)
+        assert ablation.name == path.stem
+        for arm in ablation.arms:
+            Plan(ablation, path.parent).job(arm, ablation.seeds[0])
 
 
 def _include(path: Path) -> str:

@@ -16,13 +16,15 @@ FLOORS = [
     "model.config moe.config parallel.config optim.config train.config data.config checkpoint.config observe.config "
     "launch.config",
     "parallel.mesh",
+    "moe.control tune",
     "parallel.rules",
     "config config_problems",
     "load",
     "model.shapes",
     "parallel.sharding parallel.sequence pipeline.split",
     "parallel.init parallel.held",
-    "data checkpoint moe.statistics optim.schedule",
+    "data checkpoint moe.statistics moe.placement optim.schedule",
+    "flight.trace",
     "planner interop.mindformers_keys interop.mindformers_rows",
     "interop.mindformers",
     "ops",
@@ -39,7 +41,7 @@ FLOORS = [
     "train.preflight",
     "train",
     "train.main",
-    "launch generate transfer",
+    "launch generate transfer ablate flight",
     "equiv cli_ckpt",
     "cli_arguments",
     "cli",
@@ -52,9 +54,9 @@ FLOOR = {unit: floor for floor, line in enumerate(FLOORS) for unit in line.split
 DRY = {unit for unit in FLOOR if FLOOR[unit] < FLOOR["ops"]}
 DRY |= {unit for unit in FLOOR if unit.startswith("interop.")}
 DRY |= {"observe", "train.folder", "train.guard", "train.preflight", "train.main"}
-DRY |= {"launch", "generate", "transfer", "equiv", "cli_ckpt", "cli"}
+DRY |= {"launch", "generate", "transfer", "equiv", "ablate", "flight", "cli_ckpt", "cli"}
 
-HEAVY = {"mindspore", "torch", "transformers", "matplotlib"}
+HEAVY = {"mindspore", "torch", "transformers", "matplotlib", "optuna", "mindquantum"}
 
 
 def _name(path: Path) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mindmoe.ablate.config import AblateConfig
 from mindmoe.checkpoint.config import CheckpointConfig
 from mindmoe.cli import _parser
 from mindmoe.data.config import PrepareConfig
@@ -49,7 +50,9 @@ def _cli_problem(argv: list[str], root: Path) -> str | None:
         return f"unknown {late}"
     overrides = [word for word in [*_words(args), *late] if "=" in word]
     try:
-        if getattr(args, "config", None):
+        if hasattr(args, "report"):
+            load_section(AblateConfig, overrides, root / args.config)
+        elif getattr(args, "config", None):
             load_config(root / args.config, overrides)
         else:
             load_section(CheckpointConfig if argv[0] == "ckpt" else PrepareConfig, overrides)

@@ -1,34 +1,26 @@
 """Static top-k selection with softmax or sigmoid scores, selection bias and group limit."""
 
-from collections.abc import Callable
-
+import mindspore as ms
 from mindspore import Tensor, ops
 
-from mindmoe.moe.config import MoeConfig
-from mindmoe.ops.routing import build_route
+from mindmoe.moe.config import MoeConfig, RouterConfig
+from mindmoe.moe.router.assignment import Assignment, Route, gate, ranking_of, score
+from mindmoe.ops.routing import limit_groups
 
 
-def build_topk_router(moe: MoeConfig) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """Returns route(logits (T, E), selection_bias (E) or None) -> gates (T, K), ids (T, K) int32, probs (T, E).
+def build_topk_router(moe: MoeConfig) -> Route:
+    """Returns route(..) -> assignment with all of the K slots in use."""
+    config, k = moe.router, moe.num_experts_per_tok
+    assert isinstance(config, RouterConfig)
 
-    `probs` are the scores normalised over all experts: what the balancing losses and the entropy are about.
-    """
-    config = moe.router
-    choose = build_route(
-        moe.num_experts_per_tok,
-        config.score,
-        config.norm_topk,
-        config.route_scale,
-        config.num_groups,
-        config.topk_groups,
-    )
-
-    def route(logits: Tensor, selection_bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        if config.score == "sigmoid":
-            scores = ops.sigmoid(logits)
-            probs = scores / (scores.sum(-1, keepdims=True) + 1e-20)
-        else:
-            probs = ops.softmax(logits, -1)
-        return *choose(logits, selection_bias), probs
+    def route(
+        logits: Tensor, selection_bias: Tensor | None, control: Tensor | None, difficulty: Tensor | None
+    ) -> Assignment:
+        scores, probs = score(config, logits)
+        ranking = ranking_of(scores, selection_bias)
+        if config.num_groups > 1:
+            ranking = limit_groups(ranking, config.num_groups, config.topk_groups)
+        ids = ops.topk(ranking, k)[1].astype(ms.int32)
+        return gate(config, ops.gather_elements(scores, 1, ids)), ids, probs, None, ()
 
     return route

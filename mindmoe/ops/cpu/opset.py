@@ -84,7 +84,7 @@ def cpu_ops(shape: OpShape, threads: int) -> OpSet:
         cache_dtype=STORAGE[precision],
         swiglu=swiglu,
         fork=lambda readers: Fork(readers, pack),
-        router=StaticRouter(moe, pack) if moe is not None else None,
+        router=StaticRouter(moe, pack) if moe is not None and StaticRouter.knows(moe) else None,
         expert_ffn=expert_ffn if moe is not None else None,
         cross_entropy=cross_entropy,
         adamw=adamw,

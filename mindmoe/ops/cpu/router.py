@@ -3,7 +3,7 @@
 import numpy as np
 from mindspore import Tensor, float32, nn
 
-from mindmoe.moe.config import MoeConfig
+from mindmoe.moe.config import MoeConfig, RouterConfig
 from mindmoe.ops.cpu.fork import Fork
 from mindmoe.ops.cpu.linear import Linear
 from mindmoe.ops.cpu.pack import Pack, load
@@ -22,6 +22,7 @@ class StaticRouter(nn.Cell):
     def __init__(self, moe: MoeConfig, pack: Pack | None = None):
         super().__init__(auto_prefix=False)
         pack, rule = pack or load(), moe.router
+        assert isinstance(rule, RouterConfig), "see knows()"
         self.num_experts = moe.num_experts
         self.no_bias = Tensor(np.zeros(moe.num_experts), float32)
         self.score = Linear("fp32", "fp32", pack)
@@ -36,6 +37,11 @@ class StaticRouter(nn.Cell):
             pack,
         )
         self.statistics = RouterStatistics(rule.score == "sigmoid", pack)
+
+    @staticmethod
+    def knows(moe: MoeConfig) -> bool:
+        """Whether it has the rule of selection: static, without a temperature."""
+        return isinstance(moe.router, RouterConfig) and moe.router.tau == 1.0
 
     def construct(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, selection_bias: Tensor | None

@@ -11,6 +11,14 @@ from mindmoe.load import load_config
 CONFIG = Path(__file__).resolve().parents[3] / "configs" / "equiv.yaml"
 
 
+CHOICE = "moe.router={type: expert_choice, k_max: 8}"
+DMR = "moe.router={type: dmr, budget: {k_min: 2, k_max: 8}, "
+PLACEBO = DMR + "variant: random_k, features: {alpha: 0, difficulty_head: false}}"
+HEAD = DMR + "features: {difficulty_head: true}}"
+TABLE = DMR + "difficulty: {target: table}, features: {difficulty_head: true, grad_ema: true}}"
+DOMAIN = DMR + "domain: {num: 2}, features: {domain: true}}"
+
+
 @pytest.mark.parametrize(
     ("words", "cards", "expected"),
     [
@@ -40,6 +48,22 @@ CONFIG = Path(__file__).resolve().parents[3] / "configs" / "equiv.yaml"
         ),
         (["moe.dispatch.kind=capacity", "parallel.tp=2"], 2, ["capacity_chunk=64", "capacity_chunk=32"]),
         (["parallel.dp=8"], 8, ["global_batch_size=8", "micro_batch_size"]),
+        ([CHOICE], 1, []),
+        ([CHOICE, "parallel.pp=2"], 2, []),
+        ([CHOICE, "parallel.dp=2"], 2, ["parallel.dp=2", "expert_choice", "compete"]),
+        ([CHOICE, "parallel.tp=2"], 2, ["parallel.tp=2", "expert_choice", "another router"]),
+        ([CHOICE, "train.micro_batch_size=2"], 2, ["parallel.dp=2", "expert_choice"]),  # dp: auto, filled in
+        ([PLACEBO, "parallel.cp=2", "parallel.pp=2"], 4, []),
+        ([HEAD, "parallel.tp=2", "parallel.dp=2"], 4, []),
+        ([HEAD, "parallel.pp=2"], 2, ["parallel.pp=2", "target=loss_head", "target=table", "grad_ema=true"]),
+        ([TABLE, "parallel.pp=2"], 2, []),
+        (
+            [TABLE, "parallel.pp=2", "parallel.schedule=interleaved", "parallel.chunks=2"],
+            2,
+            ["chunks=2", "grad_ema", "1f1b"],
+        ),
+        ([DOMAIN, "data.sources=[a,b,c]"], 1, ["data.sources=3", "domain.num=2"]),
+        ([DOMAIN, "data.sources=[a,b]"], 1, []),
     ],
 )
 def test_layouts(words, cards, expected):

@@ -2,15 +2,20 @@
 
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mindmoe.errors import UserError
+from mindmoe.load import load_config
 from mindmoe.model.config import ModelConfig
+from mindmoe.parallel.config import ParallelConfig
+from mindmoe.parallel.rules import routing_problems
 from mindmoe.planner.architecture import from_config, reference
 from mindmoe.planner.hardware import load_hardware
 from mindmoe.planner.layout import RECOMPUTES, Layout, batch_problem, mesh_problem
+from mindmoe.planner.main import workload_of
 from mindmoe.planner.search import MICRO_BATCHES, search
 from mindmoe.planner.step import CostModel, Workload
 
@@ -119,3 +124,24 @@ def test_policies_are_all_searched(gpt_oss_512):
     layouts = [layout for _, _, layout in result.pareto] + [estimate.layout for estimate in result.best]
     assert {layout.recompute for layout in layouts} == set(RECOMPUTES)
     assert {layout.zero for layout in layouts} >= {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("preset", "words", "stages"),
+    [
+        ("dmr", [], {1}),  # its heads learn from the loss, which the last stage alone can measure
+        ("dmr", ["moe.router.difficulty.target=table"], {1, 2, 4, 8, 16}),
+        ("moge", [], {1, 2, 4, 8, 16}),
+    ],
+)
+def test_layouts_that_a_router_refuses_are_not_planned(preset, words, stages):
+    configs = Path(__file__).resolve().parents[3] / "configs"
+    config = load_config(configs / "moe-10b-a1b.yaml", words, configs / "router" / f"{preset}.yaml")
+    result = search(CostModel(load_hardware("ascend-910b2"), workload_of(config)), 32)
+    assert {estimate.layout.pp for estimate in result.best} <= stages
+    assert len({estimate.layout.pp for estimate in result.best}) > 1 or stages == {1}
+    assert ("moe.router.type=dmr does not work so spread" in result.rejected) is (preset == "dmr")
+    for estimate in result.best[:5]:
+        layout = estimate.layout
+        shape = {axis: getattr(layout, axis) for axis in ("dp", "tp", "pp", "cp", "schedule", "chunks")}
+        assert not list(routing_problems(config.moe, ParallelConfig(**shape)))

@@ -1,5 +1,6 @@
 """Generation with a cache against the whole sequence at once."""
 
+import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
@@ -13,11 +14,13 @@ from mindmoe.ops.select import OpShape, select_ops
 LENGTH, VOCAB = 40, 50
 
 
-def build(kernels, precision, moe=True):
+def build(kernels, precision, moe=True, **router):
     model = ModelConfig(vocab_size=VOCAB, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, head_dim=8,
                         num_key_value_heads=2, intermediate_size=16, sliding_window=5,
                         initializer_range=0.3)  # fmt: skip
-    mixture = MoeConfig(num_experts=6, num_experts_per_tok=2, num_shared_experts=1) if moe else None
+    mixture = None
+    if moe:
+        mixture = MoeConfig(num_experts=6, num_experts_per_tok=2, num_shared_experts=1, **router)
     shape = OpShape(model=model, moe=mixture, seq_length=LENGTH, precision=precision)
     return CausalLM(model, mixture, select_ops(shape, device="cpu", kernels=kernels, threads=2))
 
@@ -45,3 +48,28 @@ def test_more_than_the_capacity_is_our_bug():
     generation = Generation(build("cpu", "fp32"), 4, chunk=2, graph=False)
     with pytest.raises(AssertionError):
         generation.extend(np.zeros((1, 5), np.int32))
+
+
+@pytest.mark.parametrize("graph", [True, False], ids=["graph", "pynative"])
+def test_dynamic_routing_reads_its_table_and_thresholds_token_by_token(graph):
+    budget = {"k_min": 1, "k_max": 4, "slot_slack": None}
+    features = {"alpha": 1.0, "difficulty_head": True, "grad_ema": True}
+    net = build("cpu", "fp32", router={"type": "dmr", "budget": budget, "features": features})
+    rng = np.random.default_rng(1)
+    for entry in net.entries:
+        name, shape = entry.param.name, entry.param.shape
+        if name.endswith("token_table"):
+            entry.param.set_data(Tensor(np.stack([rng.standard_normal(VOCAB), np.arange(VOCAB) % 2], 1), ms.float32))
+        elif name.endswith("control"):
+            entry.param.set_data(Tensor([1.0, -0.3, 0.0], ms.float32))
+        elif "difficulty" in name:
+            entry.param.set_data(Tensor(0.5 * rng.standard_normal(shape), ms.float32))
+    ids = rng.integers(0, VOCAB, (2, LENGTH)).astype(np.int32)
+    whole = net.logits(Tensor(ids), Tensor(np.zeros_like(ids))).asnumpy()
+    k = (net.hidden(Tensor(ids), Tensor(np.zeros_like(ids)))[1][5].asnumpy() < 6).sum(-1)
+    assert set(np.unique(k)) == {1, 2, 3, 4}
+    generation, at = Generation(net, LENGTH, batch=2, chunk=8, graph=graph), 0
+    for count in (19, 1, 3):
+        logits = generation.extend(ids[:, at : at + count])
+        at += count
+        np.testing.assert_allclose(logits, whole[:, at - 1], atol=1e-5 * np.abs(whole).max())

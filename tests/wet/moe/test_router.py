@@ -54,7 +54,8 @@ def test_selection(score, more, biased):
     rng = np.random.default_rng(0)
     logits, bias = rng.standard_normal((T, E)), rng.standard_normal(E) * biased
     moe = MoeConfig(num_experts=E, num_experts_per_tok=K, router=RouterConfig(score=score, **more))
-    gates, ids, probs = build_topk_router(moe)(Tensor(logits, ms.float32), Tensor(bias, ms.float32) if biased else None)
+    selection_bias = Tensor(bias, ms.float32) if biased else None
+    gates, ids, probs, *_ = build_topk_router(moe)(Tensor(logits, ms.float32), selection_bias, None, None)
     want_sets, want_gates = oracle(logits, bias, moe.router)
     assert [set(row) for row in ids.asnumpy()] == want_sets
     dense = np.zeros((T, E))
@@ -71,11 +72,11 @@ def test_gradient_reaches_chosen_logits_only_through_gates(score):
     route = build_topk_router(moe)
 
     def loss(x: Tensor, bias: Tensor) -> Tensor:
-        return (route(x, bias)[0] * Tensor(weight, ms.float32)).sum()
+        return (route(x, bias, None, None)[0] * Tensor(weight, ms.float32)).sum()
 
     dx, dbias = ms.grad(loss, (0, 1))(Tensor(logits, ms.float32), Tensor(np.zeros(E), ms.float32))
     assert not dbias.asnumpy().any()
-    ids = build_topk_router(moe)(Tensor(logits, ms.float32), None)[1].asnumpy().astype(int)
+    ids = route(Tensor(logits, ms.float32), None, None, None)[1].asnumpy().astype(int)
     direction, step = rng.standard_normal((T, E)), 1e-6
 
     def value(x: np.ndarray) -> float:

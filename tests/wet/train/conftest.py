@@ -62,7 +62,8 @@ def batch() -> Callable[..., Batch]:
     def build(rows: int, seed: int = 0, masked: float = 0.0) -> Batch:
         rng = np.random.default_rng(seed)
         tokens = rng.integers(0, VOCAB, (rows, SEQ + 1)).astype(np.int32)
+        domains = np.zeros(rows, np.int32)
         mask = (rng.random((rows, SEQ)) >= masked).astype(np.float32)
-        return Batch(tokens[:, :-1].copy(), tokens[:, 1:].copy(), mask, np.zeros((rows, SEQ), np.int32))
+        return Batch(tokens[:, :-1].copy(), tokens[:, 1:].copy(), mask, np.zeros((rows, SEQ), np.int32), domains)
 
     return build

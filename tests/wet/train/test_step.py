@@ -26,10 +26,8 @@ def values(trainer: Trainer) -> dict[str, np.ndarray]:
 
 
 def halves(batch: Batch) -> list[Batch]:
-    return [
-        Batch(batch.input_ids[rows], batch.labels[rows], batch.loss_mask[rows], batch.segment_ids[rows])
-        for rows in (slice(0, 2), slice(2, 4))
-    ]
+    parts = (batch.input_ids, batch.labels, batch.loss_mask, batch.segment_ids, batch.domains)
+    return [Batch(*(part[rows] for part in parts)) for rows in (slice(0, 2), slice(2, 4))]
 
 
 def test_accumulation_equals_one_large_micro_batch(tiny_run, batch):

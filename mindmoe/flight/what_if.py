@@ -1,0 +1,149 @@
+"""What recorded routing decisions would cost under another capacity, k or placement of the experts (dry).
+
+It replays decisions; a model that had been trained under other rules would have decided otherwise, so figures for a
+capacity or a k are those of a switch at that moment.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mindmoe.errors import UserError
+from mindmoe.flight.trace import Trace
+from mindmoe.moe.placement import (
+    Placement,
+    Prediction,
+    coactivation,
+    contiguous,
+    pack,
+    predict,
+    swap_pairs,
+)
+
+FACTORS = (1.0, 1.25, 1.5, 2.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Balance:
+    """Load of the experts, mean over layers: load CV, worst max / mean - 1, and experts of a token."""
+
+    k: int
+    mean_k: float
+    cv: float
+    max_vio: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dropped:
+    """Share of the assignments beyond `factor` times the mean load of an expert in a sequence, of each layer (L)."""
+
+    factor: float
+    share: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placed:
+    """A way to place experts on ranks, and what it is predicted to cost in each layer."""
+
+    name: str
+    placements: list[Placement]
+    predictions: list[Prediction]
+
+    def mean(self, figure: str) -> float:
+        """Mean over layers of a figure of the predictions."""
+        return float(np.mean([getattr(prediction, figure) for prediction in self.predictions]))
+
+
+def loads(trace: Trace, k: int | None = None) -> np.ndarray:
+    """Assignments of each expert (L, E), from the best k places of each token, by default all."""
+    experts = trace.num_experts
+    ids = trace.ids[..., :k].reshape(len(trace.ids), -1)
+    return np.stack([np.bincount(row, minlength=experts + 1)[:experts] for row in ids]).astype(np.float64)
+
+
+def balance(traces: Sequence[Trace], k: int) -> Balance:
+    """Balance with the best k places alone."""
+    load = np.sum([loads(trace, k) for trace in traces], 0)
+    tokens = sum(trace.ids[0, ..., 0].size for trace in traces)
+    mean = np.maximum(load.mean(1), 1e-30)
+    return Balance(
+        k=k,
+        mean_k=float(load.sum(1).mean() / tokens),
+        cv=float((load.std(1) / mean).mean()),
+        max_vio=float((load.max(1) / mean - 1.0).max()),
+    )
+
+
+def dropped(traces: Sequence[Trace], factor: float, per_token: float) -> Dropped:
+    """What a capacity of ceil(factor * S * per_token / E) rows an expert and sequence would drop.
+
+    Args:
+        traces: decisions.
+        factor: of the capacity.
+        per_token: experts of a token that the capacity is reckoned from.
+    """
+    lost, total = 0.0, 0.0
+    for trace in traces:
+        experts, (layers, batch, length, _) = trace.num_experts, trace.ids.shape
+        room = int(np.ceil(factor * length * per_token / experts))
+        rows = trace.ids.reshape(layers * batch, -1)
+        counts = np.stack([np.bincount(row, minlength=experts + 1)[:experts] for row in rows])
+        counts = counts.reshape(layers, batch, experts)
+        lost = lost + np.maximum(counts - room, 0).sum((1, 2))
+        total = total + counts.sum((1, 2))
+    return Dropped(factor=factor, share=lost / np.maximum(total, 1.0))
+
+
+def placed(traces: Sequence[Trace], num_ranks: int, bytes_per_row: float) -> list[Placed]:
+    """Experts in order, packed by load, and packed with pair swaps; each layer on its own.
+
+    Placements are made from the older half of the traces and judged on the newer one, where there are two.
+
+    Args:
+        traces: decisions, oldest first.
+        num_ranks: ranks that share the experts.
+        bytes_per_row: of a token's hidden state [bytes].
+
+    Raises:
+        UserError: the ranks cannot share the experts evenly.
+    """
+    experts = traces[0].num_experts
+    in_order = contiguous(experts, num_ranks)
+    half = len(traces) // 2
+    seen, unseen = (traces[:half], traces[half:]) if half else (traces, traces)
+    ways: dict[str, list[Placement]] = {"in order": [], "packed by load": [], "packed and swapped": []}
+    for layer in range(len(traces[0].ids)):
+        ids = np.concatenate([_rows(trace, layer) for trace in seen])
+        load = np.bincount(ids.reshape(-1), minlength=experts + 1)[:experts].astype(np.float64)
+        by_load = pack(load, num_ranks)
+        ways["in order"].append(in_order)
+        ways["packed by load"].append(by_load)
+        ways["packed and swapped"].append(swap_pairs(by_load, load, coactivation(ids, experts)))
+    return [
+        Placed(
+            name=name,
+            placements=placements,
+            predictions=[
+                predict(placement, np.concatenate([_rows(trace, layer) for trace in unseen]), experts, bytes_per_row)
+                for layer, placement in enumerate(placements)
+            ],
+        )
+        for name, placements in ways.items()
+    ]
+
+
+def check_same(traces: Sequence[Trace]) -> None:
+    """Traces of one shape of model.
+
+    Raises:
+        UserError: the run changed between them.
+    """
+    shapes = {(trace.num_experts, len(trace.ids), trace.ids.shape[-1]) for trace in traces}
+    if len(shapes) > 1:
+        raise UserError(f"recorded routing has the shapes {sorted(shapes)}", "delete the records of the older model")
+
+
+def _rows(trace: Trace, layer: int) -> np.ndarray:
+    """(T, K) decisions of a layer."""
+    return trace.ids[layer].reshape(-1, trace.ids.shape[-1])

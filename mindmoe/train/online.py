@@ -1,0 +1,228 @@
+"""Applies online tuning to a run: rank 0 decides at the ends of windows, and all ranks change the same settings.
+
+Proposals come from a thread of rank 0 that asks the side process; a step never waits for it. Every change is a line of
+`qea.jsonl` in the run folder, from which a run can be replayed without a solver.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindmoe.config import RunConfig
+from mindmoe.errors import UserError
+from mindmoe.moe.config import DmrConfig
+from mindmoe.parallel.collectives import host_sum
+from mindmoe.parallel.groups import Groups
+from mindmoe.train.folder import RunFolder
+from mindmoe.train.step import TrainStep
+from mindmoe.tune.config import ALPHA, AUX, BIAS, TAU, OnlineConfig
+from mindmoe.tune.online import Decision, OnlineTuner, Window
+from mindmoe.tune.search import Proposal, Trial, Tuner
+from mindmoe.tune.space import Levels, Space
+
+log = logging.getLogger(__name__)
+
+
+def configured(config: RunConfig, keys: Sequence[str]) -> dict[str, float]:
+    """What the run's config says of live settings."""
+    assert config.moe is not None
+    router = config.moe.router
+    values = {TAU: router.tau, AUX: config.moe.balance.aux_coef, BIAS: config.moe.balance.bias_rate}
+    if isinstance(router, DmrConfig):
+        values[ALPHA] = router.features.alpha
+    return {key: values[key] for key in keys}
+
+
+def active_steps(config: RunConfig) -> range:
+    """The steps of constant rate, after the static warm-up of the router."""
+    assert config.moe is not None
+    router, total = config.moe.router, config.train.steps
+    first = max(config.optim.warmup_steps, router.budget.warmup_steps if isinstance(router, DmrConfig) else 0)
+    last = total
+    if config.optim.schedule == "wsd":
+        last = total - max(1, round(config.optim.decay_fraction * total))
+    return range(min(first, last), last)
+
+
+class Proposals:
+    """The tuner's answers, asked for in the background; rank 0 only."""
+
+    def __init__(self, config: OnlineConfig, incumbent: Levels):
+        self.tuner = Tuner(config, incumbent)
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="qea")
+        self.asked: Future[Proposal] | None = None
+
+    def __call__(self, trials: list[Trial]) -> Proposal | None:
+        """The answer to an earlier call if it is there, else None; asks if nothing is under way."""
+        if self.asked is None:
+            self.asked = self.pool.submit(self.tuner.ask, list(trials))
+            return None
+        if not self.asked.done():
+            return None
+        asked, self.asked = self.asked, None
+        return asked.result()
+
+    def close(self) -> None:
+        """Ends thread and side process."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.tuner.close()
+
+
+class Online:
+    """Tunes a run, or replays a log.
+
+    Args:
+        config: the run, with its `qea` section.
+        step: what the settings are applied to.
+        groups: of this rank.
+        start: step that training goes on from; settings of the log before it are taken up again.
+    """
+
+    def __init__(self, config: RunConfig, step: TrainStep, groups: Groups, start: int):
+        assert config.qea is not None and config.moe is not None
+        self.qea, self.moe, self.step, self.groups = config.qea, config.moe, step, groups
+        self.active, self.leader = active_steps(config), groups.rank == 0
+        self.space = Space.of(self.qea.space)
+        self.base = configured(config, list(self.qea.space))
+        self.log = RunFolder.of(config).path / "qea.jsonl"
+        self.levels = self.space.nearest(self.base)
+        self.exploring, self.next_window = False, max(start, self.active.start)
+        self.measured: list[tuple[float, float, float]] = []
+        self.proposals: Proposals | None = None
+        self.tuner: OnlineTuner | None = None
+        self.replayed = _replayed(Path(self.qea.replay)) if self.qea.replay else None
+        before: list[dict[str, Any]] = []
+        if self.replayed is None:  # a replay leaves every log as it is, its own among them
+            before = _cut(self.log, start) if self.leader else _lines(self.log, start)
+        if before:
+            self.levels = tuple(before[-1]["incumbent"])
+        if self.leader and self.replayed is None:
+            self.proposals = Proposals(self.qea, self.levels)
+            self.tuner = OnlineTuner(self.qea, self.levels, self.proposals)
+            self.tuner.trials += [
+                Trial(tuple(line["levels"]), line["value"]) for line in before if line.get("value") is not None
+            ]
+        if self.replayed is not None:
+            past = [step for step in self.replayed if step < start]
+            if past:
+                self.apply(self.replayed[max(past)])
+        elif before:
+            self.apply(self.space.settings(self.levels))
+
+    def before(self, step: int) -> None:
+        """What must happen before a step (from 0): the settings of the window that begins with it."""
+        if self.replayed is not None:
+            if step in self.replayed:
+                self.apply(self.replayed[step])
+            return
+        if step == self.active.stop and self.exploring:
+            self._to(step, None, freeze=True)
+        if step not in self.active or step < self.next_window:
+            return
+        decision = None
+        if self.tuner is not None and self.measured:
+            decision = self.tuner.tell(Window.of(self.measured))
+        self._to(step, decision)
+
+    def after(self, step: int, loss: float, cv: float, seconds: float) -> None:
+        """Takes note of a step; every rank calls it with equal loss and cv. A dangerous candidate ends at once."""
+        if self.replayed is not None or step not in self.active:
+            return
+        into = step - (self.next_window - self.qea.window_steps)
+        if into >= self.qea.burn_in:
+            self.measured.append((loss, cv, seconds))
+        if not self.exploring:
+            return
+        danger = float(self.tuner is not None and self.tuner.endangered(self.measured))
+        if host_sum(np.array([danger]), self.groups["world"])[0]:
+            self._to(step + 1, self.tuner.revert() if self.tuner is not None else None)
+
+    def apply(self, settings: Mapping[str, float]) -> None:
+        """Changes settings of the running step, on this rank."""
+        for key, value in settings.items():
+            if key == BIAS:
+                self.step.bias_rate = value
+            elif key == AUX:
+                self.step.set_aux_coef(value)
+            else:
+                assert self.step.controllers is not None, "a rule of the config"
+                router = self.moe.router
+                assert isinstance(router, DmrConfig)
+                if key == ALPHA:
+                    self.step.controllers.shift(alpha=value - router.features.alpha)
+                else:
+                    self.step.controllers.shift(logits=router.tau / value - 1.0)
+
+    def close(self) -> None:
+        """Ends what runs beside training."""
+        if self.proposals is not None:
+            self.proposals.close()
+
+    def _to(self, step: int, decision: Decision | None, freeze: bool = False) -> None:
+        """Begins a window: rank 0's settings become everybody's."""
+        word = np.zeros(len(self.levels) + 1)
+        if self.tuner is not None:
+            levels = self.tuner.incumbent if freeze else self.tuner.levels
+            word[:] = [*levels, float(levels != self.tuner.incumbent)]
+        heard = host_sum(word, self.groups["world"])
+        levels, self.exploring = tuple(int(round(level)) for level in heard[:-1]), bool(heard[-1] > 0.5)
+        self.next_window, self.measured = step + self.qea.window_steps, []
+        changed = levels != self.levels
+        self.levels = levels
+        if changed:
+            self.apply(self.space.settings(levels))
+        if self.tuner is not None and (changed or decision is not None):
+            self._write(step, decision)
+
+    def _write(self, step: int, decision: Decision | None) -> None:
+        assert self.tuner is not None
+        record: dict[str, Any] = {"step": step, "settings": self.space.settings(self.levels)}
+        record |= {"exploring": self.exploring, "incumbent": list(self.tuner.incumbent)}
+        if decision is not None:
+            finite = bool(np.isfinite(decision.value))
+            record |= {"levels": list(decision.levels), "accepted": decision.accepted}
+            record |= {"value": self.tuner.trials[-1].value, "gain": decision.value if finite else None}
+            record |= {"z": decision.z if np.isfinite(decision.z) else None}
+        proposal = decision.proposal if decision else self.tuner.test.proposal if self.tuner.test else None
+        if proposal is not None:
+            record |= {"source": proposal.source, "latency": proposal.seconds, "gap_to_exhaustive": proposal.gap}
+        with self.log.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(record) + "\n")
+        log.info("qea: %s", record)
+
+
+def _lines(path: Path, start: int) -> list[dict[str, Any]]:
+    """Records of a log of steps before `start`; a line torn by a kill is left out."""
+    if not path.exists():
+        return []
+    whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    return [record for record in map(json.loads, whole) if record["step"] < start]
+
+
+def _cut(path: Path, start: int) -> list[dict[str, Any]]:
+    """The same, and cuts the file to it: what came later will be run again."""
+    kept = _lines(path, start)
+    if path.exists():
+        aside = path.with_name(f".{path.name}")  # other ranks may be reading it
+        aside.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        os.replace(aside, path)
+    return kept
+
+
+def _replayed(path: Path) -> dict[int, dict[str, float]]:
+    """Settings by the step that they are applied before.
+
+    Raises:
+        UserError: it is no such log.
+    """
+    try:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return {int(record["step"]): dict(record["settings"]) for record in records}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"qea.replay={path} is no log of online tuning: {error}", "name a qea.jsonl") from error

@@ -1,0 +1,101 @@
+"""Moves the state of dynamic routing after a step: thresholds of every layer, and the table by token id."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from mindspore import Parameter, Tensor, ops
+
+from mindmoe.moe.config import DmrConfig, MoeConfig
+from mindmoe.moe.control import ALPHA_SHIFT, LOGIT_SHIFT, Signals, updated_control, updated_table
+
+_FIRST, _COUNT = 6, 4  # place and number of the signals in a report, see mindmoe/train/objective.py
+
+
+class Controllers:
+    """The state that routers read and that no gradient reaches.
+
+    Args:
+        moe: targets and rates.
+        layers: layer numbers of each part of the network on this rank.
+        measured: whether the report of each part holds the sums of the table.
+        controls: of each of those layers, by number.
+        table: by token id, None without one.
+    """
+
+    def __init__(
+        self,
+        moe: MoeConfig,
+        layers: list[range],
+        measured: list[bool],
+        controls: dict[int, Parameter],
+        table: Parameter | None,
+    ):
+        self.moe, self.layers, self.measured, self.controls, self.table = moe, layers, measured, controls, table
+
+    def collect(
+        self, reports: Sequence[Sequence[Sequence[Any]]], tapped: Sequence[np.ndarray], num_layers: int
+    ) -> list[np.ndarray]:
+        """Sums of the signals over this rank's micro-batches, for the whole network: (L, ..) each, the table's (2, V).
+
+        Args:
+            reports: of each part, for each micro-batch.
+            tapped: sums of the gradient tap, for each micro-batch.
+            num_layers: of the whole network.
+        """
+        widths = [value.shape[1] for value in reports[0][0][_FIRST : _FIRST + _COUNT]]
+        sums = [np.zeros((num_layers, width)) for width in widths]
+        if self.table is not None:
+            sums.append(np.zeros((2, self.table.shape[0])))
+        for total in tapped:
+            sums[_COUNT] += total
+        for layers, measured, of_part in zip(self.layers, self.measured, reports, strict=True):
+            rows = slice(layers.start, layers.stop)
+            for report in of_part:
+                for total, value in zip(sums[:_COUNT], report[_FIRST : _FIRST + _COUNT], strict=True):
+                    total[rows] += np.asarray(value)
+                if measured:
+                    sums[_COUNT] += np.asarray(report[_FIRST + _COUNT])
+        return sums
+
+    def shift(self, alpha: float | None = None, logits: float | None = None) -> None:
+        """Sets what online tuning adds to the weight of difficulty, or to the factor of the logits."""
+        for control in self.controls.values():
+            values = control.asnumpy().copy()
+            for place, value in ((ALPHA_SHIFT, alpha), (LOGIT_SHIFT, logits)):
+                if value is not None:
+                    values[place] = value
+            ops.assign(control, Tensor(values))
+
+    def update(self, result: Any, done: int) -> None:
+        """Takes the sums of a global batch; every rank that holds a layer computes the same.
+
+        Args:
+            result: of the step: its routing holds counts (L, E) first, its signals are those of `collect`.
+            done: steps completed, this one included.
+        """
+        margins, difficulty, tokens, scores = result.signals[:_COUNT]
+        for layer, control in self.controls.items():
+            of_layer = Signals(
+                margins=margins[layer],
+                difficulty=difficulty[layer],
+                kept=float(result.routing[0][layer].sum()),
+                scores=scores[layer],
+            )
+            moved = updated_control(control.asnumpy(), of_layer, self.moe, float(tokens[layer, 0]), done)
+            ops.assign(control, Tensor(moved))  # in place: a compiled step would not see a new tensor
+        if self.table is not None:
+            assert isinstance(self.moe.router, DmrConfig)
+            counts, sums = result.signals[_COUNT]
+            decay = self.moe.router.features.decay
+            ops.assign(self.table, Tensor(updated_table(self.table.asnumpy(), counts, sums, decay)))
+
+
+def build_controllers(parts: Sequence[Any], moe: MoeConfig | None) -> Controllers | None:
+    """The controllers of this rank's parts of the network, None where routing is not dynamic."""
+    if moe is None or not isinstance(moe.router, DmrConfig):
+        return None
+    params = {entry.param.name: entry.param for part in parts for entry in part.objective.net.entries}
+    controls = {int(name.split(".")[2]): param for name, param in params.items() if name.endswith(".router.control")}
+    measured = [part.objective.sums_table for part in parts]
+    return Controllers(moe, [part.layers for part in parts], measured, controls, params.get("model.token_table"))

@@ -1,0 +1,187 @@
+"""The flight recorder: files put together, what-ifs against loops, and a checkpoint with its experts placed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mindmoe.checkpoint import store
+from mindmoe.checkpoint.chunks import Chunk
+from mindmoe.checkpoint.manifest import Meta
+from mindmoe.checkpoint.retention import Retention
+from mindmoe.cli import main
+from mindmoe.config import RunConfig
+from mindmoe.errors import UserError
+from mindmoe.flight.trace import FOLDER, Trace, read_traces, write_trace
+from mindmoe.flight.what_if import balance, check_same, dropped, placed
+from mindmoe.load import dump_config
+from mindmoe.moe.placement import renumbered
+
+L, B, S, K, E = 3, 4, 96, 3, 8
+CONFIG = {
+    "name": "run",
+    "model": {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": L, "num_attention_heads": 2,
+              "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 16, "max_position_embeddings": 128,
+              "rope_scaling": None},
+    "moe": {"num_experts": E, "num_experts_per_tok": 2},
+    "train": {"steps": 4, "seq_length": S, "global_batch_size": B, "micro_batch_size": B},
+    "optim": {"warmup_steps": 1},
+    "data": {"sources": "unused"},
+}  # fmt: skip
+
+
+def decisions(seed: int) -> np.ndarray:
+    """(L, B, S, K) distinct experts, the third place often unused; experts of one half like each other."""
+    rng = np.random.default_rng(seed)
+    half = rng.integers(0, 2, (L, B, S, 1))
+    own = np.argsort(rng.random((L, B, S, E // 2)), -1)[..., :K]
+    ids = 2 * own + half  # even experts together, odd experts together: the worst for slices in order
+    ids[..., 2] = np.where(rng.random((L, B, S)) < 0.5, ids[..., 2], E)
+    return ids
+
+
+def record(run: Path, step: int, ids: np.ndarray) -> None:
+    """As two stages of two sequence ranks would."""
+    for rank in range(4):
+        layers = range(0, 2) if rank < 2 else range(2, 3)
+        positions = np.arange(S).reshape(2, -1)[rank % 2][::-1]
+        rows = ids[layers.start : layers.stop][:, :, positions].reshape(len(layers), -1, K)
+        write_trace(run, step, rank, [(layers, rows)], positions, (L, S, E))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with a config and eight records."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    config = RunConfig.model_validate(CONFIG | {"output_dir": str(tmp_path)})
+    (folder / "config.yaml").write_text(dump_config(config))
+    for step in range(1, 9):
+        record(folder, step, decisions(step))
+    return folder
+
+
+def test_ranks_put_together_are_the_whole_decision(run):
+    traces = read_traces(run)
+    assert [trace.step for trace in traces] == list(range(1, 9))
+    for trace in traces:
+        np.testing.assert_array_equal(trace.ids, decisions(trace.step))
+        assert trace.num_experts == E and trace.ids.dtype == np.uint16
+    assert [trace.step for trace in read_traces(run, last=3)] == [6, 7, 8]
+
+
+def test_a_step_that_a_rank_did_not_finish_is_left_out_and_a_damaged_file_named(run):
+    (run / FOLDER / "step-00000008-rank-00002.npz").unlink()
+    assert read_traces(run)[-1].step == 7
+    (run / FOLDER / "step-00000007-rank-00000.npz").write_bytes(b"PK nonsense")
+    with pytest.raises(UserError, match="step-00000007-rank-00000.npz is damaged"):
+        read_traces(run)
+
+
+def test_nothing_recorded_says_how_to_record(tmp_path):
+    with pytest.raises(UserError, match="routing_every"):
+        read_traces(tmp_path)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_balance_of_a_smaller_k_equals_a_loop(run, k):
+    traces = read_traces(run)
+    counts = np.zeros((L, E))
+    for trace in traces:
+        for layer in range(L):
+            for token in trace.ids[layer].reshape(-1, K):
+                for expert in token[:k]:
+                    if expert < E:
+                        counts[layer, expert] += 1
+    got = balance(traces, k)
+    mean = counts.mean(1, keepdims=True)
+    assert got.mean_k == pytest.approx(counts.sum() / (L * len(traces) * B * S))
+    assert got.cv == pytest.approx((counts.std(1) / mean[:, 0]).mean())
+    assert got.max_vio == pytest.approx((counts / mean).max() - 1)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
+def test_dropped_equals_a_loop_over_sequences(run, factor):
+    traces, lost, total = read_traces(run), np.zeros(L), np.zeros(L)
+    room = int(np.ceil(factor * S * 2 / E))
+    for trace in traces:
+        for layer in range(L):
+            for row in trace.ids[layer]:
+                for expert in range(E):
+                    count = int((row == expert).sum())
+                    lost[layer] += max(0, count - room)
+                    total[layer] += count
+    np.testing.assert_allclose(dropped(traces, factor, 2.0).share, lost / total)
+    assert factor > 0.5 or lost.min() > 0
+
+
+def test_placement_finds_what_belongs_together_on_unseen_decisions(run):
+    before, by_load, after = placed(read_traces(run), 2, 100.0)
+    assert [way.name for way in (before, by_load, after)] == ["in order", "packed by load", "packed and swapped"]
+    for placement in after.placements:
+        assert {int(expert) % 2 for expert in placement.experts[0]} in ({0}, {1})
+    assert after.mean("bytes_per_token") < 0.8 * before.mean("bytes_per_token")
+    assert after.mean("ranks_per_token") == pytest.approx(1.0)
+
+
+def test_records_of_two_models_are_refused(run):
+    other = Trace(step=9, ids=np.zeros((L, B, S, K + 1), np.uint16), num_experts=E)
+    with pytest.raises(UserError, match="older model"):
+        check_same([*read_traces(run), other])
+
+
+def test_the_report_holds_every_table(run, capsys):
+    assert main(["report", str(run), "--routing", "--ranks", "4"]) == 0
+    page = (run / "routing.html").read_text()
+    assert "Placement on 4 ranks" in page and "packed and swapped" in page and "Capacity" in page and "<svg" in page
+    assert "Fewer experts" in capsys.readouterr().out
+    assert main(["report", str(run), "--routing", "--ranks", "3"]) == 2
+    assert "3 ranks must divide 8 experts" in capsys.readouterr().err
+
+
+def test_a_placed_checkpoint_is_the_same_model_with_other_numbers(run, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    tensors = {"model.norm.weight": rng.normal(size=E)}
+    for layer in range(L):
+        at = f"model.layers.{layer}.mlp"
+        tensors |= {
+            f"{at}.router.weight": rng.normal(size=(E, 16)),
+            f"{at}.router.domain": rng.normal(size=(3, E)),
+            f"{at}.router.control": rng.normal(size=3 + E),
+            f"{at}.router.difficulty.weight": rng.normal(size=E),  # as long as there are experts, by chance
+            f"{at}.experts.down_proj": rng.normal(size=(E, 4, 5)),
+            f"adam_m.{at}.experts.down_proj": rng.normal(size=(E, 4, 5)),
+        }
+    tensors = {name: value.astype(np.float32) for name, value in tensors.items()}
+    root = run / "checkpoints"
+    meta = Meta(model={}, topology={}, config_digest="", generation=store.claim(root), state={})
+    store.save(root, 4, {name: Chunk(value) for name, value in tensors.items()}, meta, Retention(), 0)
+    assert main(["ckpt", "place", str(run), "--ranks", "2", "--out", str(tmp_path / "placed")]) == 0
+    out = capsys.readouterr().out
+    assert "bytes a token" in out and "-" in out
+    with store.open_step(tmp_path / "placed" / "step-00000004") as step:
+        boxes = {name: ((0,) * value.ndim, value.shape) for name, value in tensors.items()}
+        moved = step.read(boxes)
+    for layer in range(L):
+        at = f"model.layers.{layer}.mlp"
+        order = [int(np.flatnonzero((tensors[f"{at}.router.weight"] == row).all(1))[0])
+                 for row in moved[f"{at}.router.weight"]]  # fmt: skip
+        assert {expert % 2 for expert in order[:4]} in ({0}, {1}) and sorted(order) == list(range(E))
+        orders = [np.array(order)] * L
+        for name in tensors:
+            if f".{layer}." in name:
+                np.testing.assert_array_equal(moved[name], renumbered(name, tensors[name], orders))
+        np.testing.assert_array_equal(moved[f"{at}.router.control"][3:], tensors[f"{at}.router.control"][3:][order])
+        np.testing.assert_array_equal(
+            moved[f"{at}.router.difficulty.weight"], tensors[f"{at}.router.difficulty.weight"]
+        )
+        np.testing.assert_array_equal(moved[f"{at}.router.domain"], tensors[f"{at}.router.domain"][:, order])
+    np.testing.assert_array_equal(moved["model.norm.weight"], tensors["model.norm.weight"])
+
+
+def test_groups_that_mean_something_are_not_torn_apart(run, tmp_path, capsys):
+    config = CONFIG | {"output_dir": str(tmp_path)}
+    config["moe"] = config["moe"] | {"router": {"type": "moge", "num_groups": 2}}
+    (run / "config.yaml").write_text(dump_config(RunConfig.model_validate(config)))
+    assert main(["ckpt", "place", str(run), "--ranks", "2", "--out", str(tmp_path / "placed")]) == 2
+    assert "groups of consecutive experts" in capsys.readouterr().err

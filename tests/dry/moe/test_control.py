@@ -1,0 +1,107 @@
+"""Controllers against quantiles, and a simulated run whose mean k must stay at its target."""
+
+import numpy as np
+import pytest
+
+from mindmoe.moe.config import DmrConfig, MoeConfig
+from mindmoe.moe.control import (
+    DIFFICULTY_BINS,
+    DYNAMIC,
+    GROUP_THRESHOLD,
+    MARGIN_BINS,
+    NUM_CONTROLS,
+    THRESHOLD,
+    Bins,
+    Signals,
+    num_controls,
+    score_bins,
+    threshold_of,
+    updated_control,
+    updated_table,
+)
+
+T, E, K = 4096, 16, 4
+
+
+def moe(**router) -> MoeConfig:
+    budget = {"k_min": 1, "k_max": 8, "warmup_steps": 5} | router.pop("budget", {})
+    return MoeConfig(
+        num_experts=E,
+        num_experts_per_tok=K,
+        router=DmrConfig.model_validate({"type": "dmr", "budget": budget} | router),
+    )
+
+
+def count(values: np.ndarray, bins: Bins) -> np.ndarray:
+    return np.histogram(np.clip(values, bins.low, bins.high - 1e-9), bins.count, (bins.low, bins.high))[0]
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.77, 0.999])
+def test_threshold_is_the_quantile(share):
+    values = np.random.default_rng(0).normal(-1.0, 0.8, 20000)
+    got = threshold_of(count(values, MARGIN_BINS), MARGIN_BINS, share * len(values))
+    assert got == pytest.approx(np.quantile(values, 1 - share), abs=MARGIN_BINS.width)
+
+
+def test_threshold_at_the_ends():
+    histogram = count(np.array([0.0, 1.0]), MARGIN_BINS)
+    assert threshold_of(histogram, MARGIN_BINS, 2) <= 0.0 < 1.0 < threshold_of(histogram, MARGIN_BINS, 0)
+    assert threshold_of(np.zeros(MARGIN_BINS.count), MARGIN_BINS, 5) == MARGIN_BINS.low
+
+
+def test_mean_k_is_held_while_scores_drift():
+    """Scores widen over 300 steps as a router learns: after the warm-up the mean stays within 2%, a step within 15%."""
+    config, rng = moe(), np.random.default_rng(1)
+    control, means = np.zeros(num_controls(config), np.float32), []
+    for step in range(300):
+        slots = -np.cumsum(rng.exponential(0.2 + 0.002 * step, (T, 7)), 1) + rng.normal(0, 0.3, (T, 1))
+        kept = 1 + (slots > control[THRESHOLD]).sum(1) if control[DYNAMIC] else np.full(T, K)
+        means.append(kept.mean())
+        signals = Signals(
+            margins=count(slots, MARGIN_BINS),
+            difficulty=np.zeros(DIFFICULTY_BINS.count),
+            kept=float(kept.sum()),
+            scores=np.zeros(1),
+        )
+        control = updated_control(control, signals, config, T, step + 1)
+    after = np.array(means[5:]) / K - 1.0
+    assert set(means[:5]) == {float(K)}
+    assert np.abs(np.convolve(after, np.ones(100) / 100, "valid")).max() < 0.02 and np.abs(after).max() < 0.15
+
+
+def test_groups_and_expert_thresholds_follow_their_targets():
+    config = moe(groups={"num_groups": 4, "easy": 2, "hard": 4, "target": 2.5}, variant="expert_threshold")
+    assert num_controls(config) == NUM_CONTROLS + E
+    rng = np.random.default_rng(2)
+    hard, scores = rng.normal(size=T), rng.beta(2, 5, (T, E))
+    signals = Signals(
+        margins=count(rng.normal(size=T), MARGIN_BINS),
+        difficulty=count(hard, DIFFICULTY_BINS),
+        kept=float(T * K),
+        scores=np.stack([count(row, score_bins(config.router)) for row in scores.T]),
+    )
+    control = updated_control(np.zeros(NUM_CONTROLS + E, np.float32), signals, config, T, 1)
+    assert (hard > control[GROUP_THRESHOLD]).mean() == pytest.approx(0.25, abs=0.01)
+    np.testing.assert_allclose(
+        control[NUM_CONTROLS:], np.quantile(scores, 1 - K / E, axis=0), atol=score_bins(config.router).width
+    )
+
+
+def test_the_integral_term_pushes_against_an_excess():
+    config, empty = moe(budget={"mu": 0.1}), np.zeros(DIFFICULTY_BINS.count)
+    start = np.zeros(NUM_CONTROLS, np.float32)
+    start[DYNAMIC] = 1.0
+    margins = count(np.random.default_rng(3).normal(size=7 * T), MARGIN_BINS)
+    assert config.router.budget.mu == 0.1
+    high, even = (
+        updated_control(start, Signals(margins=margins, difficulty=empty, kept=k * T, scores=empty), config, T, 9)
+        for k in (5.0, 4.0)
+    )
+    assert high[THRESHOLD] - even[THRESHOLD] == pytest.approx(0.1)
+
+
+def test_the_table_forgets_by_occurrence():
+    table = updated_table(np.zeros((3, 2), np.float32), np.array([2.0, 0.0, 1.0]), np.array([3.0, 0.0, -1.0]), 0.95)
+    np.testing.assert_allclose(table, [[1.5, 1], [0, 0], [-1, 1]])
+    again = updated_table(table, np.array([3.0, 1.0, 0.0]), np.array([0.0, 2.0, 0.0]), 0.95)
+    np.testing.assert_allclose(again, [[1.5 * 0.95**3, 1], [2, 1], [-1, 1]], rtol=1e-6)

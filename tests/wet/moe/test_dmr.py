@@ -1,0 +1,203 @@
+"""Dynamic routing: it reduces to static routing, holds its budget, and drops the least wanted slots first."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from mindmoe.moe.config import DmrConfig, MoeConfig, RouterConfig
+from mindmoe.moe.control import DYNAMIC, GROUP_THRESHOLD, NUM_CONTROLS, THRESHOLD
+from mindmoe.moe.difficulty import (
+    build_regression,
+    log_gradient_norm,
+    log_norm_of,
+    moments,
+    others_of,
+    standardised,
+    table_sums,
+    token_features,
+    uniform_draw,
+)
+from mindmoe.moe.dispatch.slots import build_slot_limit, slot_rows
+from mindmoe.moe.router.build import build_router
+
+T, E, K = 200, 12, 3
+OFF = {"alpha": 0.0, "difficulty_head": False}
+
+
+def dmr(score: str = "sigmoid", **settings) -> MoeConfig:
+    budget = {"k_min": 1, "k_max": 6} | settings.pop("budget", {})
+    router = {"type": "dmr", "score": score, "budget": budget, "features": {"alpha": 0.5}} | settings
+    return MoeConfig(num_experts=E, num_experts_per_tok=K, router=DmrConfig.model_validate(router))
+
+
+def logits(seed: int = 0, tokens: int = T) -> Tensor:
+    return Tensor(np.random.default_rng(seed).standard_normal((tokens, E)), ms.float32)
+
+
+def control(theta: float = 0.0, dynamic: float = 1.0, group: float = 0.0) -> Tensor:
+    values = np.zeros(NUM_CONTROLS, np.float32)
+    values[[DYNAMIC, THRESHOLD, GROUP_THRESHOLD]] = dynamic, theta, group
+    return Tensor(values)
+
+
+@pytest.mark.parametrize("score", ["softmax_after_topk", "softmax", "sigmoid"])
+@pytest.mark.parametrize("budget", [{"k_min": K, "k_max": K}, {"k_min": 1, "k_max": 6}])
+def test_it_is_static_routing_to_the_bit_with_a_fixed_k_and_in_the_warm_up(score, budget):
+    warm = budget["k_max"] != K
+    route = build_router(dmr(score, budget=budget))
+    static = build_router(MoeConfig(num_experts=E, num_experts_per_tok=K, router=RouterConfig(score=score)))
+    bias = Tensor(0.05 * np.random.default_rng(1).standard_normal(E), ms.float32)
+    weight = Tensor(np.random.default_rng(2).standard_normal((T, K)), ms.float32)
+    difficulty = Tensor(np.random.default_rng(3).standard_normal(T), ms.float32)
+
+    def both(which):
+        def loss(x):
+            arguments = (control(0.3, 0.0 if warm else 1.0), difficulty) if which is route else (None, None)
+            return (which(x, bias, *arguments)[0][:, :K] * weight).sum()
+
+        return loss
+
+    ours, theirs = (
+        route(logits(), bias, control(0.3, 0.0 if warm else 1.0), difficulty),
+        static(logits(), bias, None, None),
+    )
+    np.testing.assert_array_equal(ours[1].asnumpy()[:, :K], theirs[1].asnumpy())
+    np.testing.assert_array_equal(ours[0].asnumpy()[:, :K], theirs[0].asnumpy())
+    assert (ours[1].asnumpy()[:, K:] == E).all()
+    np.testing.assert_array_equal(*(ms.grad(both(which))(logits()).asnumpy() for which in (route, static)))
+
+
+@pytest.mark.parametrize("variant", ["threshold", "null"])
+def test_kept_slots_equal_a_loop_over_tokens(variant):
+    rng, theta = np.random.default_rng(4), -0.4
+    difficulty = rng.standard_normal(T).astype(np.float32)
+    gates, ids, _, margins, _ = build_router(dmr(variant=variant))(logits(), None, control(theta), Tensor(difficulty))
+    scores = 1 / (1 + np.exp(-logits().asnumpy().astype(np.float64)))
+    for t in range(T):
+        best = np.argsort(-scores[t])[:6]
+        wanted = np.log(scores[t, best]) + 0.5 * difficulty[t]
+        wanted -= np.log(scores[t, best[0]]) if variant == "threshold" else 0.0
+        kept = [expert for r, expert in enumerate(best) if r < 1 or wanted[r] > theta]
+        if np.abs(wanted - theta).min() < 1e-5:
+            continue
+        row = ids.asnumpy()[t]
+        assert list(row[row < E]) == kept
+        np.testing.assert_allclose(gates.asnumpy()[t][row < E], scores[t, kept] / scores[t, kept].sum(), rtol=1e-5)
+
+
+def test_harder_tokens_get_more_experts_and_more_groups():
+    groups = {"num_groups": 4, "easy": 2, "hard": 4, "target": 3.0}
+    difficulty = Tensor(np.linspace(-2, 2, T), ms.float32)
+    ids = build_router(dmr(groups=groups))(logits(), None, control(-0.5), difficulty)[1].asnumpy()
+    k = (ids < E).sum(1)
+    assert k[T // 2 :].mean() > k[: T // 2].mean() + 1.0
+    touched = np.array([len({expert // 3 for expert in row if expert < E}) for row in ids])
+    assert touched[: T // 2].max() <= 2 and touched[T // 2 :].max() > 2
+
+
+def test_random_k_follows_the_draw_alone():
+    moe, draw = dmr(variant="random_k", features=OFF), np.random.default_rng(5).random(4000).astype(np.float32)
+    k = (build_router(moe)(logits(5, 4000), None, control(), Tensor(draw))[1].asnumpy() < E).sum(1)
+    np.testing.assert_array_equal(k, 1 + np.floor(draw * 5))
+
+
+def test_draws_of_the_placebo_are_uniform_over_real_ids_and_places():
+    """The mean k is that of the budget although ids are far from uniform: places even them out."""
+    rng = np.random.default_rng(11)
+    ids = np.minimum(rng.zipf(1.3, (16, 256)), 200_000).astype(np.int32)
+    places = np.broadcast_to(np.arange(256, dtype=np.int32) + 131_000, ids.shape).copy()
+    draw = uniform_draw(Tensor(ids), Tensor(places)).asnumpy()
+    np.testing.assert_array_equal(
+        draw, ((ids.astype(np.int64) * 7919 + places * 24859) % 65536).reshape(-1).astype(np.float32) / 65536
+    )
+    counts = np.bincount((draw * 5).astype(int), minlength=5)
+    assert counts.min() > 0.93 * ids.size / 5
+
+
+def test_slots_beyond_the_bound_are_the_least_wanted():
+    moe = dmr()
+    rng = np.random.default_rng(6)
+    tokens = 400
+    ids = np.where(rng.random((tokens, 6)) < 0.9, rng.integers(0, E, (tokens, 6)), E).astype(np.int32)
+    margins = rng.standard_normal((tokens, 6)).astype(np.float32)
+    rows = slot_rows(moe, tokens, 0.1)
+    assert rows == 1536  # 400 * 3 * 1.1 = 1320, rounded up to 512
+    got = build_slot_limit(moe, 0.1)(Tensor(margins), Tensor(ids)).asnumpy()
+    assert (got < E).sum() == rows
+    kept, lost = margins[got < E], margins[(got == E) & (ids < E)]
+    assert len(lost) == (ids < E).sum() - rows and lost.max() < kept.min()
+    assert (got[got < E] == ids[got < E]).all()
+    few = np.where(np.arange(6) < 2, ids, E).astype(np.int32)
+    np.testing.assert_array_equal(build_slot_limit(moe, 0.1)(Tensor(margins), Tensor(few)).asnumpy(), few)
+
+
+def test_log_gradient_norm_equals_the_gradient_of_the_loss():
+    rng, vocab = np.random.default_rng(7), 30
+    z, labels = rng.standard_normal((9, vocab)), rng.integers(0, vocab, 9).astype(np.int32)
+    got = log_gradient_norm(Tensor(z, ms.float32), Tensor(labels)).asnumpy()
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    p[np.arange(9), labels] -= 1.0
+    np.testing.assert_allclose(got, np.log(np.linalg.norm(p, axis=1)), atol=1e-4)
+
+
+def test_the_table_sums_and_reads_by_token_id():
+    rng, vocab = np.random.default_rng(8), 11
+    ids = rng.integers(0, vocab, (4, 6)).astype(np.int32)
+    norms, mask = rng.standard_normal(24).astype(np.float32), (rng.random(24) < 0.7).astype(np.float32)
+    counts, sums = table_sums(Tensor(norms), Tensor(ids), Tensor(mask), vocab).asnumpy()
+    want = [norms[(ids.reshape(-1) == v) & (mask > 0)] for v in range(vocab)]
+    np.testing.assert_allclose(counts, [len(part) for part in want])
+    np.testing.assert_allclose(sums, [part.sum() for part in want], atol=1e-5)
+    table = np.stack([rng.standard_normal(vocab), np.arange(vocab) % 3 > 0], 1).astype(np.float32)
+    features = token_features(Tensor(table), Tensor(ids)).asnumpy()
+    known = table[table[:, 1] > 0, 0]
+    level = np.where(table[:, 1] > 0, (table[:, 0] - known.mean()) / known.std(), 0.0)
+    np.testing.assert_allclose(features, np.stack([level, table[:, 1]], 1)[ids.reshape(-1)], atol=1e-4)
+
+
+def test_regression_is_the_mean_huber_loss_of_each_layer_whatever_the_parts_of_a_batch():
+    rng = np.random.default_rng(9)
+    predictions, norms, mask = 2 * rng.standard_normal((3, 40)), rng.standard_normal(40), rng.random(40) < 0.8
+    parts = [
+        [Tensor(value[..., at], ms.float32) for value in (predictions, norms, mask.astype(np.float32))]
+        for at in (slice(0, 13), slice(13, 40))
+    ]
+    whole = sum(moments(of_part, counted) for _, of_part, counted in parts)
+    got = sum(
+        float(build_regression(0.7)(predicted, standardised(of_part, whole), counted, whole[0]).asnumpy())
+        for predicted, of_part, counted in parts
+    )
+    target = (norms - norms[mask].mean()) / norms[mask].std()
+    error = np.abs(predictions - target)[:, mask]
+    huber = np.where(error < 1, 0.5 * error**2, error - 0.5)
+    assert got == pytest.approx(0.7 * huber.mean(1).sum(), rel=1e-5)
+
+
+def test_log_gradient_norm_of_a_sure_model_and_of_parts_of_a_vocabulary():
+    z, labels = np.zeros((3, 8)), np.array([2, 2, 5], np.int32)
+    z[0, 2], z[1, 3], z[2, 5] = 40.0, 40.0, 9.0  # right and very sure, wrong and very sure, right and sure
+    got = log_gradient_norm(Tensor(z, ms.float32), Tensor(labels)).asnumpy()
+    p = np.exp(z - z.max(1, keepdims=True)).astype(np.longdouble)
+    p /= p.sum(1, keepdims=True)
+    rest = p.copy()
+    rest[np.arange(3), labels] = 0
+    want = 0.5 * np.log(rest.sum(1) ** 2 + (rest**2).sum(1))
+    np.testing.assert_allclose(got, want.astype(float), atol=1e-5)
+    halves = [
+        others_of(Tensor(z[:, at : at + 4], ms.float32), Tensor(labels - at, ms.int32)).asnumpy() for at in (0, 4)
+    ]
+    np.testing.assert_allclose(log_norm_of(Tensor(np.stack(halves))).asnumpy(), got, atol=1e-6)
+
+
+def test_log_gradient_norms_of_a_fresh_model_differ_by_little_and_that_little_is_right():
+    z = 0.05 * np.random.default_rng(10).standard_normal((6, 4096))
+    labels = np.arange(6, dtype=np.int32)
+    got = log_gradient_norm(Tensor(z, ms.float32), Tensor(labels)).asnumpy().astype(np.float64)
+    p = np.exp(z.astype(np.float32).astype(np.float64))
+    p /= p.sum(1, keepdims=True)
+    p[np.arange(6), labels] -= 1.0
+    want = np.log(np.linalg.norm(p, axis=1))
+    assert np.abs(want).max() < 1e-3
+    np.testing.assert_allclose(got, want, rtol=1e-3)
+    np.testing.assert_allclose(got - got.mean(), want - want.mean(), atol=2e-4 * want.std())

@@ -1,0 +1,189 @@
+"""Dynamic routing in the training step: reduction to static, start, causality in labels, budget, state, inference."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from mindspore import Tensor, ops
+
+from mindmoe.env import Place
+from mindmoe.moe.control import DYNAMIC, LEVEL, SEEN
+from mindmoe.train.setup import Trainer, build_trainer
+
+ALONE = Place(rank=0, world=1, local_world=1)
+OFF = {"alpha": 0.0, "difficulty_head": False, "grad_ema": False}
+ON = {"alpha": 0.5, "difficulty_head": True, "grad_ema": True}
+
+
+def router(features: dict, **budget) -> dict:
+    limits = {"k_min": 1, "k_max": 4, "warmup_steps": 0, "slot_slack": None} | budget
+    return {"type": "dmr", "score": "sigmoid", "budget": limits, "features": features}
+
+
+def moe(section: dict) -> dict:
+    return {"moe": {"router": section, "balance": {"aux_coef": 0.02, "z_coef": 1e-3, "bias_rate": 1e-3}}}
+
+
+def trace(trainer: Trainer, batches, lr: float = 3e-3) -> list[tuple[float, float]]:
+    found = []
+    for step, rows in enumerate(batches):
+        result = trainer.step.run(step, [rows], float(rows.loss_mask.sum()), lr, False)
+        found.append((result.loss, result.grad_norm))
+    return found
+
+
+def params(trainer: Trainer) -> dict[str, np.ndarray]:
+    return {
+        entry.param.name: entry.param.asnumpy() for part in trainer.step.parts for entry in part.objective.net.entries
+    }
+
+
+def test_a_fixed_k_is_static_routing_to_the_bit_over_50_steps(tiny_run, batch):
+    batches = [batch(4, seed) for seed in range(50)]
+    static = {"type": "static", "score": "sigmoid"}
+    traces, ends = [], []
+    for section in (static, router(OFF, k_min=2, k_max=2)):
+        trainer = build_trainer(tiny_run(**moe(section), train={"mode": "pynative", "kernels": "reference"}), ALONE)
+        traces.append(trace(trainer, batches))
+        ends.append(params(trainer))
+    assert traces[0] == traces[1]
+    for name, value in ends[0].items():
+        np.testing.assert_array_equal(value, ends[1][name])
+
+
+def test_features_that_weigh_nothing_change_nothing_at_the_first_step(tiny_run, batch):
+    rows = batch(4)
+    losses = [
+        trace(build_trainer(tiny_run(**moe(router(features, warmup_steps=0))), ALONE), [rows])[0][0]
+        for features in (OFF, ON | {"alpha": 0.0})
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_state_moves_and_mean_k_is_held(tiny_run, batch):
+    config = tiny_run(**moe(router(ON, warmup_steps=5)))
+    trainer, means = build_trainer(config, ALONE), []
+    for step in range(60):
+        rows = batch(4, step)
+        result = trainer.step.run(step, [rows], float(rows.loss_mask.sum()), 3e-3, False)
+        means.append(result.routing[0].sum(1) / rows.input_ids.size)
+    means = np.array(means)
+    assert (means[:5] == 2.0).all() and means[10:].std() > 0
+    assert means[30:].mean(0) == pytest.approx(2.0, rel=0.06)  # 64 tokens a step: the mean of 30 has 3% of noise
+    state = params(trainer)
+    for layer in range(2):
+        assert state[f"model.layers.{layer}.mlp.router.control"][DYNAMIC] == 1.0
+        assert np.abs(state[f"model.layers.{layer}.mlp.router.difficulty.weight"]).max() > 0
+    table = state["model.token_table"]
+    seen = np.zeros(len(table), bool)
+    for step in range(60):
+        seen[np.unique(batch(4, step).input_ids)] = True
+    np.testing.assert_array_equal(table[:, SEEN] > 0, seen)
+    assert table[seen, LEVEL].std() > 0
+
+
+def test_labels_of_a_step_do_not_reach_its_routing_and_later_tokens_not_earlier_ones(tiny_run, batch):
+    trainer = build_trainer(tiny_run(**moe(router(ON))), ALONE)
+    trace(trainer, [batch(4, seed) for seed in range(8)])
+    rows = batch(4, 99)
+    net = trainer.step.parts[0].objective.net
+
+    def routing(rows) -> np.ndarray:
+        arrays = trainer.step.as_tensors(rows)
+        return net(*arrays)[1][5].asnumpy().reshape(2, *rows.input_ids.shape, -1)
+
+    other_labels = replace(rows, labels=np.roll(rows.labels, 3, 1))
+    np.testing.assert_array_equal(routing(rows), routing(other_labels))
+    cut = rows.input_ids.shape[1] // 2
+    ids = rows.input_ids.copy()
+    ids[:, cut:] = (ids[:, cut:] + 1) % 96
+    before, after = routing(rows), routing(replace(rows, input_ids=ids))
+    np.testing.assert_array_equal(before[:, :, :cut], after[:, :, :cut])
+    assert (before[:, :, cut:] != after[:, :, cut:]).any()
+
+
+def test_inference_reads_the_state_and_moves_nothing(tiny_run, batch):
+    trainer = build_trainer(tiny_run(**moe(router(ON))), ALONE)
+    trace(trainer, [batch(4, seed) for seed in range(4)])
+    before = params(trainer)
+    rows = batch(2, 5)
+    net = trainer.step.parts[0].objective.net
+    logits = net.logits(Tensor(rows.input_ids), Tensor(rows.segment_ids)).asnumpy()
+    trainer.step.evaluate(rows)
+    assert np.isfinite(logits).all()
+    for name, value in params(trainer).items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_graph_equals_pynative(tiny_run, batch):
+    batches = [batch(4, seed) for seed in range(4)]
+    traces = [
+        np.array(trace(build_trainer(tiny_run(**moe(router(ON)), train={"mode": mode}), ALONE), batches))
+        for mode in ("pynative", "graph")
+    ]
+    np.testing.assert_allclose(traces[0], traces[1], rtol=2e-5)
+
+
+def test_the_tap_measures_the_gradient_at_the_embedding(tiny_run, batch):
+    """Against finite differences of the whole loss: the embedding row of a token that occurs once is its activation."""
+    features = ON | {"grad_source": "tap", "alpha": 0.0, "difficulty_head": False}
+    config = tiny_run(**moe(router(features, k_min=2, k_max=2)), train={"global_batch_size": 1, "micro_batch_size": 1})
+    trainer, rows = build_trainer(config, ALONE), batch(1, 4)
+    seen, counts = np.unique(rows.input_ids, return_counts=True)
+    once = seen[counts == 1][:3]
+    count = float(rows.loss_mask.sum())
+    grads, _ = trainer.step.gradients([rows], count)
+    occurred, sums = trainer.step.tapped[0]
+    np.testing.assert_array_equal(np.flatnonzero(occurred), seen)
+    np.testing.assert_array_equal(occurred[seen], counts)
+    names = [placement.spec.name for placement in trainer.step.parts[0].owned.placements]
+    by_row = grads[names.index("model.embed_tokens.weight")].asnumpy() * count
+    for token in once:
+        assert np.exp(sums[token]) == pytest.approx(np.linalg.norm(by_row[token]), rel=1e-4)
+    table = trainer.nets[0].embed.params[0]
+    value, step = table.asnumpy().copy(), 1e-2
+
+    def loss() -> float:
+        grads, reports = trainer.step.gradients([rows], count)
+        values = [float(part[0]) for part in reports[0][0][:3]]
+        balance = config.moe.balance
+        return values[0] + count * (balance.aux_coef * values[1] + balance.z_coef * values[2])
+
+    direction = by_row[once[0]] / np.linalg.norm(by_row[once[0]])
+    ends = []
+    for sign in (1, -1):
+        moved = value.copy()
+        moved[once[0]] += sign * step * direction
+        ops.assign(table, Tensor(moved))
+        ends.append(loss())
+    assert np.exp(sums[once[0]]) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=0.01)
+
+
+@pytest.mark.parametrize("mode", ["pynative", "graph"])
+def test_the_tap_feeds_the_table_and_the_heads_learn_from_it(tiny_run, batch, mode):
+    section = router(ON | {"grad_source": "tap"}) | {"difficulty": {"target": "table"}}
+    trainer = build_trainer(tiny_run(**moe(section), train={"mode": mode}), ALONE)
+    batches = [batch(4, seed) for seed in range(6)]
+    trace(trainer, batches)
+    table = params(trainer)["model.token_table"]
+    seen = np.unique(np.concatenate([rows.input_ids for rows in batches]))
+    np.testing.assert_array_equal(np.flatnonzero(table[:, SEEN]), seen)
+    assert np.isfinite(table).all() and table[seen, LEVEL].std() > 0.05
+    assert np.abs(params(trainer)["model.layers.1.mlp.router.difficulty.weight"]).max() > 0
+
+
+def test_a_domain_moves_the_routing_of_its_rows_alone(tiny_run, batch):
+    trainer = build_trainer(tiny_run(**moe(router(OFF | {"domain": True}))), ALONE)
+    net, rows = trainer.nets[0], batch(4)
+    labelled = replace(rows, domains=np.array([0, 1, 2, 1], np.int32))
+
+    def routing(rows) -> np.ndarray:
+        return net(*trainer.step.as_tensors(rows))[1][5].asnumpy().reshape(2, *rows.input_ids.shape, -1)
+
+    np.testing.assert_array_equal(routing(rows), routing(labelled))  # zeros at the start
+    trace(trainer, [labelled] * 3, lr=0.3)
+    bias = params(trainer)["model.layers.0.mlp.router.domain"]
+    assert (np.abs(bias[[0, 1, 2]]).max(1) > 0).all() and (bias[3:] == 0).all()
+    known, unknown = routing(labelled), routing(rows)
+    np.testing.assert_array_equal(known[:, 0], unknown[:, 0])
+    assert all((known[:, row] != unknown[:, row]).any() for row in (1, 2, 3))
