@@ -172,6 +172,13 @@ def _plan(args: argparse.Namespace) -> int:
     return plan(run, args.cards, args.hardware, args.explain, args.out, args.check)
 
 
+def _dryrun(args: argparse.Namespace) -> int:
+    from mindmoe.dryrun.main import dryrun
+    from mindmoe.load import load_config
+
+    return dryrun(load_config(args.config, args.words), args.world, args.rank, args.all, args.out)
+
+
 def _equiv(args: argparse.Namespace) -> int:
     from mindmoe.equiv.main import equiv
     from mindmoe.load import load_config
@@ -213,6 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_training(commands)
     _add_plan(commands)
+    _add_dryrun(commands)
     _add_equiv(commands)
     _add_config_commands(commands)
     _add_data_commands(commands)
@@ -293,6 +301,22 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("--explain", action="store_true", help="print the terms of every figure")
     plan.add_argument("--out", type=Path, metavar="FILE", help="write the plan: .html a report, .yaml the layout")
     plan.add_argument("--check", type=Path, metavar="CSV", help="compare with published runs and print the errors")
+
+
+def _add_dryrun(commands: Any) -> None:
+    """`dryrun`."""
+    dryrun = add_command(
+        commands,
+        "dryrun",
+        _dryrun,
+        "build and run one rank of a cluster on this machine, or check that all ranks agree",
+        "mindmoe dryrun configs/gpt-oss-120b.yaml --world 512 --all",
+    )
+    add_config(dryrun)
+    dryrun.add_argument("--world", type=positive_number, required=True, metavar="N", help="ranks of the cluster")
+    dryrun.add_argument("--rank", type=whole_number, metavar="R", help="build this rank and run one step of it")
+    dryrun.add_argument("--all", action="store_true", help="check that all ranks call the same, without building them")
+    dryrun.add_argument("--out", type=Path, metavar="FILE", help="write what the rank did as JSON")
 
 
 def _add_config_commands(commands: Any) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindmoe.moe.config import MoeConfig
-from mindmoe.moe.dispatch.capacity import capacity_rows, chunk_tokens
 from mindmoe.moe.dispatch.rows import ExpertFfn, combine, pack_tokens, through_experts, unpack_tokens
+from mindmoe.moe.dispatch.sizes import capacity_rows, chunk_tokens
 from mindmoe.ops.permute import FromSlots, ToSlots, with_zero_row
 from mindmoe.parallel.collectives import (
     AllToAll,
