@@ -49,11 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _resolved(args: argparse.Namespace) -> "RunConfig":
     """The config of a command, laid out on its cards where they are given."""
-    from mindmoe.config import resolve
     from mindmoe.load import load_config
+    from mindmoe.planner.auto import planned
 
     run = load_config(args.config, args.words)
-    return resolve(run, args.cards) if args.cards else run
+    return planned(run, args.cards) if args.cards else run
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -107,8 +107,8 @@ class Block:
             segments = on.of("all_gather", "cp", (self.batch, self.length), "Int32") if documents else []
             back = on.of("all_to_all", "cp", (mesh.cp, self.batch, self.length, width))
             return [*exchange(on.of("all_to_all", "cp", shape)), *forward_only(segments), *exchange(back)]
-        shape, dim = (self.batch, kv_heads, self.length), model.head_dim
-        turn, turn_back = (on.of("shift", "cp", (*shape, width)) for width in (2 * dim + 1, 4 * dim + 1))
+        keys, dim = (self.batch, kv_heads, self.length), model.head_dim
+        turn, turn_back = (on.of("shift", "cp", (*keys, width)) for width in (2 * dim + 1, 4 * dim + 1))
         return [Op(turn * (mesh.cp - 1), turn_back * mesh.cp)]
 
     def _ffn(self) -> list[Op]:

@@ -10,7 +10,7 @@ from time import perf_counter
 from rich.console import Console
 from rich.table import Table
 
-from mindmoe.config import RunConfig, resolve
+from mindmoe.config import RunConfig
 from mindmoe.dryrun.agree import agree
 from mindmoe.dryrun.execute import Executed, execute
 from mindmoe.dryrun.memory import RankMemory, rank_memory
@@ -19,6 +19,7 @@ from mindmoe.errors import UserError
 from mindmoe.observe.environment import memory
 from mindmoe.parallel.ledger import Call
 from mindmoe.parallel.mesh import Mesh
+from mindmoe.planner.auto import planned
 from mindmoe.position import spans
 
 GIB = 2.0**30
@@ -40,7 +41,7 @@ def dryrun(config: RunConfig, world: int, rank: int | None, everybody: bool, out
     """
     if rank is None and not everybody:
         raise UserError("there is nothing to do", "name a rank with --rank, or check all ranks with --all")
-    run = resolve(config, world)
+    run = planned(config, world)
     mesh = Mesh.build(run.parallel, world)
     if rank is not None:
         mesh.coordinates(rank)  # refuses a rank that does not exist

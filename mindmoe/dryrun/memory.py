@@ -27,7 +27,7 @@ class RankMemory:
         weights: what the model computes with; under ZeRO 3 this rank's parts.
         masters: this rank's parts under ZeRO 1 and 2.
         moments: of what this rank updates.
-        gradients: at their fullest: of one micro-batch, their sum, and the result of the addition.
+        gradients: at their fullest: of one micro-batch and their sum.
         gathered: weights that are whole for the time of their use, under ZeRO 3.
         activations: what the fullest piece keeps of one micro-batch, and the inputs of those in flight.
         process: Python and MindSpore.
@@ -72,7 +72,7 @@ def rank_memory(program: StepProgram) -> RankMemory:
     kept, updated = sum(at.kept for at in held), sum(at.updated for at in held)
     moments = 2 if config.optim.type == "adamw" else 0
     several, summed = program.num_micro_batches > 1, any(at.replicated for at in held) and parallel.zero != 3
-    copies = 3.0 if several else 2.0 if summed else 1.0
+    copies = 2.0 if several or summed else 1.0
     gathered = 0.0
     if parallel.zero == 3:
         spared = parallel.recompute == "full"

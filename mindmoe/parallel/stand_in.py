@@ -36,7 +36,16 @@ class StandIn(nn.Cell):
         return x * self.size
 
     def all_gather(self, x: Tensor) -> Tensor:
-        """x repeated on a new first dimension."""
+        """x repeated on a new first dimension; a flat x, which holds weights, turned round by its rank's place.
+
+        Equal rows of a gathered router would send all tokens to the same experts.
+        """
+        if x.ndim == 1:
+            own = x.asnumpy()
+            rows = np.empty((self.size, own.size), own.dtype)
+            for place in range(self.size):
+                rows[place] = np.roll(own, place - self.index)
+            return Tensor.from_numpy(rows)
         return ops.broadcast_to(x.expand_dims(0), (self.size, *x.shape))
 
     def reduce_scatter(self, x: Tensor) -> Tensor:

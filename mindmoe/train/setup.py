@@ -87,6 +87,9 @@ def start_device(config: RunConfig, place: Place, stand_in: bool = False) -> Non
     """Selects the device and, with several ranks that are there, joins the cluster."""
     ms.set_device({"cpu": "CPU", "ascend": "Ascend"}[config.train.device])
     if config.train.device == "cpu":
+        if place.world > 1 or config.train.mode == "pynative":
+            # Otherwise this thread spins while another one launches its ops: a core lost to every rank.
+            ms.runtime.launch_blocking()
         ms.device_context.cpu.op_tuning.threads_num(threads_per_rank(config.launch.threads, place.local_world))
     if place.world > 1 and not stand_in:
         connect(config.train.device)

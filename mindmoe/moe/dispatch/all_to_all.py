@@ -147,7 +147,7 @@ def exchange_rows(
     sent, received = counts.sum(1).tolist(), arrived.sum(1).tolist()
     move, back = AllToAllV(group, sent, received), AllToAllV(group, received, sent)
     source = Tensor((order // ids.shape[1]).astype(np.int32))
-    rows = move(ops.gather(with_zero_row(tokens), source, 0)) if order.size or sum(received) else tokens[:0]
+    rows = move(ops.gather(with_zero_row(tokens), source, 0) if order.size or sum(received) else tokens[:0])
     number = np.repeat(np.tile(np.arange(local, dtype=np.int32), group.size), arrived.reshape(-1))
     done = back(through_experts(expert_ffn, rows, Tensor(number), weights))
     return combine(ops.gather(with_zero_row(done), Tensor(slot), 0), gates)

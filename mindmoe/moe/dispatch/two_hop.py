@@ -48,4 +48,4 @@ class TwoHopDispatch(nn.Cell):
         done = exchange_rows(self.expert_ffn, rows, row_gates, here, (gate_up, gate_up_bias, down, bias), self.inside)
         back = AllToAllV(self.across, received, sent)(done)
         parts = ops.gather(with_zero_row(back), Tensor(slot.reshape(-1)), 0)
-        return parts.reshape((tokens, nodes, -1)).sum(1).reshape(x.shape)
+        return parts.reshape((tokens, nodes, parts.shape[1])).sum(1).reshape(x.shape)
