@@ -18,7 +18,8 @@ class ParallelConfig(Section):
     default tp). `cp_method`: `ring` passes keys and values round, `ulysses` trades heads for sequence.
     `zero`: what is sharded over replicas: 1 optimizer state, 2 gradients too, 3 weights too (gathered for each block).
     `recompute`: what a block computes again in its backward pass instead of keeping it: `selective` its FFN half,
-    `full` everything; `recompute_layers` limits it to the first layers of each stage.
+    `full` everything; `recompute_layers` limits it to the first layers of each stage. Pipeline stages compute their
+    forward pass again in any case; under ZeRO 3 `full` also frees gathered weights there.
     `schedule`, `chunks`: pipeline schedule, and pieces of the network on each stage. `split`: layers of each piece in
     the order of the forward pass, or `even`.
     `parallel: auto` alone leaves the layout to the planner: `planned` is true until launch, when it has chosen for

@@ -27,6 +27,7 @@ CONFIG = Path(__file__).resolve().parents[3] / "configs" / "equiv.yaml"
         (["parallel.pp=2", "parallel.split=[4]"], 2, ["split", "pp*chunks=2"]),
         (["parallel.pp=2", "parallel.chunks=2"], 2, ["chunks=2", "interleaved"]),
         (["parallel.pp=2", "parallel.recompute=full"], 2, ["recompute=full", "always"]),
+        (["parallel.pp=2", "parallel.recompute=full", "parallel.zero=3"], 4, []),
         (["parallel.zero=3", "train.mode=graph", "train.micro_batch_size=2"], 2, ["zero=3", "pynative"]),
         (
             ["parallel.ep=2", "parallel.dispatcher=all_to_all", "train.mode=graph", "train.micro_batch_size=2"],
