@@ -49,11 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _resolved(args: argparse.Namespace) -> "RunConfig":
     """The config of a command, laid out on its cards where they are given."""
-    from mindmoe.config import resolve
     from mindmoe.load import load_config
+    from mindmoe.planner.auto import planned
 
     run = load_config(args.config, args.words)
-    return resolve(run, args.cards) if args.cards else run
+    return planned(run, args.cards) if args.cards else run
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -180,6 +180,13 @@ def _plan(args: argparse.Namespace) -> int:
     return plan(run, args.cards, args.hardware, args.explain, args.out, args.check)
 
 
+def _dryrun(args: argparse.Namespace) -> int:
+    from mindmoe.dryrun.main import dryrun
+    from mindmoe.load import load_config
+
+    return dryrun(load_config(args.config, args.words), args.world, args.rank, args.all, args.out)
+
+
 def _equiv(args: argparse.Namespace) -> int:
     from mindmoe.equiv.main import equiv
     from mindmoe.load import load_config
@@ -222,11 +229,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_training(commands)
     _add_ablate(commands)
     _add_plan(commands)
+    _add_dryrun(commands)
     _add_equiv(commands)
     _add_config_commands(commands)
     _add_data_commands(commands)
     _add_run_commands(commands)
-    _add_ckpt_commands(commands)
+    cli_ckpt.add_ckpt(commands)
     _add_transfer_commands(commands)
     add_command(commands, "doctor", _doctor, "check this machine and say what is missing", "mindmoe doctor")
     return parser
@@ -317,6 +325,22 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("--explain", action="store_true", help="print the terms of every figure")
     plan.add_argument("--out", type=Path, metavar="FILE", help="write the plan: .html a report, .yaml the layout")
     plan.add_argument("--check", type=Path, metavar="CSV", help="compare with published runs and print the errors")
+
+
+def _add_dryrun(commands: Any) -> None:
+    """`dryrun`."""
+    dryrun = add_command(
+        commands,
+        "dryrun",
+        _dryrun,
+        "build and run one rank of a cluster on this machine, or check that all ranks agree",
+        "mindmoe dryrun configs/gpt-oss-120b.yaml --world 512 --all",
+    )
+    add_config(dryrun)
+    dryrun.add_argument("--world", type=positive_number, required=True, metavar="N", help="ranks of the cluster")
+    dryrun.add_argument("--rank", type=whole_number, metavar="R", help="build this rank and run one step of it")
+    dryrun.add_argument("--all", action="store_true", help="check that all ranks call the same, without building them")
+    dryrun.add_argument("--out", type=Path, metavar="FILE", help="write what the rank did as JSON")
 
 
 def _add_config_commands(commands: Any) -> None:
@@ -422,54 +446,6 @@ def _add_run_commands(commands: Any) -> None:
     report.add_argument("--ranks", type=positive_number, default=8, metavar="N", help="of placements (default 8)")
     for command in (evaluate, generate, report):
         command.add_argument("path", type=Path, metavar="RUN", help="a run folder, such as runs/quickstart")
-
-
-def _add_ckpt_commands(commands: Any) -> None:
-    """`ckpt ...`: they need no device and read nothing but the folder."""
-    ckpt = add_group(commands, "ckpt", "look after checkpoints", "mindmoe ckpt ls runs/quickstart")
-    made = {
-        name: add_command(ckpt, name, run, what, f"mindmoe ckpt {name} {words}")
-        for name, run, what, words in (
-            ("ls", cli_ckpt.ls, "list the steps of a run", "runs/quickstart"),
-            ("show", cli_ckpt.show, "print what a step holds", "runs/quickstart --step 400"),
-            ("verify", cli_ckpt.verify, "read every byte of a step and say what is wrong", "runs/quickstart --all"),
-            ("diff", cli_ckpt.diff, "compare two steps, whatever their layouts", "runs/quickstart runs/other"),
-            ("prune", cli_ckpt.prune, "delete steps that no rule wants", "runs/quickstart keep_last=2 --dry-run"),
-            ("pin", cli_ckpt.pin, "keep a step whatever the rules say", "runs/quickstart --step 400"),
-            ("unpin", cli_ckpt.unpin, "let the rules decide about a step again", "runs/quickstart --step 400"),
-            ("reshard", cli_ckpt.reshard, "write a step anew in other shards", "runs/quickstart --out copy --shards 8"),
-            ("place", cli_ckpt.place, "renumber experts for less traffic", "runs/quickstart --ranks 4 --out placed"),
-            ("repair", cli_ckpt.repair, "set damaged steps aside and clear what is unfinished", "runs/quickstart"),
-        )
-    }
-    torture = add_command(
-        ckpt,
-        "torture",
-        cli_ckpt.torture,
-        "break checkpoints in every way, ours and others', and print what survives",
-        "mindmoe ckpt torture --trials 4000",
-    )
-    torture.add_argument("--trials", type=positive_number, default=400, metavar="N", help="flipped bits (default 400)")
-    torture.add_argument(
-        "--against",
-        nargs="*",
-        choices=("safetensors", "mindspore"),
-        default=["safetensors", "mindspore"],
-        help="what to compare with (default: both)",
-    )
-    for command in made.values():
-        command.add_argument("path", type=Path, metavar="PATH", help="a run folder, its checkpoints, or one step")
-    for name in ("show", "verify", "pin", "unpin", "reshard", "place"):
-        made[name].add_argument("--step", type=whole_number, metavar="N", help="(default: the newest)")
-    made["show"].add_argument("--all", action="store_true", help="list every tensor")
-    made["verify"].add_argument("--all", action="store_true", help="verify every step")
-    made["diff"].add_argument("other", type=Path, metavar="OTHER", help="what to compare with")
-    made["prune"].add_argument("words", nargs="*", metavar="key=value", help="keep_last, keep_every, keep_best")
-    made["prune"].add_argument("--dry-run", action="store_true", help="only say what would be deleted")
-    for name in ("reshard", "place"):
-        made[name].add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint folder to write")
-    made["place"].add_argument("--ranks", type=positive_number, required=True, metavar="N", help="that share experts")
-    made["reshard"].add_argument("--shards", type=positive_number, default=1, metavar="N", help="(default 1)")
 
 
 def _add_transfer_commands(commands: Any) -> None:

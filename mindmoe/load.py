@@ -99,6 +99,7 @@ def config_schema() -> dict[str, Any]:
         "description": "Files to start from, relative to this one; later ones win, and this file wins over all.",
         "anyOf": [text, {"type": "array", "items": text, "maxItems": _MAX_INCLUDES}],
     }
+    schema["properties"]["parallel"] = {"anyOf": [{"const": "auto"}, schema["properties"]["parallel"]]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

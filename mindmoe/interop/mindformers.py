@@ -60,6 +60,7 @@ def import_mindformers(path: Path) -> Import:
     found.set("name", _name(found, path))
     found.take("trainer.model_name", "name", found.config["name"])
     (_second_schema if second else _first_schema)(found)
+    _memory(found, second)
     _common(found)
     _model(found, "model." if second else "model.model_config.")
     _rest(found)
@@ -173,6 +174,58 @@ def _common(found: Import) -> None:
         found.tell("optimizer.type", "dropped", "AdamW is what mindmoe has")
     else:
         found.tell("optimizer.type", "lost", f"mindmoe has AdamW, not {kind}")
+
+
+def _memory(found: Import, second: bool) -> None:
+    """What is computed again, and what is sharded over replicas."""
+    stages = found.config["parallel"].get("pp", 1)
+    whole_key, part_key = ("recompute.mode", "recompute.select_module") if second else _RECOMPUTE_KEYS
+    asked, part = found.get(whole_key), [found.get(key) for key in (part_key, *_under(found, part_key))]
+    layers = found.get("recompute.full_recompute_layer") if second else asked
+    if second:
+        full, some = asked == "full", isinstance(asked, str) and asked.startswith("select")
+    else:
+        full, some = _any(asked), not _any(asked) and _any(part)
+    choice = "full" if full else "selective" if some else "none"
+    keys = [whole_key, part_key, "recompute.full_recompute_layer", *_under(found, part_key)]
+    if stages > 1 and choice != "none":
+        for key in keys:
+            found.tell(key, "dropped", "a pipeline stage always computes its forward pass again")
+    elif choice != "none":
+        found.take(whole_key, "parallel.recompute", choice, "" if full else "the FFN half of each layer")
+        found.set("parallel.recompute", choice)
+        count = layers if isinstance(layers, int) and not isinstance(layers, bool) and layers > 0 else None
+        if full and count is not None:
+            found.set("parallel.recompute_layers", count)
+            found.tell("recompute.full_recompute_layer", "renamed", "the first layers", "parallel.recompute_layers")
+        elif full and isinstance(layers, list):
+            found.tell("recompute.full_recompute_layer", "renamed", "every layer, not the listed ones")
+        for key in keys[1:]:
+            found.tell(key, "renamed", "the FFN half of each layer" if some else "included", "parallel.recompute")
+    if second:
+        return
+    shards = _any(found.get("parallel.enable_parallel_optimizer"))
+    gradients = "parallel.parallel_optimizer_config.gradient_accumulation_shard"
+    if shards:
+        zero = 2 if _any(found.get(gradients)) else 1
+        found.take("parallel.enable_parallel_optimizer", "parallel.zero", zero)
+        found.tell(gradients, "renamed", "2 shards the summed gradients too, 1 does not", "parallel.zero")
+        found.set("parallel.zero", zero)
+
+
+_RECOMPUTE_KEYS = ("recompute_config.recompute", "recompute_config.select_recompute")
+
+
+def _any(value: Any) -> bool:
+    """Whether a switch is on: true, a number of layers, or a list with one of them in it."""
+    if isinstance(value, list):
+        return any(map(_any, value))
+    return value is True or (isinstance(value, int | float) and value > 0) or (isinstance(value, str) and value != "")
+
+
+def _under(found: Import, key: str) -> list[str]:
+    """The leaves below a key: select_recompute may name operators."""
+    return [leaf for leaf in found.leaves if leaf.startswith(f"{key}.")]
 
 
 def _degree(found: Import, key: str, axis: str) -> int:

@@ -45,7 +45,8 @@ class LaunchConfig(Section):
     A run that fails is started again from its newest valid checkpoint, `backoff` later and twice as late each time,
     until `restarts` starts in a row have brought no newer checkpoint. Between nodes, one that gives no sign of life for
     `node_timeout` is lost, and `interface` is the network interface that nodes are reached at; null leaves the choice
-    to the system.
+    to the system. `hardware` is what `parallel: auto` plans for: a name that `mindmoe plan --hardware` knows, or a file
+    of the same form, such as `mindmoe doctor --measure` writes.
     """
 
     port: int = Field(0, ge=0, le=65535)
@@ -58,5 +59,6 @@ class LaunchConfig(Section):
     node_timeout: Seconds = Field(60.0, gt=0.0, json_schema_extra={"type": ["number", "string"]})
     interface: str | None = Field(None, pattern=r"^[A-Za-z0-9@._=:-]{1,64}$")
     threads: NonNegativeInt = 0
+    hardware: str = Field("ascend-910b2", min_length=1)
     slurm: SlurmConfig = SlurmConfig()
     kubernetes: KubernetesConfig | None = None

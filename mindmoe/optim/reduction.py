@@ -11,8 +11,9 @@ from math import prod
 
 from mindspore import Tensor, ops
 
-from mindmoe.parallel.collectives import AllReduce, ReduceScatter, buckets
+from mindmoe.parallel.collectives import AllReduce, ReduceScatter
 from mindmoe.parallel.groups import Group
+from mindmoe.parallel.sharding import buckets
 from mindmoe.parallel.unit import Entry
 from mindmoe.parallel.zero import ZeroBuffer
 

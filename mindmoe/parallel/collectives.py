@@ -2,7 +2,8 @@
 
 A verb works in a compiled graph and op by op, except those with `v` in their name and the point-to-point ones, whose
 sizes are known on the host only. What a verb is made of depends on the device: `composed` on the CPU, `native` on
-Ascend. Ranks that hold parts of one sum get parts of its gradient, so the backward of a gather is a reduce-scatter.
+Ascend, `stand_in` where the partners are not there. Ranks that hold parts of one sum get parts of its gradient, so the
+backward of a gather is a reduce-scatter.
 """
 
 import logging
@@ -21,10 +22,10 @@ from mindmoe.parallel import ledger
 from mindmoe.parallel.composed import Composed
 from mindmoe.parallel.groups import Group
 from mindmoe.parallel.native import Native
+from mindmoe.parallel.stand_in import StandIn
 from mindmoe.position import during
 
 log = logging.getLogger(__name__)
-_BUCKET = 1 << 22  # elements per all-reduce: 16 MB of fp32, enough to hide the latency of a call
 Verb = Callable[[Tensor], Tensor]
 
 
@@ -35,6 +36,8 @@ def _on_cpu() -> bool:
 @cache
 def primitives(group: Group) -> Any:
     """The collectives of a group on this device, without gradients."""
+    if group.stand_in:
+        return StandIn(group)
     return Composed(group) if _on_cpu() else Native(group)
 
 
@@ -76,9 +79,25 @@ class _Verb(nn.Cell):
         return recorded(self.group, kind, sent, primitive, *args)
 
 
-def recorded(group: Group, kind: str, sent: float, primitive: Callable[..., Any], *args: Any) -> Any:
-    """Runs a primitive op by op, leaving word of where this rank is and of what it sends."""
-    ledger.count(group.axis, kind, sent)
+def recorded(
+    group: Group, kind: str, sent: float, primitive: Callable[..., Any], *args: Any, peer: int | None = None
+) -> Any:
+    """Runs a primitive op by op, leaving word of where this rank is and of what it sends.
+
+    Args:
+        group: where.
+        kind: the verb.
+        sent: bytes to others.
+        primitive: takes args, of which the first is a tensor, or the shape and the second the type of what will come.
+        args: its arguments.
+        peer: place of the other end of a message.
+    """
+    if ledger.is_open():
+        shape, dtype = (args[0], args[1]) if isinstance(args[0], tuple) else (args[0].shape, args[0].dtype)
+        if kind == "all_to_all_v":
+            shape = (-1, *shape[1:])
+        other = -1 if peer is None else group.ranks[peer]
+        ledger.note(ledger.Call(kind, group.axis, group.ranks, tuple(shape), str(dtype), other, sent))
     with during(f"{kind} over {group.axis}", group.ranks):
         return primitive(*args)
 
@@ -279,7 +298,8 @@ def host_sum(values: np.ndarray, group: Group) -> np.ndarray:
     if group.size == 1:
         return values
     wire = Tensor(np.ascontiguousarray(values, np.float32))
-    ledger.count(group.axis, "all_reduce", ledger.all_reduce_bytes(values.size * 4.0, group.size))
+    sent = ledger.all_reduce_bytes(values.size * 4.0, group.size)
+    ledger.note(ledger.Call("all_reduce", group.axis, group.ranks, values.shape, "Float32", -1, sent))
     with during(f"sum of host values over {group.axis}", group.ranks):
         return primitives(group).all_reduce(wire).asnumpy().astype(values.dtype)
 
@@ -307,16 +327,3 @@ def probe(groups: list[Group]) -> None:
                 f"in the {group.axis} group of ranks {list(group.ranks)} what ranks {wrong} sent did not arrive",
                 "look at the links and the logs of these ranks",
             )
-
-
-def buckets(sizes: list[int], limit: int = _BUCKET) -> list[list[int]]:
-    """Indices of consecutive tensors grouped so that a bucket holds at most `limit` elements, or one tensor."""
-    result: list[list[int]] = []
-    held = limit + 1
-    for index, size in enumerate(sizes):
-        if held + size > limit:
-            result.append([])
-            held = 0
-        result[-1].append(index)
-        held += size
-    return result

@@ -1,6 +1,6 @@
 """How a run is laid over its ranks: degrees of the axes, pipeline schedule, ZeRO stage, exchange, recomputation."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import PositiveInt, model_validator
 
@@ -18,9 +18,12 @@ class ParallelConfig(Section):
     default tp). `cp_method`: `ring` passes keys and values round, `ulysses` trades heads for sequence.
     `zero`: what is sharded over replicas: 1 optimizer state, 2 gradients too, 3 weights too (gathered for each block).
     `recompute`: what a block computes again in its backward pass instead of keeping it: `selective` its FFN half,
-    `full` everything; `recompute_layers` limits it to the first layers of each stage.
+    `full` everything; `recompute_layers` limits it to the first layers of each stage. Pipeline stages compute their
+    forward pass again in any case; under ZeRO 3 `full` also frees gathered weights there.
     `schedule`, `chunks`: pipeline schedule, and pieces of the network on each stage. `split`: layers of each piece in
     the order of the forward pass, or `even`.
+    `parallel: auto` alone leaves the layout to the planner: `planned` is true until launch, when it has chosen for
+    `launch.hardware`.
     `dispatcher`: how tokens reach experts on other ranks; `auto` takes `all_gather` in graphs without capacity, else
     `all_to_all`. `two_hop` sends a token once to each node of `node_size` ranks.
     """
@@ -40,10 +43,22 @@ class ParallelConfig(Section):
     split: Literal["even"] | list[PositiveInt] = "even"
     dispatcher: Dispatcher = "auto"
     node_size: PositiveInt = 8
+    planned: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto(cls, value: Any) -> Any:
+        return {"planned": True} if value == "auto" else value
 
     @model_validator(mode="after")
     def _check(self) -> "ParallelConfig":
         problems = []
+        fields = type(self).model_fields
+        given = ", ".join(key for key, field in fields.items() if getattr(self, key) != field.default)
+        if self.planned and given != "planned":
+            problems.append(
+                f"planned=true must stand alone, not with {given}: write `parallel: auto` alone, or the layout"
+            )
         if self.chunks > 1 and self.schedule != "interleaved":
             problems.append(
                 f"chunks={self.chunks} must be 1 with schedule={self.schedule}: set schedule=interleaved or chunks=1"

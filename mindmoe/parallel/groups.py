@@ -25,12 +25,14 @@ class Group:
         name: MindSpore's name of the communicator, empty for a group of one.
         ranks: global ranks in order of their place.
         index: this rank's place.
+        stand_in: whether the other ranks are not there.
     """
 
     axis: str
     name: str
     ranks: tuple[int, ...]
     index: int
+    stand_in: bool = False
 
     @property
     def size(self) -> int:
@@ -58,16 +60,19 @@ class Groups:
         rank: this rank.
         device: `cpu` or `ascend`.
         more: further groups of any ranks, the same on every rank.
+        stand_in: whether the other ranks are not there; then no communicator is made.
     """
 
-    def __init__(self, mesh: Mesh, rank: int, device: str, more: Iterable[tuple[int, ...]] = ()):
-        self.mesh, self.rank = mesh, rank
+    def __init__(
+        self, mesh: Mesh, rank: int, device: str, more: Iterable[tuple[int, ...]] = (), stand_in: bool = False
+    ):
+        self.mesh, self.rank, self.stand_in = mesh, rank, stand_in
         self._names: dict[tuple[int, ...], str] = {tuple(range(mesh.world)): WORLD[device]}
         wanted = {group for axis in get_args(MeshAxis) for group in mesh.groups(axis)} | set(more)
         for ranks in ordered_groups(wanted):
             if rank in ranks and ranks not in self._names:
                 self._names[ranks] = "mindmoe_" + "_".join(map(str, ranks))
-                if self._names[ranks] not in _CREATED:
+                if not stand_in and self._names[ranks] not in _CREATED:
                     ms.communication.create_group(self._names[ranks], list(ranks))
                     _CREATED.add(self._names[ranks])
 
@@ -79,4 +84,5 @@ class Groups:
         """The group of these ranks, which must have been asked for at construction."""
         if len(ranks) == 1:
             return alone(axis, self.rank)
-        return Group(axis=axis, name=self._names[ranks], ranks=ranks, index=ranks.index(self.rank))
+        name, index = self._names[ranks], ranks.index(self.rank)
+        return Group(axis=axis, name=name, ranks=ranks, index=index, stand_in=self.stand_in)

@@ -127,10 +127,10 @@ def stage_problems(model: ModelConfig, train: TrainConfig, parallel: ParallelCon
             "parallel.zero=2 sums gradients after each micro-batch, which stages that share tied embeddings reach at "
             "different times: set parallel.zero=1"
         )
-    if pp > 1 and parallel.recompute != "none":
+    if pp > 1 and parallel.recompute != "none" and parallel.zero != 3:
         yield (
-            f"parallel.recompute={parallel.recompute} has no use with parallel.pp={pp}, whose stages always compute "
-            "their forward pass again: set parallel.recompute=none"
+            f"parallel.recompute={parallel.recompute} has no use with parallel.pp={pp} but to free gathered weights "
+            "under parallel.zero=3, for stages always compute their forward pass again: set parallel.recompute=none"
         )
     if parallel.zero == 3 and train.mode == "graph" and (parallel.dp == "auto" or parallel.dp * parallel.cp > 1):
         yield (

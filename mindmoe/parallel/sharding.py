@@ -13,6 +13,7 @@ from mindmoe.errors import UserError
 from mindmoe.model.shapes import Axis, ParamSpec
 from mindmoe.parallel.mesh import Coordinates, Mesh, MeshAxis
 
+_BUCKET = 1 << 22  # elements per all-reduce: 16 MB of fp32, enough to hide the latency of a call
 MESH_AXIS: dict[str, MeshAxis] = {
     "vocab": "tp",
     "heads": "tp",
@@ -126,6 +127,29 @@ def zero_dim(shape: tuple[int, ...], count: int) -> int:
     """The dimension that ZeRO cuts into `count` parts."""
     even = [dim for dim, size in enumerate(shape) if size % count == 0]
     return even[0] if even else max(range(len(shape)), key=lambda dim: shape[dim])
+
+
+def zero_depth(shape: tuple[int, ...], count: int) -> int:
+    """What each of `count` parts has along `zero_dim`, padded to equal sizes."""
+    return -(-shape[zero_dim(shape, count)] // count)
+
+
+def zero_columns(shape: tuple[int, ...], count: int) -> int:
+    """Elements of each of `count` parts, padded to equal sizes."""
+    return prod(shape) // shape[zero_dim(shape, count)] * zero_depth(shape, count)
+
+
+def buckets(sizes: list[int], limit: int = _BUCKET) -> list[list[int]]:
+    """Indices of consecutive tensors grouped so that a bucket holds at most `limit` elements, or one tensor."""
+    result: list[list[int]] = []
+    held = limit + 1
+    for index, size in enumerate(sizes):
+        if held + size > limit:
+            result.append([])
+            held = 0
+        result[-1].append(index)
+        held += size
+    return result
 
 
 def ordered_groups(groups: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:

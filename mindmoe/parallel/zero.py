@@ -5,13 +5,11 @@ the parts of several tensors are laid side by side: row r of a (P, L) buffer hol
 equal sizes.
 """
 
-from math import prod
-
 import mindspore as ms
 from mindspore import Tensor, ops
 
 from mindmoe.parallel.collectives import stacked, unstacked
-from mindmoe.parallel.sharding import zero_dim
+from mindmoe.parallel.sharding import zero_columns, zero_depth, zero_dim
 
 Shape = tuple[int, ...]
 
@@ -28,10 +26,8 @@ class ZeroBuffer:
     def __init__(self, shapes: list[Shape], ranks: int, index: int):
         self.shapes, self.ranks, self.index = tuple(shapes), ranks, index
         self.dims = tuple(zero_dim(shape, ranks) for shape in shapes)
-        self.depths = tuple(-(-shape[dim] // ranks) for shape, dim in zip(shapes, self.dims, strict=True))
-        self.columns = tuple(
-            prod(shape) // shape[dim] * depth for shape, dim, depth in zip(shapes, self.dims, self.depths, strict=True)
-        )
+        self.depths = tuple(zero_depth(shape, ranks) for shape in shapes)
+        self.columns = tuple(zero_columns(shape, ranks) for shape in shapes)
 
     def rows(self, tensors: tuple[Tensor, ...]) -> Tensor:
         """Whole tensors -> (P, L)."""

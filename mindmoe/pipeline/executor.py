@@ -20,8 +20,8 @@ from mindmoe.pipeline.schedule import (
     Transfer,
     count_chunks,
     receive_before,
+    stage_steps,
     transfer_after,
-    transfers,
 )
 
 Arguments = tuple[Tensor, ...]
@@ -90,19 +90,19 @@ class _Differentiated(nn.Cell):
 
 @dataclass
 class _InFlight:
-    """What a stage keeps of the micro-batches under way, and messages that arrived before their turn."""
+    """What a stage keeps of the micro-batches under way, and messages between their making and their use."""
 
     arguments: dict[tuple[int, int], Arguments] = field(default_factory=dict)
     gradients: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    arrived: dict[Transfer, Tensor] = field(default_factory=dict)
-    expected: dict[int, list[Transfer]] = field(default_factory=dict)
+    arrived: dict[Transfer | None, Tensor] = field(default_factory=dict)
+    leaving: dict[Transfer | None, Tensor] = field(default_factory=dict)
 
 
 class PipelineExecutor:
     """Executes the schedule of this rank's stage.
 
     Args:
-        schedule: of all stages; messages from a stage arrive in the order of its list.
+        schedule: of all stages, which exchange their messages in one order.
         programs: of this stage's pieces, by chunk.
         group: the pipeline ranks.
         message: shape of the hidden states that travel.
@@ -111,6 +111,7 @@ class PipelineExecutor:
     def __init__(self, schedule: Schedule, programs: list[StageProgram], group: Group, message: tuple[int, ...]):
         self.schedule, self.programs, self.group, self.message = schedule, programs, group, message
         self.stage, self.stages, self.chunks = group.index, len(schedule), count_chunks(schedule)
+        self.steps = stage_steps(schedule)[self.stage]
         self.split_backward = any(action.kind == "W" for action in schedule[self.stage])
         self.on = primitives(group)
         self.one = Tensor(np.float32(1.0))
@@ -128,30 +129,52 @@ class PipelineExecutor:
         Returns:
             What each chunk reported of each micro-batch, by (micro-batch, chunk).
         """
-        flight = _InFlight(expected=self._expected())
-        reports = {}
-        for action in self.schedule[self.stage]:
-            key, program = (action.microbatch, action.chunk), self.programs[action.chunk]
-            if action.kind == "F":
-                ids, *rest = micro_batches[action.microbatch]
-                x = ids if program.first else self._receive(action, flight)
-                flight.arguments[key] = (x, *rest, *scalars)
-                (y, _), reports[key] = program.forward(*flight.arguments[key])
-                self._send(action, y)
-            elif action.kind == "B":
-                flight.gradients[key] = self.one if program.last else self._receive(action, flight)
-                if self.split_backward:
-                    if not program.first:
-                        self._send(action, program.backward_input(*self._given(flight, key)))
+        flight = _InFlight()
+        reports: dict[tuple[int, int], tuple[Tensor, ...]] = {}
+        for step in self.steps:
+            if isinstance(step, Transfer):
+                if step.source == self.stage:
+                    self._send(step, flight.leaving.pop(step))
                 else:
-                    dx, grads = program.backward(*self._given(flight, key))
-                    self._send(action, dx)
-                    absorb(action.chunk, grads)
-                    self._forget(flight, key)
+                    flight.arrived[step] = self._message_from(step.source)
             else:
-                absorb(action.chunk, program.backward_weights(*self._given(flight, key)))
-                self._forget(flight, key)
+                self._act(step, flight, micro_batches, scalars, absorb, reports)
         return reports
+
+    def _act(
+        self,
+        action: Action,
+        flight: _InFlight,
+        micro_batches: list[Arguments],
+        scalars: Arguments,
+        absorb: Absorb,
+        reports: dict[tuple[int, int], tuple[Tensor, ...]],
+    ) -> None:
+        """Computes; arguments as for `run`, whose reports it extends."""
+        key, program = (action.microbatch, action.chunk), self.programs[action.chunk]
+        before = receive_before(action, self.stage, self.stages, self.chunks)
+        after = transfer_after(action, self.stage, self.stages, self.chunks)
+        if action.kind == "F":
+            ids, *rest = micro_batches[action.microbatch]
+            x = ids if program.first else flight.arrived.pop(before)
+            flight.arguments[key] = (x, *rest, *scalars)
+            (y, _), reports[key] = program.forward(*flight.arguments[key])
+            if after is not None:
+                flight.leaving[after] = y
+        elif action.kind == "B":
+            flight.gradients[key] = self.one if program.last else flight.arrived.pop(before)
+            if self.split_backward:
+                if after is not None:
+                    flight.leaving[after] = program.backward_input(*self._given(flight, key))
+            else:
+                dx, grads = program.backward(*self._given(flight, key))
+                if after is not None:
+                    flight.leaving[after] = dx
+                absorb(action.chunk, grads)
+                self._forget(flight, key)
+        else:
+            absorb(action.chunk, program.backward_weights(*self._given(flight, key)))
+            self._forget(flight, key)
 
     def evaluate(self, micro_batch: Arguments, scalars: Arguments) -> tuple[Tensor, ...]:
         """The forward pass of one micro-batch alone; what the last of this stage's pieces reports."""
@@ -162,7 +185,9 @@ class PipelineExecutor:
             source = receive_before(action, self.stage, self.stages, self.chunks)
             x = ids if source is None else self._message_from(source.source)
             (y, _), report = program.forward(x, *rest, *scalars)
-            self._send(action, y)
+            after = transfer_after(action, self.stage, self.stages, self.chunks)
+            if after is not None:
+                self._send(after, y)
         return report
 
     def _given(self, flight: _InFlight, key: tuple[int, int]) -> Arguments:
@@ -171,27 +196,9 @@ class PipelineExecutor:
     def _forget(self, flight: _InFlight, key: tuple[int, int]) -> None:
         del flight.arguments[key], flight.gradients[key]
 
-    def _expected(self) -> dict[int, list[Transfer]]:
-        """What comes from each stage, in its order."""
-        return {
-            source: [transfer for transfer in sent if transfer.target == self.stage]
-            for source, sent in enumerate(transfers(self.schedule))
-        }
-
-    def _send(self, action: Action, x: Tensor) -> None:
-        transfer = transfer_after(action, self.stage, self.stages, self.chunks)
-        if transfer is not None:
-            num_bytes = float(x.size * x.itemsize)
-            recorded(self.group, "send", num_bytes, self.on.send, ops.stop_gradient(x), transfer.target)
-
-    def _receive(self, action: Action, flight: _InFlight) -> Tensor:
-        """What an action needs; messages of the same stage that come before it are kept for theirs."""
-        wanted = receive_before(action, self.stage, self.stages, self.chunks)
-        assert wanted is not None, "the first piece has ids, the last one starts the gradient"
-        while wanted not in flight.arrived:
-            transfer = flight.expected[wanted.source].pop(0)
-            flight.arrived[transfer] = self._message_from(wanted.source)
-        return flight.arrived.pop(wanted)
+    def _send(self, transfer: Transfer, x: Tensor) -> None:
+        to, num_bytes = transfer.target, float(x.size * x.itemsize)
+        recorded(self.group, "send", num_bytes, self.on.send, ops.stop_gradient(x), to, peer=to)
 
     def _message_from(self, source: int) -> Tensor:
-        return recorded(self.group, "receive", 0.0, self.on.receive, self.message, ms.float32, source)
+        return recorded(self.group, "receive", 0.0, self.on.receive, self.message, ms.float32, source, peer=source)

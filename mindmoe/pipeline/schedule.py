@@ -1,14 +1,14 @@
 """Pipeline schedules as data: what each stage does, in which order. Pure lists; nothing is executed here.
 
 A schedule is one list of actions per stage. The executor runs a list, the planner simulates it, and tests prove
-that it cannot deadlock. Sends and receives are not in the lists: they follow from the actions (`transfers`).
+that it cannot deadlock. Sends and receives are not in the lists: they follow from the actions (`stage_steps`).
 
 A stage holds `chunks` pieces of the network. Piece `chunk` of stage `s` is number `chunk * stages + s` in the order
 of the forward pass, so with more than one chunk the activations travel round the ring of stages several times.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["F", "B", "W"]
@@ -134,14 +134,28 @@ def transfer_after(action: Action, stage: int, stages: int, chunks: int) -> Tran
     return None
 
 
-def transfers(schedule: Schedule) -> list[list[Transfer]]:
-    """What each stage sends, in order. A receive is the same record seen from `target`, just before its use there."""
+def stage_steps(schedule: Schedule) -> list[list[Action | Transfer]]:
+    """What each stage does, its actions and its messages: a Transfer is a send on its source, a receive on its target.
+
+    All stages follow one order of all messages, that of a simulated step, so a send may wait for its receive: nothing
+    deadlocks on a transport that keeps no message. A message comes before what its target begins after it was made.
+    """
     stages, chunks = len(schedule), count_chunks(schedule)
-    sent = []
-    for stage, actions in enumerate(schedule):
-        records = (transfer_after(action, stage, stages, chunks) for action in actions)
-        sent.append([record for record in records if record])
-    return sent
+    split = any(action.kind == "W" for action in schedule[0])
+    times: dict[Kind, float] = {"F": 1.0, "B": 1.0 if split else 2.0, "W": 1.0}
+    ends = simulate(schedule, [[times] * chunks for _ in range(stages)]).ends
+    events: list[tuple[float, int, int, Action | Transfer]] = []
+    for (stage, action), end in ends.items():
+        events.append((end - times[action.kind], 1, stage, action))
+        transfer = transfer_after(action, stage, stages, chunks)
+        if transfer is not None:
+            events.append((end, 0, stage, transfer))
+    steps: list[list[Action | Transfer]] = [[] for _ in schedule]
+    for _, _, stage, step in sorted(events, key=lambda event: event[:3]):
+        steps[stage].append(step)
+        if isinstance(step, Transfer):
+            steps[step.target].append(step)
+    return steps
 
 
 def receive_before(action: Action, stage: int, stages: int, chunks: int) -> Transfer | None:
@@ -181,10 +195,12 @@ class Timeline:
     Attributes:
         makespan: time from the first action to the end of the last one.
         busy: working time of each stage.
+        ends: when each action of a stage ended.
     """
 
     makespan: float
     busy: tuple[float, ...]
+    ends: Mapping[tuple[int, Action], float] = field(repr=False)
 
     @property
     def bubble(self) -> float:
@@ -235,7 +251,7 @@ def simulate(schedule: Schedule, durations: Durations) -> Timeline:
                 stage: actions[cursor[stage]] for stage, actions in enumerate(schedule) if cursor[stage] < len(actions)
             }
             raise ValueError(f"the schedule deadlocks; blocked stages and their next actions: {blocked}")
-    return Timeline(makespan=max(clock), busy=tuple(busy))
+    return Timeline(makespan=max(clock), busy=tuple(busy), ends=done)
 
 
 def _ready_time(

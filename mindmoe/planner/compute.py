@@ -18,7 +18,8 @@ from mindmoe.planner.layout import Dispatcher, Recompute
 from mindmoe.planner.network import Group
 
 Category = Literal["gemm", "experts", "attention", "vector", "launch", "tp comm", "cp comm", "ep comm"]
-Precision = Literal["bf16", "fp8"]
+Precision = Literal["fp32", "bf16", "fp8"]
+_WIDTH: dict[Precision, float] = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0}  # bytes of an operand
 
 _TILE = (128, 256)  # the output tile of one core
 _KERNELS_ATTENTION = 14  # kernels of a forward pass: norm, projections, rope, attention, residual
@@ -116,7 +117,7 @@ def _gemm(
     compute = 2.0 * count * rows * _TILE[0] * columns * _TILE[1] * k / (hardware.peak(precision) * share)
     if accumulate:
         return compute + count * 8.0 * m * n / bandwidth
-    width = 2.0 if precision == "bf16" else 1.0
+    width = _WIDTH[precision]
     moved = count * (width * (m * k + k * n) + 2.0 * m * n)
     return max(compute, moved / (bandwidth * constants.hbm))
 
@@ -137,6 +138,11 @@ def _product(
     )
 
 
+def _matrix_peak(precision: Precision) -> Precision:
+    """The format of products that are never in fp8."""
+    return "fp32" if precision == "fp32" else "bf16"
+
+
 def _attention(hardware: Hardware, layer: LayerShape, work: Work) -> Term:
     """The attention kernel: causal work is half; a window costs one extra tile; backward recomputes (2.5 x)."""
     context = layer.context(work.seq_length) + (_TILE[0] if layer.window else 0)
@@ -144,7 +150,7 @@ def _attention(hardware: Hardware, layer: LayerShape, work: Work) -> Term:
     flops = 2.0 * layer.heads * (layer.qk_dim + layer.v_dim) * context * work.tokens / work.tp
     dim = (layer.qk_dim + layer.v_dim) / 2
     share = hardware.efficiency.attention * dim / (dim + hardware.efficiency.attention_half_dim)
-    forward = flops / (hardware.peak("bf16") * share)
+    forward = flops / (hardware.peak(_matrix_peak(work.precision)) * share)
     return Term(
         "attention",
         "attention kernel",

@@ -24,7 +24,7 @@ _BLOCK = re.compile(r"(<!-- planner:(\w+) -->\n).*?(<!-- /planner:\2 -->)", re.D
 
 def example_model() -> CostModel:
     """configs/gpt-oss-120b.yaml on Ascend 910B2, the run that the documentation plans."""
-    workload = Workload(architecture=reference("gpt-oss-120b"), seq_length=4096, global_batch_size=2048)
+    workload = Workload(architecture=reference("gpt-oss-120b"), seq_length=4096, global_batch_size=2048, ours=True)
     return CostModel(load_hardware("ascend-910b2"), workload)
 
 

@@ -81,7 +81,7 @@ class Hardware(Section):
 
     name: str
     aliases: list[str] = []
-    peak_tflops: dict[Literal["bf16", "fp8"], PositiveFloat]
+    peak_tflops: dict[Literal["fp32", "bf16", "fp8"], PositiveFloat]
     cores: PositiveInt
     memory_gib: PositiveFloat
     hbm_tb_s: PositiveFloat
@@ -94,10 +94,10 @@ class Hardware(Section):
     efficiency: EfficiencyConfig
     sources: dict[str, str]
 
-    def peak(self, precision: Literal["bf16", "fp8"] = "bf16") -> float:
-        """Matrix peak [FLOP/s]; fp8 on a card without it is an error of the user."""
+    def peak(self, precision: Literal["fp32", "bf16", "fp8"] = "bf16") -> float:
+        """Matrix peak [FLOP/s]; a format that is not on file is an error of the user."""
         if precision not in self.peak_tflops:
-            raise UserError(f"{self.name} has no {precision} matrix units", "plan with bf16")
+            raise UserError(f"{self.name} has no {precision} peak on file", "plan with train.precision=bf16")
         return self.peak_tflops[precision] * 1e12
 
 

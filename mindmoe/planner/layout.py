@@ -4,8 +4,12 @@ Field names are the names of the config keys: `parallel.<field>`, except `micro_
 `train.micro_batch_size`.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mindmoe.pipeline.schedule import ScheduleName
 from mindmoe.planner.architecture import Architecture
@@ -81,6 +85,27 @@ class Layout:
         """Config keys and values, in the order of the fields."""
         fields = asdict(self)
         return {("train." if key == "micro_batch_size" else "parallel.") + key: value for key, value in fields.items()}
+
+
+CONFIG_RECOMPUTE: Mapping[Recompute, str] = {"none": "none", "ffn": "selective", "full": "full"}
+"""What mindmoe's config calls a policy; the others it does not have."""
+
+
+def runs_here(layout: Layout, tied: bool) -> NDArray[np.bool_]:
+    """Which (ZeRO stage, recomputation policy) of a layout mindmoe can train.
+
+    Its pipeline stages compute their forward pass again anyway, so a policy is of use there under ZeRO 3 alone, where
+    it frees gathered weights.
+    """
+    allowed = np.array([[recompute in CONFIG_RECOMPUTE for recompute in RECOMPUTES] for _ in ZEROS])
+    if layout.pp > 1:
+        again = np.array([recompute != "none" for recompute in RECOMPUTES])
+        allowed &= ~again[None] | (np.array(ZEROS) == 3)[:, None]
+        if layout.schedule == "zb_h1":
+            allowed &= ~again[None]
+        if tied:
+            allowed[ZEROS.index(2)] = False
+    return allowed
 
 
 def mesh_problem(architecture: Architecture, layout: Layout, seq_length: int) -> str | None:

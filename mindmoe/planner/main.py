@@ -1,25 +1,21 @@
 """`mindmoe plan`: from a run's config to the layouts worth running on a cluster that need not exist yet."""
 
-from math import inf
 from pathlib import Path
-from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from mindmoe.config import RunConfig
 from mindmoe.errors import UserError
-from mindmoe.parallel.config import ParallelConfig
 from mindmoe.planner.anchors import compare, error_summary, read_anchors
-from mindmoe.planner.architecture import from_config
+from mindmoe.planner.auto import first_that_runs, layout_sections, workload_of
 from mindmoe.planner.budget import budget
 from mindmoe.planner.hardware import Hardware, load_hardware
 from mindmoe.planner.layout import Layout
 from mindmoe.planner.report import pareto_picture, write_report
 from mindmoe.planner.search import search
-from mindmoe.planner.step import CostModel, Workload
+from mindmoe.planner.step import CostModel
 from mindmoe.planner.tables import (
     TableData,
     anchor_table,
@@ -30,7 +26,6 @@ from mindmoe.planner.tables import (
     time_table,
     workload_text,
 )
-from mindmoe.train.config import TrainConfig
 
 MEDIAN_TARGET, WORST_TARGET = 0.15, 0.35
 _SHOWN = 10
@@ -72,27 +67,6 @@ def plan(
     return code
 
 
-def workload_of(config: RunConfig) -> Workload:
-    """What a run trains, as the planner sees it.
-
-    Raises:
-        UserError: the run is not in bf16.
-    """
-    if config.train.precision != "bf16":
-        raise UserError(
-            f"the planner knows bf16 only but train.precision={config.train.precision}", "set train.precision=bf16"
-        )
-    moe = config.moe
-    bound = moe.dispatch.capacity_factor if moe and moe.dispatch.kind == "capacity" else inf
-    return Workload(
-        architecture=from_config(config.name, config.model, moe),
-        seq_length=config.train.seq_length,
-        global_batch_size=config.train.global_batch_size,
-        max_imbalance=max(1.0, bound),
-        moe=moe,
-    )
-
-
 def _plan_run(
     console: Console, config: RunConfig, cards: int, hardware: Hardware, explain: bool, out: Path | None
 ) -> None:
@@ -101,7 +75,8 @@ def _plan_run(
     workload = workload_of(config)
     model = CostModel(hardware, workload)
     result = search(model, cards)
-    best = result.best[0]
+    choice = first_that_runs(config, model, result)
+    best = choice.estimate
     tables = [best_table(result.best[:_SHOWN]), rejected_table(result), memory_table(model, best)]
     if explain:
         tables.append(time_table(model, best))
@@ -117,14 +92,14 @@ def _plan_run(
             )
         )
     )
-    notes = [workload_text(workload), *hardware_notes(hardware)]
+    notes = [workload_text(workload), *hardware_notes(hardware), *(f"passed over, {it}" for it in choice.passed_over)]
     for note in notes:
         console.print(note, markup=False)
     for table in tables:
         _show(console, table)
     if out:
         fragment_path, report_path = out.with_suffix(".yaml"), out.with_suffix(".html")
-        fragment = config_fragment(best.layout, f"{config.name} on {cards} {hardware.name}")
+        fragment = config_fragment(config, model, best.layout, f"{config.name} on {cards} {hardware.name}")
         fragment_path.parent.mkdir(parents=True, exist_ok=True)
         fragment_path.write_text(fragment, encoding="utf-8")
         if not explain:
@@ -161,36 +136,10 @@ def sources_table(hardware: Hardware) -> TableData:
     return TableData("Sources of the hardware figures", ("figure", "source"), rows)
 
 
-def config_fragment(layout: Layout, title: str) -> str:
-    """A layout as YAML that loads as part of a run's config.
-
-    Keys and values that the config does not have are named in comments, for the plan assumes them.
-    """
-    sections: dict[str, dict[str, Any]] = {}
-    assumed = []
-    for path, value in layout.config_items().items():
-        section, key = path.split(".")
-        if _trainable(section, key, value, layout):
-            sections.setdefault(section, {})[key] = value
-        else:
-            assumed.append(f"#   {path}: {value}\n")
-    text = f"# Layout planned for {title}\n" + yaml.safe_dump(sections, sort_keys=False)
-    if assumed:
-        text += "# The plan also assumes these, which this version cannot be told:\n" + "".join(assumed)
-    return text
-
-
-def _trainable(section: str, key: str, value: Any, layout: Layout) -> bool:
-    """Whether a run's config takes the value; pipeline stages have their own way of recomputing."""
-    fields = {"parallel": ParallelConfig.model_fields, "train": TrainConfig.model_fields}[section]
-    if key not in fields or (key == "recompute" and layout.pp > 1):
-        return False
-    kind: Any = fields[key].annotation
-    try:
-        TypeAdapter(kind).validate_python(value, strict=True)
-    except ValidationError:
-        return False
-    return True
+def config_fragment(config: RunConfig, model: CostModel, layout: Layout, title: str) -> str:
+    """A layout as YAML that a run's config takes as it is."""
+    sections = layout_sections(config, model, layout)
+    return f"# Layout planned for {title}\n" + yaml.safe_dump(sections, sort_keys=False, default_flow_style=None)
 
 
 def _show(console: Console, data: TableData) -> None:

@@ -1,6 +1,7 @@
 """Bytes that one rank holds, term by term: parameters and their states, activations, buffers, and a margin.
 
-Mixed precision: bf16 weights (2 bytes), fp32 gradients (4), and fp32 master weights with two Adam moments (12).
+Mixed precision: bf16 weights (2 bytes), fp32 gradients (4), and fp32 master weights with two Adam moments (12). mindmoe
+itself has fp32 weights (4), fp32 gradients (4), two moments (8), and master copies of its parts (4) under ZeRO 1 and 2.
 The terms come as arrays over (variant, ZeRO stage, recomputation policy, pipeline stage), so that a search gets all of
 them at once; a variant is a schedule with its split of the layers.
 """
@@ -19,6 +20,7 @@ from mindmoe.planner.layout import RECOMPUTES, ZEROS, Layout, Recompute
 Array = NDArray[np.float64]
 
 WEIGHT_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES = 2.0, 4.0, 12.0
+_MESSAGE_BYTES = 4.0  # of an element of the hidden states that travel between stages
 FRAGMENTATION = 0.05  # share of activations and buffers lost between the blocks of the allocator [M]
 _STAGES = np.array(ZEROS, dtype=float).reshape(-1, 1, 1)
 
@@ -29,7 +31,7 @@ class Memory:
 
     Attributes:
         working: the largest layer's tensors while it runs or is recomputed, or the logits; under ZeRO 3 also the
-            weights that are gathered for it.
+            weights that are gathered for it, which mindmoe keeps for the backward pass unless it recomputes all.
         buffers: dispatch buffers and communicators; reserved: driver, runtime and kernels.
     """
 
@@ -57,11 +59,13 @@ class Memory:
         )
 
 
-def state_bytes(params: Array, replicas: int) -> tuple[Array, Array, Array]:
+def state_bytes(params: Array, replicas: int, ours: bool = False) -> tuple[Array, Array, Array]:
     """Weights, gradients and optimizer state of `params` local parameters by ZeRO stage, over `replicas` ranks.
 
     Args:
         params: over (variant, pipeline stage).
+        replicas: ranks that hold the same.
+        ours: mindmoe's own states; a micro-batch's gradients are whole until ZeRO 2 has cut them.
 
     Returns:
         Three arrays over (variant, ZeRO stage, 1, pipeline stage) [bytes].
@@ -70,6 +74,10 @@ def state_bytes(params: Array, replicas: int) -> tuple[Array, Array, Array]:
     def share(sharded_from: int) -> Array:
         return params[:, None, None] * np.where(sharded_from <= _STAGES, 1.0 / replicas, 1.0)
 
+    if ours:
+        moments = np.where((_STAGES > 0) & (_STAGES < 3) & (replicas > 1), OPTIMIZER_BYTES, OPTIMIZER_BYTES - 4.0)
+        summed = GRADIENT_BYTES * share(3) + np.where(_STAGES == 2, GRADIENT_BYTES * share(2), 0.0)
+        return 2 * WEIGHT_BYTES * share(3), summed, moments * share(1)
     return WEIGHT_BYTES * share(3), GRADIENT_BYTES * share(2), OPTIMIZER_BYTES * share(1)
 
 
@@ -134,6 +142,8 @@ def memory_terms(
     *,
     counts: Array,
     held: Array,
+    chunks: Array | None,
+    ours: bool,
     tokens: int,
     imbalance: float,
 ) -> dict[str, Array]:
@@ -144,6 +154,8 @@ def memory_terms(
         counts: layers over (variant, kind in the order of `architecture.kinds`, pipeline stage).
         held: micro-batches whose activations a stage holds at once, counted over the whole stage; over (variant,
             pipeline stage).
+        chunks: over (variant, 1), where stages keep the inputs of micro-batches only and compute one piece again.
+        ours: mindmoe's own states.
         tokens: of one micro-batch on this rank before tensor parallelism.
         imbalance: rows of the busiest expert rank over the mean.
     """
@@ -153,7 +165,11 @@ def memory_terms(
     table = architecture.embedding_params / layout.tp
     dense[:, 0] += table
     dense[:, last] += 0.0 if architecture.tied_embeddings and layout.pp == 1 else table
-    states = zip(state_bytes(dense, layout.replicas), state_bytes(expert, layout.expert_replicas), strict=True)
+    of_dense, of_expert = (
+        state_bytes(params, replicas, ours)
+        for params, replicas in ((dense, layout.replicas), (expert, layout.expert_replicas))
+    )
+    states = zip(of_dense, of_expert, strict=True)
     weights, gradients, optimizer = (dense_part + expert_part for dense_part, expert_part in states)
 
     kept = np.array(
@@ -162,14 +178,23 @@ def memory_terms(
             for recompute in RECOMPUTES
         ]
     )
-    activations = (kept @ counts * held[:, None])[:, None]
+    per_stage = kept @ counts
+    if chunks is None:
+        activations = (per_stage * held[:, None])[:, None]
+    else:
+        inputs = _MESSAGE_BYTES * tokens / layout.tp * architecture.hidden_size * (held * chunks)
+        activations = (per_stage / chunks[:, None] + inputs[:, None])[:, None]
     present = counts > 0
     working = np.max(kept[0][:, None] * present, axis=1)
     logits = tokens * architecture.vocab_size / layout.tp * (2.0 + 4.0)
     working[:, last] = np.maximum(working[:, last], logits)
     # Under ZeRO 3 the layer in use and the next one are whole, and so is one gradient.
-    gathered = (2 * WEIGHT_BYTES + GRADIENT_BYTES) * np.max(params.sum(axis=1)[:, None] * present, axis=1)
-    working_all = working[:, None, None] + np.where(_STAGES == 3, gathered[:, None, None], 0.0)
+    largest = np.max(params.sum(axis=1)[:, None] * present, axis=1)
+    gathered = np.repeat(((4 if ours else 2) * WEIGHT_BYTES + GRADIENT_BYTES) * largest[:, None], len(RECOMPUTES), 1)
+    if ours:  # the backward pass needs gathered weights, and only a layer that is computed again gathers them again
+        whole = 2 * WEIGHT_BYTES * (params.sum(axis=1) @ counts) / (1.0 if chunks is None else chunks)
+        gathered[:, [RECOMPUTES.index(kind) for kind in RECOMPUTES if kind != "full"]] += whole[:, None]
+    working_all = working[:, None, None] + np.where(_STAGES == 3, gathered[:, None], 0.0)
     groups = 2 + sum(degree > 1 for degree in (layout.tp, layout.pp, layout.ep, layout.cp, layout.expert_replicas))
     dispatch = dispatch_buffers(architecture, layout, tokens, imbalance)
     communicators = groups * hardware.communicator_mib * 2.0**20

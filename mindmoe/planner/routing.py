@@ -6,9 +6,11 @@ for 128 (Qwen3-235B). A rank's load is the mean of its experts', and a step wait
 """
 
 from functools import cache
-from math import sqrt
+from math import inf, sqrt
 from statistics import NormalDist
 from typing import Literal
+
+from mindmoe.moe.config import MoeConfig
 
 Percentile = Literal["balanced", "p50", "p99", "worst"]
 PERCENTILES: tuple[Percentile, ...] = ("balanced", "p50", "p99", "worst")
@@ -36,3 +38,9 @@ def imbalance(experts: int, top_k: int, ep: int, percentile: Percentile) -> floa
     quantile = 0.5 if percentile == "p50" else 0.99
     deviations = NormalDist().inv_cdf(quantile ** (1.0 / ep))
     return min(worst, 1.0 + max(0.0, deviations) * _VARIATION * experts**_POWER / sqrt(local))
+
+
+def imbalance_bound(moe: MoeConfig | None) -> float:
+    """The most that a run's capacity factor allows."""
+    bounded = moe is not None and moe.dispatch.kind == "capacity"
+    return max(1.0, moe.dispatch.capacity_factor) if moe is not None and bounded else inf

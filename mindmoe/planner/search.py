@@ -18,11 +18,21 @@ from mindmoe.moe.config import RouterConfig
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.rules import routing_problems
 from mindmoe.pipeline.schedule import ScheduleName
-from mindmoe.planner.layout import RECOMPUTES, ZEROS, Layout, batch_problem, mesh_problem
+from mindmoe.planner.layout import (
+    DISPATCHERS,
+    RECOMPUTES,
+    ZEROS,
+    Dispatcher,
+    Layout,
+    batch_problem,
+    mesh_problem,
+    runs_here,
+)
 from mindmoe.planner.step import CostModel, Estimate
 
 MICRO_BATCHES = (1, 2, 4, 8)
 MAX_CHUNKS = 8
+NOT_OURS = "mindmoe does not have this recomputation policy, or not with these stages"
 OUT_OF_MEMORY = "does not fit the memory of a card"
 _MESHES_SIMULATED = 16  # meshes whose best layouts are simulated
 _LAYOUTS_SIMULATED = 4  # layouts of each of these
@@ -118,7 +128,7 @@ def _families(model: CostModel, cards: int, rejected: Counter[str]) -> Iterator[
         for micro_batch_size in MICRO_BATCHES:
             layout = replace(mesh, micro_batch_size=micro_batch_size)
             if mesh.ep > 1:
-                layout = replace(layout, dispatcher=model.best_dispatcher(layout))
+                layout = replace(layout, dispatcher=model.best_dispatcher(layout, _dispatchers(model, layout)))
             candidates = []
             for schedule, chunks in schedules:
                 candidate = replace(layout, schedule=schedule, chunks=chunks)
@@ -130,6 +140,14 @@ def _families(model: CostModel, cards: int, rejected: Counter[str]) -> Iterator[
             if candidates:
                 screening = model.screen(candidates)
                 yield from map(Family, candidates, screening.step_s, screening.memory)
+
+
+def _dispatchers(model: CostModel, layout: Layout) -> tuple[Dispatcher, ...]:
+    """What may carry tokens: mindmoe's two hops go over whole nodes, with whole experts."""
+    node = model.hardware.cards_per_node
+    if model.workload.ours and (layout.etp > 1 or layout.ep % node or layout.ep <= node):
+        return tuple(kind for kind in DISPATCHERS if kind != "two_hop")
+    return DISPATCHERS
 
 
 def _mesh(layout: Layout) -> tuple[int, ...]:
@@ -154,6 +172,13 @@ def search(model: CostModel, cards: int) -> SearchResult:
     step_s = np.array([family.step_s.ravel() for family in families])
     memory = np.array([family.memory.ravel() for family in families])
     fits = memory <= limit
+    if model.workload.ours:
+        tied = model.workload.architecture.tied_embeddings
+        runs = np.array([runs_here(family.layout, tied).ravel() for family in families])
+        rejected[NOT_OURS] += int((~runs).sum())
+        memory = np.where(runs, memory, np.inf)
+        rejected[OUT_OF_MEMORY] -= int((~runs).sum())
+        fits &= runs
     rejected[OUT_OF_MEMORY] += int((~fits).sum())
     if not fits.any():
         smallest, flat = np.unravel_index(memory.argmin(), memory.shape)

@@ -38,6 +38,8 @@ class Workload:
         routing_memory: imbalance that must still fit.
         max_imbalance: bound that a capacity factor puts on the imbalance.
         moe: the routing section, for the layouts that a router refuses; None where every layout will do.
+        ours: whether mindmoe trains it: layouts are those that it can run, stages compute their forward pass again,
+            and weights are fp32. Published runs of others are not ours.
     """
 
     architecture: Architecture
@@ -48,6 +50,7 @@ class Workload:
     routing_memory: Percentile = "p99"
     max_imbalance: float = inf
     moe: MoeConfig | None = None
+    ours: bool = False
 
     def imbalance(self, ep: int, percentile: Percentile) -> float:
         """Rows of the busiest expert rank over the mean."""
@@ -90,8 +93,9 @@ class Estimate:
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs per second over the bf16 peak of all cards."""
-        return self.workload.flops / (self.step_s * self.layout.cards * self.hardware.peak("bf16"))
+        """Model FLOPs per second over the bf16 peak of all cards, or the fp32 peak of a run in fp32."""
+        peak = self.hardware.peak("fp32" if self.workload.precision == "fp32" else "bf16")
+        return self.workload.flops / (self.step_s * self.layout.cards * peak)
 
     @cached_property
     def limiter(self) -> str:
@@ -123,11 +127,14 @@ class Screening:
 
 
 @cache
-def split_layers(count: int, stages: int, chunks: int, head_layers: float, how: Split) -> tuple[int, ...]:
+def split_layers(
+    count: int, stages: int, chunks: int, head_layers: float, how: Split, least: int = 0
+) -> tuple[int, ...]:
     """Layers of each piece, in the order of the forward pass.
 
     `balanced` makes the last piece, which also holds the head (worth `head_layers` layers), so small that the
-    slowest piece is as fast as can be. `even` does so only where the layers do not divide evenly.
+    slowest piece is as fast as can be. `even` does so only where the layers do not divide evenly. The last piece keeps
+    at least `least` layers.
     """
     pieces = stages * chunks
     if pieces == 1 or (how == "even" and count % pieces == 0):
@@ -137,7 +144,7 @@ def split_layers(count: int, stages: int, chunks: int, head_layers: float, how: 
         return max(-(-(count - last) // (pieces - 1)), last + head_layers), -last
 
     most = min(count - (pieces - 1), -(-count // pieces))  # no piece but the head's may be empty
-    last = min(range(max(most, 0) + 1), key=slowest)
+    last = min(range(min(least, most), max(most, 0) + 1), key=slowest)
     each, extra = divmod(count - last, pieces - 1)
     # The extra layers go last to the first stage, which holds most activations, and to the stage of the head.
     order = sorted(range(pieces - 1), key=lambda piece: (piece % stages in (0, stages - 1), piece))
@@ -203,15 +210,19 @@ class CostModel:
         return self._split(layout, self._layer_times(self.work(layout)))
 
     def _split(self, layout: Layout, times: _LayerTimes) -> tuple[int, ...]:
-        return split_layers(
-            len(self.workload.architecture.layers), layout.pp, layout.chunks, times.head_layers, layout.split
-        )
+        count, least = len(self.workload.architecture.layers), int(self.workload.ours)
+        return split_layers(count, layout.pp, layout.chunks, times.head_layers, layout.split, least)
 
     def _piece_times(self, layout: Layout, times: _LayerTimes) -> Array:
         """Time of each piece over (recomputation policy, pass, piece) [s], with exposed stage-to-stage sends."""
         bounds = list(accumulate(self._split(layout, times), initial=0))
         pieces = times.passes[:, :, bounds[1:]] - times.passes[:, :, bounds[:-1]]
         pieces[:, :, -1] += times.head
+        if layout.pp > 1 and self.workload.ours:  # a stage keeps inputs only
+            forward, backward = pieces[:, _FORWARD].copy(), pieces[:, _BACKWARD].copy()
+            pieces[:, _BACKWARD] += forward
+            if layout.schedule == "zb_h1":
+                pieces[:, _WEIGHT] += forward + backward
         if layout.pp > 1:
             rows = layout.micro_batch_size * self.workload.seq_length / (layout.cp * layout.tp)
             crossing = network.send(
@@ -275,7 +286,7 @@ class CostModel:
         times = np.zeros((3, len(ZEROS), 1))
         for held, group in zip(params, groups, strict=True):
             gradients = network.all_gather(hardware, group, 4.0 * held)
-            weights = network.all_gather(hardware, group, 2.0 * held)
+            weights = network.all_gather(hardware, group, (4.0 if self.workload.ours else 2.0) * held)
             times[0, :, 0] += [2 * gradients, gradients + weights, weights, 0.0]
             times[1, :, 0] += [0.0, 0.0, gradients, gradients + 2 * weights]
             moved = _OPTIMIZER_TRAFFIC * held * np.array([1.0, *[1.0 / group.size] * 3])
@@ -315,14 +326,16 @@ class CostModel:
         count = first.microbatches(self.workload.global_batch_size)
         counts = np.stack([self._stage_counts(layout.pp, self._split(layout, times)) for layout in layouts])
         held = np.array([in_flight(layout.schedule, layout.pp, count, layout.chunks) for layout in layouts])
-        held = held / np.array([[layout.chunks] for layout in layouts])
+        chunks = np.array([[layout.chunks] for layout in layouts])
         tokens = first.micro_batch_size * self.workload.seq_length // first.cp
         return memory_terms(
             self.hardware,
             self.workload.architecture,
             first,
             counts=counts,
-            held=held,
+            held=held / chunks,
+            chunks=chunks if self.workload.ours and first.pp > 1 else None,
+            ours=self.workload.ours,
             tokens=tokens,
             imbalance=self.workload.imbalance(first.ep, percentile),
         )
@@ -402,6 +415,9 @@ class CostModel:
             seconds = layers * (term.forward + term.backward + term.weight)
             parts[term.category] = parts.get(term.category, 0.0) + seconds
             parts["recompute"] += layers * term.repeated(layout.recompute)
+            if self.workload.ours and layout.pp > 1:
+                again = 2 * term.forward + term.backward if layout.schedule == "zb_h1" else term.forward
+                parts["recompute"] += layers * again
         return parts
 
 

@@ -6,11 +6,12 @@ from contextlib import ExitStack
 from typing import Any
 
 from mindmoe.checkpoint import store
-from mindmoe.config import RunConfig, resolve
+from mindmoe.config import RunConfig
 from mindmoe.env import Place, place, quiet_mindspore, threads_per_rank
 from mindmoe.observe.environment import describe
 from mindmoe.observe.metrics import MetricsLog
 from mindmoe.observe.progress import Progress
+from mindmoe.planner.auto import planned
 from mindmoe.position import during
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.guard import StopRequest
@@ -29,7 +30,7 @@ def train(config: RunConfig) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s rank {at.rank} %(levelname)s %(name)s: %(message)s"
     )
-    config = resolve(config, at.world)
+    config = planned(config, at.world)
     batches, held_out = preflight(config, at.world)
     folder = RunFolder.of(config)
     if (done := finished_steps(config)) >= config.train.steps:

@@ -13,7 +13,7 @@ from mindmoe.config import RunConfig
 from mindmoe.env import Place, threads_per_rank
 from mindmoe.model.decoder import CausalLM
 from mindmoe.model.shapes import param_specs
-from mindmoe.moe.dispatch.two_hop import node_grid
+from mindmoe.moe.dispatch.sizes import node_grid
 from mindmoe.ops.select import OpSet, OpShape, select_ops
 from mindmoe.optim.optimizer import Optimizer, build_optimizer
 from mindmoe.optim.owned import Owned, chosen_owner
@@ -84,15 +84,15 @@ def _once(records: list[Held]) -> list[Held]:
     return list({record.name: record for record in reversed(records)}.values())[::-1]
 
 
-def start_device(config: RunConfig, place: Place) -> None:
-    """Selects the device and, with several ranks, joins the cluster."""
+def start_device(config: RunConfig, place: Place, stand_in: bool = False) -> None:
+    """Selects the device and, with several ranks that are there, joins the cluster."""
     ms.set_device({"cpu": "CPU", "ascend": "Ascend"}[config.train.device])
     if config.train.device == "cpu":
         if place.world > 1 or config.train.mode == "pynative":
             # Otherwise this thread spins while another one launches its ops: a core lost to every rank.
             ms.runtime.launch_blocking()
         ms.device_context.cpu.op_tuning.threads_num(threads_per_rank(config.launch.threads, place.local_world))
-    if place.world > 1:
+    if place.world > 1 and not stand_in:
         connect(config.train.device)
 
 
@@ -109,7 +109,7 @@ def build_kernels(config: RunConfig, place: Place) -> OpSet:
     return select_ops(shape, device=config.train.device, kernels=config.train.kernels, threads=threads)
 
 
-def build_groups(config: RunConfig, mesh: Mesh, rank: int) -> Groups:
+def build_groups(config: RunConfig, mesh: Mesh, rank: int, stand_in: bool = False) -> Groups:
     """The groups of a rank: of the mesh's axes, of the replicas of every parameter, and of a two-hop dispatch."""
     pieces, tied = build_pieces(config.model, config.parallel), config.model.tie_word_embeddings
     more: set[tuple[int, ...]] = set()
@@ -120,7 +120,7 @@ def build_groups(config: RunConfig, mesh: Mesh, rank: int) -> Groups:
         for ranks in mesh.groups("ep"):
             across, inside = node_grid(ranks, config.parallel.node_size)
             more |= {*across, *inside}
-    return Groups(mesh, rank, config.train.device, more)
+    return Groups(mesh, rank, config.train.device, more, stand_in)
 
 
 def build_model(config: RunConfig, kernels: OpSet, groups: Groups, piece: Piece) -> CausalLM:
@@ -174,18 +174,19 @@ def build_pipeline(config: RunConfig, mesh: Mesh, groups: Groups, parts: list[Pa
     )
 
 
-def build_trainer(config: RunConfig, place: Place, record_routing: bool = False) -> Trainer:
+def build_trainer(config: RunConfig, place: Place, record_routing: bool = False, stand_in: bool = False) -> Trainer:
     """Every part of a resolved run on this rank; the device must have been started.
 
     Args:
         config: the run.
         place: this process.
         record_routing: whether the objectives report the chosen experts.
+        stand_in: whether this process is alone and the collectives only pass for those of its rank.
     """
     mesh = Mesh.build(config.parallel, place.world)
     at = mesh.coordinates(place.rank)
-    groups = build_groups(config, mesh, place.rank)
-    if mesh.world > 1:
+    groups = build_groups(config, mesh, place.rank, stand_in)
+    if mesh.world > 1 and not stand_in:
         log.info("collectives: %s", "; ".join(f"{verb}: {made_of}" for verb, made_of in table().items()))
         probe([groups[axis] for axis in _AXES])
     kernels = build_kernels(config, place)

@@ -182,8 +182,11 @@ class TrainStep:
                 self.tapped.append(tapped.asnumpy())
             if self.zero == 2:
                 grads = self._reduce[chunk](*grads)
-            held = sums[chunk]
-            sums[chunk] = tuple(a + b for a, b in zip(held, grads, strict=True)) if held else tuple(grads)
+            if sums[chunk]:
+                held, sums[chunk] = list(sums[chunk][::-1]), ()  # each is freed once it is added
+                sums[chunk] = tuple(held.pop() + grad for grad in grads)
+            else:
+                sums[chunk] = tuple(grads)
 
         batches = [self.as_tensors(batch) for batch in micro_batches]
         if self.pipeline is not None:

@@ -4,23 +4,13 @@ The bound holds in every chunk of consecutive tokens of a sequence, by default i
 crosses ranks, so what is dropped does not depend on the layout of a run.
 """
 
-import math
 from collections.abc import Callable
 
 import mindspore as ms
 from mindspore import Tensor, ops
 
 from mindmoe.moe.config import MoeConfig
-
-
-def capacity_rows(moe: MoeConfig, num_tokens: int) -> int:
-    """Rows an expert may take from `num_tokens` tokens: ceil(factor * T * K / E)."""
-    return math.ceil(moe.dispatch.capacity_factor * num_tokens * moe.num_experts_per_tok / moe.num_experts)
-
-
-def chunk_tokens(moe: MoeConfig, seq_length: int) -> int:
-    """Tokens of a chunk: as configured, else the whole sequence."""
-    return moe.dispatch.capacity_chunk or seq_length
+from mindmoe.moe.dispatch.sizes import capacity_rows, chunk_tokens
 
 
 def build_capacity_limit(moe: MoeConfig, seq_length: int) -> Callable[[Tensor, Tensor], Tensor]:

@@ -10,6 +10,7 @@ from mindspore import Tensor, nn, ops
 
 from mindmoe.moe.dispatch.all_to_all import exchange_rows
 from mindmoe.moe.dispatch.rows import ExpertFfn, local_ids, pack_tokens, unpack_tokens
+from mindmoe.moe.dispatch.sizes import node_grid
 from mindmoe.ops.permute import with_zero_row
 from mindmoe.parallel.collectives import AllToAllV, exchanged_counts
 from mindmoe.parallel.groups import Groups
@@ -47,10 +48,4 @@ class TwoHopDispatch(nn.Cell):
         done = exchange_rows(self.expert_ffn, rows, row_gates, here, (gate_up, gate_up_bias, down, bias), self.inside)
         back = AllToAllV(self.across, received, sent)(done)
         parts = ops.gather(with_zero_row(back), Tensor(slot.reshape(-1)), 0)
-        return parts.reshape((tokens, nodes, -1)).sum(1).reshape(x.shape)
-
-
-def node_grid(ranks: tuple[int, ...], node_size: int) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """The expert ranks as nodes x places: groups of equal places across nodes, and groups inside nodes."""
-    nodes = [ranks[start : start + node_size] for start in range(0, len(ranks), node_size)]
-    return [tuple(place) for place in zip(*nodes, strict=True)], nodes
+        return parts.reshape((tokens, nodes, parts.shape[1])).sum(1).reshape(x.shape)

@@ -152,6 +152,61 @@ def test_what_makes_another_run_is_lost_not_dropped(imported, capsys):
     assert re.search(r"^lost +model\.model_config\.qk_layernorm", printed, re.MULTILINE)
 
 
+ONE_STAGE = FIRST.replace("pipeline_stage: 4", "pipeline_stage: 1")
+ON = "enable_parallel_optimizer: True"
+
+
+@pytest.mark.parametrize(
+    ("text", "recompute", "layers"),
+    [
+        ("recompute: True", "full", "all"),
+        ("recompute: 2", "full", 2),
+        ("recompute: False, select_recompute: True", "selective", "all"),
+        ("recompute: False, select_recompute: {mul: True, 'w1.silu': [1, 0]}", "selective", "all"),
+        ("recompute: False, select_recompute: False", "none", "all"),
+        ("recompute: [0, 0]", "none", "all"),
+    ],
+)
+def test_recomputation_is_kept(imported, text, recompute, layers):
+    found, run = imported(ONE_STAGE + f"recompute_config: {{{text}, mp_comm_recompute: True}}\n")
+    assert (run.parallel.recompute, run.parallel.recompute_layers) == (recompute, layers)
+    assert "lost" not in {row.fate for row in found.rows if row.key.startswith("recompute_config")}
+
+
+def test_pipeline_stages_recompute_by_themselves(imported):
+    found, run = imported(FIRST + "recompute_config: {recompute: [1, 1, 1, 1]}\n")
+    assert run.parallel.recompute == "none"
+    (row,) = [row for row in found.rows if row.key == "recompute_config.recompute"]
+    assert row.fate == "dropped" and "always computes its forward pass again" in row.note
+
+
+@pytest.mark.parametrize(
+    ("text", "zero"),
+    [
+        ("enable_parallel_optimizer: False", 0),
+        (ON, 1),
+        (f"{ON}, parallel_optimizer_config: {{gradient_accumulation_shard: False}}", 1),
+        (f"{ON}, parallel_optimizer_config: {{gradient_accumulation_shard: True}}", 2),
+    ],
+)
+def test_what_is_sharded_over_replicas_is_kept(imported, text, zero):
+    _, run = imported(ONE_STAGE.replace("enable_paralel_optimizer: True", text))
+    assert run.parallel.zero == zero
+
+
+@pytest.mark.parametrize(
+    ("text", "recompute", "layers"),
+    [
+        ("{mode: full, full_recompute_layer: 1}", "full", 1),
+        ("{mode: select, select_module: [mlp]}", "selective", "all"),
+        ("{mode: none}", "none", "all"),
+    ],
+)
+def test_recomputation_of_the_second_schema_is_kept(imported, text, recompute, layers):
+    _, run = imported(SECOND + f"recompute: {text}\n")
+    assert (run.parallel.recompute, run.parallel.recompute_layers) == (recompute, layers)
+
+
 def test_an_unknown_key_is_lost(imported):
     found, _ = imported(SECOND + "\nrecompute_confg: {recompute: True}\n")
     assert {row.key: row.fate for row in found.rows}["recompute_confg.recompute"] == "lost"

@@ -7,12 +7,13 @@ import pytest
 from mindmoe.pipeline.schedule import (
     Action,
     Schedule,
+    Transfer,
     build_schedule,
     count_chunks,
     peak_in_flight,
     receive_before,
     simulate,
-    transfers,
+    stage_steps,
     uniform_durations,
 )
 
@@ -33,17 +34,31 @@ def test_every_list_is_complete_and_runs_to_its_end(name, stages, microbatches, 
 
 
 @pytest.mark.parametrize(("name", "stages", "microbatches", "chunks"), SIZES)
-def test_receives_meet_sends_in_the_same_order(name, stages, microbatches, chunks):
-    """Between each pair of stages the receiver asks for tensors in the order in which the sender produces them."""
+def test_messages_meet_on_a_transport_that_keeps_none(name, stages, microbatches, chunks):
+    """Both ends of a message must stand at it at once, after it was made and before it is used."""
     schedule = build_schedule(name, stages, microbatches, chunks)
-    sent = transfers(schedule)
-    for stage, actions in enumerate(schedule):
-        wanted = [receive_before(action, stage, stages, chunks) for action in actions]
-        for source in range(stages):
-            for kind in "FB":
-                asked = [w for w in wanted if w and w.source == source and w.action.kind == kind]
-                given = [t for t in sent[source] if t.target == stage and t.action.kind == kind]
-                assert asked == given
+    steps = stage_steps(schedule)
+    assert [tuple(step for step in of if isinstance(step, Action)) for of in steps] == list(schedule)
+    done: list[list[Action | Transfer]] = [[] for _ in steps]
+    moved = True
+    while moved:
+        moved = False
+        for stage, of in enumerate(steps):
+            while len(done[stage]) < len(of):
+                step = of[len(done[stage])]
+                if isinstance(step, Transfer):
+                    ends = step.source, step.target
+                    if any(len(done[end]) == len(steps[end]) or steps[end][len(done[end])] != step for end in ends):
+                        break
+                    assert step.action in done[step.source]
+                    for end in ends:
+                        done[end].append(step)
+                else:
+                    needed = receive_before(step, stage, stages, chunks)
+                    assert needed is None or needed in done[stage]
+                    done[stage].append(step)
+                moved = True
+    assert done == steps
 
 
 @pytest.mark.parametrize("stages", [1, 2, 4, 8])

@@ -1,0 +1,212 @@
+"""The collectives of one rank in one train step, in order, derived without building anything (dry).
+
+The list follows from the layout, the schedule's lists and the table of parameters, as the program itself does; tests
+hold it to what the program records. Whatever goes forward goes back in reverse order with each collective transposed.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+from mindmoe.config import RunConfig
+from mindmoe.dryrun.layer import Block, Op, Rank, forward_only, gather, scatter, zero_gather
+from mindmoe.model.shapes import ParamSpec, param_specs
+from mindmoe.parallel.ledger import Call
+from mindmoe.parallel.mesh import Mesh
+from mindmoe.parallel.sharding import buckets, local_shard, replicas, zero_columns
+from mindmoe.pipeline.schedule import Action, Schedule, ScheduleName, Transfer, build_schedule, stage_steps
+from mindmoe.pipeline.split import Piece, build_pieces, holding_stages, stage_pieces
+
+_STEP_SUMS = 5  # of the exchange at the end of a step: cross-entropy, aux, z, squared norm, ranks asked to stop
+
+
+def op_by_op(config: RunConfig) -> RunConfig:
+    """The run with its steps run op by op, and the dispatcher that its own mode would have chosen."""
+    parallel, train = config.parallel, config.train
+    if config.moe is not None and parallel.ep * parallel.expert_tp > 1:
+        chosen = parallel.chosen_dispatcher(config.moe.dispatch.kind, train.mode == "graph")
+        parallel = parallel.model_copy(update={"dispatcher": chosen})
+    return config.model_copy(
+        update={"parallel": parallel, "train": train.model_copy(update={"mode": "pynative", "device": "cpu"})}
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """The calls of a piece for one micro-batch: its forward pass, and its backward pass after that."""
+
+    forward: list[Call]
+    backward: list[Call]
+
+
+class StepProgram:
+    """What one rank calls.
+
+    Args:
+        config: the run, resolved on the mesh.
+        mesh: the rank grid.
+        rank: which.
+    """
+
+    def __init__(self, config: RunConfig, mesh: Mesh, rank: int):
+        self.config, self.mesh, self.rank = op_by_op(config), mesh, rank
+        self.on = Rank(mesh, rank)
+        self.stage = mesh.places[rank].pp
+        self.all_pieces = build_pieces(config.model, config.parallel)
+        self.pieces = stage_pieces(self.all_pieces, self.stage, mesh.pp)
+        self.tied = config.model.tie_word_embeddings
+        self.specs = param_specs(config.model, config.moe)
+        self.block = Block(self.config, self.on)
+        train = config.train
+        self.tokens = (train.micro_batch_size, train.seq_length // mesh.cp)
+        self.hidden = (self.tokens[0], self.tokens[1] // mesh.tp, config.model.hidden_size)
+        self.num_micro_batches = train.global_batch_size // (mesh.dp * train.micro_batch_size)
+
+    def calls(self) -> list[Call]:
+        """The calls of a step, in order."""
+        passes = [self.passes(piece) for piece in self.pieces]
+        reductions = [self.reduction(piece) for piece in self.pieces]
+        zero = self.config.parallel.zero
+        found = []
+        if self.config.data.document_attention:
+            found += self.on.of("all_reduce", "dp", (1,))
+        if self.mesh.pp == 1:
+            for _ in range(self.num_micro_batches):
+                found += passes[0].forward + passes[0].backward + (reductions[0] if zero == 2 else [])
+        else:
+            found += self.pipeline(passes, reductions if zero == 2 else [[] for _ in passes])
+        if zero != 2:
+            found += [call for calls in reductions for call in calls]
+        experts, layers = self.config.moe.num_experts if self.config.moe else 0, self.config.model.num_hidden_layers
+        found += self.on.of("all_reduce", "world", (_STEP_SUMS + layers * experts + 2 * layers,))
+        return found + [call for piece in self.pieces for call in self.publications(piece)]
+
+    def passes(self, piece: Piece) -> Passes:
+        """The calls of a piece."""
+        parallel, config = self.config.parallel, self.config
+        ops: list[Op] = []
+        if piece.first:
+            ops += [*self.unit(("model.embed_tokens.",)), *scatter(self.on, "tp", self.hidden)]
+        again = 0
+        if parallel.recompute != "none":
+            again = len(piece.layers) if parallel.recompute_layers == "all" else parallel.recompute_layers
+        for place, layer in enumerate(piece.layers):
+            unit, block = self.unit((f"model.layers.{layer}.",)), self.block
+            if place >= again:
+                ops += [*unit, *block.attention, *block.ffn]
+            elif parallel.recompute == "full":
+                ops.append(_again([*unit, *block.attention, *block.ffn]))
+            else:
+                ops += [*unit, *block.attention, _again(block.ffn)]
+        if piece.last:
+            ops += self.unit(("model.norm.", "lm_head."))
+            ops += self.unit(("model.embed_tokens.",)) if self.tied else []
+            ops += gather(self.on, "tp", self.hidden)
+            ops += forward_only(self.on.of("all_gather", "tp", (2, prod(self.tokens))))
+        if config.moe is not None and config.moe.balance.aux_coef > 0:
+            ops += forward_only(self.on.of("all_reduce", "stage", (len(piece.layers), config.moe.num_experts)))
+        forward = [call for op in ops for call in op.forward]
+        return Passes(forward, [call for op in reversed(ops) for call in op.backward])
+
+    def pipeline(self, passes: Sequence[Passes], reductions: Sequence[list[Call]]) -> list[Call]:
+        """The calls of a schedule; a stage computes its forward pass again in each backward pass."""
+        parallel, stages = self.config.parallel, self.mesh.pp
+        schedule, steps = _schedule(parallel.schedule, stages, self.num_micro_batches, parallel.chunks)
+        split = any(action.kind == "W" for action in schedule[self.stage])
+        found: list[Call] = []
+        for step in steps[self.stage]:
+            if isinstance(step, Transfer):
+                sends = step.source == self.stage
+                found += self.message("send" if sends else "receive", step.target if sends else step.source)
+                continue
+            piece, at = self.pieces[step.chunk], passes[step.chunk]
+            if step.kind == "F":
+                found += at.forward
+            elif step.kind == "B" and split:
+                found += [] if piece.first else at.forward + self.to_input(at)
+            else:
+                found += at.forward + at.backward + reductions[step.chunk]
+        return found
+
+    def to_input(self, at: Passes) -> list[Call]:
+        """The backward pass towards the input alone: nothing of the gathered weights' gradients."""
+        return [call for call in at.backward if call.axis != "replicas"]
+
+    def message(self, kind: str, stage: int) -> list[Call]:
+        """A message to or from another stage."""
+        ranks = self.mesh.group("pp", self.rank)
+        return [Call(kind, "pp", ranks, self.hidden, "Float32", ranks[stage], 4.0 * prod(self.hidden))]
+
+    def held(self, prefixes: tuple[str, ...]) -> Iterator[tuple[ParamSpec, tuple[int, ...], tuple[int, ...]]]:
+        """Trainable parameters by the beginning of their names: spec, shape of the box here, and its replicas."""
+        for spec in self.specs.values():
+            if spec.name.startswith(prefixes) and spec.trainable:
+                stages = holding_stages(self.all_pieces, self.mesh.pp, spec.name, self.tied)
+                box = local_shard(spec, self.mesh, self.rank).shape
+                yield spec, box, self.on.kept(replicas(spec, self.mesh, self.rank, stages))
+
+    def piece_groups(self, piece: Piece) -> dict[tuple[int, ...], list[tuple[int, ...]]]:
+        """Shapes of the boxes of a piece by the ranks that have the same, where there are several."""
+        prefixes = ["model.embed_tokens."] if piece.first or (self.tied and piece.last) else []
+        prefixes += [f"model.layers.{layer}." for layer in piece.layers]
+        prefixes += ["model.norm.", "lm_head."] if piece.last else []
+        groups: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+        for prefix in prefixes:
+            for _, box, ranks in self.held((prefix,)):
+                if len(ranks) > 1:
+                    groups.setdefault(ranks, []).append(box)
+        return groups
+
+    def unit(self, prefixes: tuple[str, ...]) -> list[Op]:
+        """The gathers of a unit's weights under ZeRO 3, one for each set of replicas."""
+        if self.config.parallel.zero != 3:
+            return []
+        groups: dict[tuple[int, ...], int] = {}
+        for _, box, ranks in self.held(prefixes):
+            if len(ranks) > 1:
+                groups[ranks] = groups.get(ranks, 0) + zero_columns(box, len(ranks))
+        return [op for ranks, columns in groups.items() for op in zero_gather(ranks, columns)]
+
+    def reduction(self, piece: Piece) -> list[Call]:
+        """The sums of a piece's gradients over replicas."""
+        zero = self.config.parallel.zero
+        if zero == 3:
+            return []
+        found = []
+        for ranks, shapes in self.piece_groups(piece).items():
+            for bucket in buckets([prod(shape) for shape in shapes]):
+                if zero:
+                    columns = sum(zero_columns(shapes[place], len(ranks)) for place in bucket)
+                    found.append(Call("reduce_scatter", "replicas", ranks, (len(ranks), columns)))
+                else:
+                    found.append(Call("all_reduce", "replicas", ranks, (sum(prod(shapes[at]) for at in bucket),)))
+        return found
+
+    def publications(self, piece: Piece) -> list[Call]:
+        """What brings updated parts to everybody."""
+        if self.config.parallel.zero not in (1, 2):
+            return []
+        return [
+            Call("all_gather", "replicas", ranks, (sum(zero_columns(shape, len(ranks)) for shape in shapes),))
+            for ranks, shapes in self.piece_groups(piece).items()
+        ]
+
+
+@lru_cache(maxsize=8)
+def _schedule(
+    name: ScheduleName, stages: int, microbatches: int, chunks: int
+) -> tuple[Schedule, list[list[Action | Transfer]]]:
+    schedule = build_schedule(name, stages, microbatches, chunks)
+    return schedule, stage_steps(schedule)
+
+
+def _again(ops: Sequence[Op]) -> Op:
+    """Operations that are computed again in the backward pass."""
+    forward = [call for op in ops for call in op.forward]
+    return Op(forward, forward + [call for op in reversed(ops) for call in op.backward])
+
+
+def step_calls(config: RunConfig, mesh: Mesh, rank: int) -> list[Call]:
+    """The calls of a rank in one step, in order; see StepProgram."""
+    return StepProgram(config, mesh, rank).calls()

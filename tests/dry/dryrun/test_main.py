@@ -1,0 +1,78 @@
+"""The command without building anything: exit codes, refusals, and the memory that is predicted."""
+
+import pytest
+
+from mindmoe.config import resolve
+from mindmoe.dryrun import main
+from mindmoe.dryrun.agree import Agreement
+from mindmoe.dryrun.main import dryrun
+from mindmoe.dryrun.memory import rank_memory
+from mindmoe.dryrun.program import StepProgram
+from mindmoe.errors import UserError
+from mindmoe.load import load_config
+from mindmoe.model.shapes import param_specs
+from mindmoe.parallel.mesh import Mesh
+
+
+def test_all_ranks_of_a_run_are_checked(laid, capsys):
+    config, _ = laid("pp2,dp2,ep2")
+    assert dryrun(config, 4, None, True, None) == 0
+    assert "all 4 ranks agree" in capsys.readouterr().out
+
+
+def test_disagreement_is_told_and_fails(laid, capsys, monkeypatch):
+    monkeypatch.setattr(main, "agree", lambda *_, **__: Agreement(("rank 1 does something else",), 3, 0))
+    assert dryrun(laid("dp2")[0], 2, None, True, None) == 1
+    out = capsys.readouterr().out
+    assert "do NOT agree" in out and "rank 1 does something else" in out
+
+
+def test_a_step_that_would_not_fit_is_refused_with_a_remedy(root):
+    config = load_config(root / "configs" / "gpt-oss-120b.yaml", [])
+    with pytest.raises(UserError, match=r"GiB on this machine .*weights 14\.3.* are free: try parallel\.zero=3"):
+        dryrun(config, 512, 255, False, None)
+
+
+@pytest.mark.parametrize(("rank", "message"), [(None, "nothing to do"), (4, "rank 4 is outside the mesh of 4 ranks")])
+def test_mistakes_of_the_user(laid, rank, message):
+    with pytest.raises(UserError, match=message):
+        dryrun(laid("dp4")[0], 4, rank, False, None)
+
+
+def test_the_degrees_must_fit_the_world(laid):
+    with pytest.raises(UserError, match="cards=6"):
+        dryrun(laid("dp2,tp2")[0], 6, 0, False, None)
+
+
+@pytest.mark.parametrize("layout", ["dp4", "dp2,tp2,ep2", "pp2,dp2,zero1", "dp4,zero3", "pp2,dp2,zero2,ep2"])
+def test_the_ranks_of_a_replica_hold_the_model_once(laid, layout):
+    """Weights of all ranks, each divided by how many hold it, add up to the parameters of the model."""
+    config, mesh = laid(layout)
+    total = 0.0
+    for rank in range(mesh.world):
+        program = StepProgram(config, mesh, rank)
+        for piece in program.pieces:
+            names = [spec.name for spec in program.specs.values() if piece.holds(spec.name, program.tied)]
+            for _, box, ranks in program.held(tuple(names)):
+                size = 1
+                for length in box:
+                    size *= length
+                total += size / len(ranks)
+        if config.parallel.zero == 3:
+            assert rank_memory(program).gathered > 0
+    specs = param_specs(config.model, config.moe).values()
+    assert total == pytest.approx(sum(spec.size for spec in specs if spec.trainable))
+
+
+def test_zero_leaves_a_share_of_the_state(root):
+    """gpt-oss-120b at pp 4 and ep 8 on 512 ranks: a middle stage holds 9 layers and 16 of 128 experts."""
+    states = {}
+    for zero in (0, 1, 3):
+        mode = ["train.mode=pynative"] if zero == 3 else []
+        config = resolve(load_config(root / "configs" / "gpt-oss-120b.yaml", [f"parallel.zero={zero}", *mode]), 512)
+        states[zero] = rank_memory(StepProgram(config, Mesh.build(config.parallel, 512), 255))
+    assert states[0].parameters == states[1].parameters == pytest.approx(3.82e9, rel=0.01)
+    assert states[0].moments == 8 * states[0].parameters
+    assert states[1].moments == pytest.approx(states[0].moments / 16, rel=0.1)  # experts have 16 replicas, the rest 128
+    assert states[1].masters == states[1].moments / 2
+    assert states[3].weights == pytest.approx(states[0].weights / 16, rel=0.1)
