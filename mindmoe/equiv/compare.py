@@ -7,7 +7,8 @@ import numpy as np
 
 LOSS, GRADIENT, WEIGHT = 1e-5, 1e-5, 1e-6
 """Largest differences that count as equal in fp32: of the loss [nats], of a gradient relative to its own norm, and of a
-weight relative to the root mean square of its tensor, or to the scale of initial weights where that is larger."""
+weight relative to the root mean square of its tensor, or to the scale of initial weights where that is larger. The
+token table of a router holds logarithms of gradient norms: it is compared as a gradient."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +79,9 @@ def compare(baseline: Path, layout: Path, world: int, scale: float) -> Differenc
         key: float(np.sqrt(square)) / max(float(np.linalg.norm(whole[key].astype(np.float64))), 1e-30)
         for key, square in squares.items()
     }
-    model = {key: value for key, value in weights.items() if not key.startswith("p|adam_")}
+    measured = {key: value for key, value in weights.items() if key == "p|model.token_table"}
+    norms |= measured  # no weight, but means of what gradients were
+    model = {key: value for key, value in weights.items() if not key.startswith("p|adam_") and key not in measured}
     gradient_at, weight_at = max(norms, key=norms.__getitem__), max(model, key=model.__getitem__)
     missing = [key for key, mask in seen.items() if not mask.all()]
     missing += [key for key in wanted if key.startswith("r.") and (key not in known or (known[key] < 0).any())]

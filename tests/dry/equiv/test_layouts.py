@@ -83,3 +83,14 @@ def test_equal_traces(traces):
 @pytest.mark.parametrize("spoilt", [{"g": 1e-3}, {"p": 1e-3}, {"l": 1e-3}, {"r": 1}, {"drop": "g"}, {"drop": "r"}])
 def test_what_differs_is_seen(traces, spoilt):
     assert not traces(**spoilt).equal
+
+
+@pytest.mark.parametrize(("apart", "equal"), [(5e-6, True), (5e-5, False)])
+def test_the_token_table_is_held_to_what_gradients_are(tmp_path, apart, equal):
+    weight, table = np.ones((4, 3), np.float32), np.full((5, 2), -2.0, np.float32)
+    for name, shift in (("one", 0.0), ("two", apart)):
+        (tmp_path / name).mkdir()
+        arrays = {"loss": np.ones((2, 4)), "g.0|w|0_0": weight, "p|w|0_0": weight}
+        np.savez(tmp_path / name / "rank-0.npz", **arrays, **{"p|model.token_table|0_0": table * (1 + shift)})
+    found = compare(tmp_path / "one", tmp_path / "two", 1, 0.02)
+    assert found.equal is equal and found.gradient_at == "model.token_table" and found.weight == 0.0
