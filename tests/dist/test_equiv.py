@@ -17,6 +17,20 @@ def test_layouts_equal_one_process(equiv, tmp_path, ranks, layouts):
     assert all(row["equal"] and row["ranks"] == ranks for row in found["layouts"])
 
 
+DMR = (
+    "moe.router={type: dmr, score: sigmoid, budget: {k_min: 2, k_max: 8, warmup_steps: 1, slot_slack: null}, "
+    "difficulty: {target: table}, features: {alpha: 0.5, difficulty_head: true, grad_ema: true, domain: true}}"
+)
+
+
+@pytest.mark.parametrize("router", [DMR, "moe.router={type: moge, num_groups: 4}"], ids=["dmr", "moge"])
+def test_routers_route_the_same_under_every_layout(equiv, tmp_path, router):
+    layouts = ["dp2,ep2", "tp2", "pp2"]
+    code, output, found = equiv(tmp_path / "traces", 3, layouts, router)
+    assert code == 0, output
+    assert all(row["equal"] and row["routing"] == 0 for row in found["layouts"])
+
+
 def test_the_same_layout_twice_is_bitwise_equal(equiv, tmp_path):
     import numpy as np
 
