@@ -184,7 +184,7 @@ def _dryrun(args: argparse.Namespace) -> int:
     from mindmoe.dryrun.main import dryrun
     from mindmoe.load import load_config
 
-    return dryrun(load_config(args.config, args.words), args.world, args.rank, args.all, args.out)
+    return dryrun(load_config(args.config, args.words), args.world, args.rank, args.all, args.out, args.compile)
 
 
 def _equiv(args: argparse.Namespace) -> int:
@@ -340,6 +340,7 @@ def _add_dryrun(commands: Any) -> None:
     dryrun.add_argument("--world", type=positive_number, required=True, metavar="N", help="ranks of the cluster")
     dryrun.add_argument("--rank", type=whole_number, metavar="R", help="build this rank and run one step of it")
     dryrun.add_argument("--all", action="store_true", help="check that all ranks call the same, without building them")
+    dryrun.add_argument("--compile", action="store_true", help="compile the rank with native collectives, not run it")
     dryrun.add_argument("--out", type=Path, metavar="FILE", help="write what the rank did as JSON")
 
 

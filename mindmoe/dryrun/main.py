@@ -12,6 +12,7 @@ from rich.table import Table
 
 from mindmoe.config import RunConfig
 from mindmoe.dryrun.agree import agree
+from mindmoe.dryrun.compile_check import compile_check
 from mindmoe.dryrun.execute import Executed, execute
 from mindmoe.dryrun.memory import RankMemory, rank_memory
 from mindmoe.dryrun.program import StepProgram
@@ -26,7 +27,9 @@ GIB = 2.0**30
 _WIDTH = 160  # columns where there is no terminal to fit into
 
 
-def dryrun(config: RunConfig, world: int, rank: int | None, everybody: bool, out: Path | None) -> int:
+def dryrun(
+    config: RunConfig, world: int, rank: int | None, everybody: bool, out: Path | None, compiles: bool = False
+) -> int:
     """Checks all ranks against each other, runs one of them, or both; returns 1 if something does not hold.
 
     Args:
@@ -35,6 +38,7 @@ def dryrun(config: RunConfig, world: int, rank: int | None, everybody: bool, out
         rank: which to build and run on this machine; None for none.
         everybody: whether to check that all ranks agree.
         out: where the rank's collectives go as JSON.
+        compiles: whether to compile the rank with MindSpore's native collectives instead of running it.
 
     Raises:
         UserError: the layout does not fit the ranks, or the step does not fit this machine.
@@ -49,7 +53,9 @@ def dryrun(config: RunConfig, world: int, rank: int | None, everybody: bool, out
     if not console.is_terminal:
         console = Console(width=_WIDTH, highlight=False)
     code = check_all(console, run, mesh) if everybody else 0
-    if rank is not None:
+    if rank is not None and compiles:
+        code = max(code, compile_check(console, run, mesh, rank))
+    elif rank is not None:
         code = max(code, run_rank(console, run, mesh, rank, out))
     return code
 

@@ -143,21 +143,23 @@ def layer_activations(config: RunConfig, program: StepProgram) -> tuple[float, f
     tokens = prod(program.tokens)  # of this context rank
     rows, dim = tokens // mesh.tp, model.hidden_size
     heads, kv_heads = model.num_attention_heads // mesh.tp, max(1, model.num_key_value_heads // mesh.tp)
-    plain = _REFERENCE if config.train.kernels == "reference" else 1.0
+    reference = config.train.kernels == "reference"
+    plain = _REFERENCE if reference else 1.0
+    kept = _FP32 if reference or config.train.precision == "fp32" else _FP32 / 2  # bytes of what fused ops keep
     width = (2 * heads + 2 * kv_heads) * model.head_dim
-    attention = _FP32 * (plain * tokens * (width + (mesh.tp > 1) * 3 * dim) + rows * 4 * dim)
-    if config.train.kernels == "reference":
+    attention = kept * plain * tokens * width + _FP32 * ((mesh.tp > 1) * 3 * tokens * dim + rows * 4 * dim)
+    if reference:
         attention += 5 * _FP32 * heads * tokens * config.train.seq_length
     if mesh.cp > 1:
         attention += 2 * _FP32 * tokens * width * mesh.cp
     dense = moe.num_shared_experts if moe is not None else 1
-    ffn = _FP32 * plain * tokens * (dense * 3 * model.intermediate_size / mesh.tp + (mesh.tp > 1) * 3 * dim)
-    ffn += _FP32 * rows * 4 * dim
+    ffn = kept * plain * tokens * dense * 3 * model.intermediate_size / mesh.tp
+    ffn += _FP32 * ((dense > 0 and mesh.tp > 1) * 3 * tokens * dim + rows * 4 * dim)
     if moe is not None:
         spread = mesh.ep_etp > 1
         chosen = config.parallel.chosen_dispatcher(moe.dispatch.kind, False)
         arriving = rows * mesh.etp * moe.num_experts_per_tok  # rows of experts here, if the routing is even
-        ffn += _FP32 * plain * arriving * (3 * model.intermediate_size / mesh.etp + (4 if spread else 1) * dim)
+        ffn += plain * arriving * (2 * kept * model.intermediate_size / mesh.etp + (4 * _FP32 * dim if spread else 0))
         ffn += _FP32 * rows * 6 * moe.num_experts
         if spread:
             seen = rows * (mesh.ep_etp if chosen == "all_gather" else mesh.etp)

@@ -188,8 +188,9 @@ class StepProgram:
         if self.config.parallel.zero not in (1, 2):
             return []
         return [
-            Call("all_gather", "replicas", ranks, (sum(zero_columns(shape, len(ranks)) for shape in shapes),))
+            Call("all_gather", "replicas", ranks, (sum(zero_columns(shapes[at], len(ranks)) for at in bucket),))
             for ranks, shapes in self.piece_groups(piece).items()
+            for bucket in buckets([prod(shape) for shape in shapes])
         ]
 
 

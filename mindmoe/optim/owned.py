@@ -7,7 +7,7 @@ from mindspore import Parameter, Tensor, ops
 from mindmoe.optim.reduction import Reduction
 from mindmoe.parallel.collectives import AllGather
 from mindmoe.parallel.held import Held
-from mindmoe.parallel.sharding import Shard
+from mindmoe.parallel.sharding import Shard, buckets
 from mindmoe.parallel.unit import Entry, Placement
 from mindmoe.parallel.zero import ZeroBuffer
 
@@ -71,14 +71,20 @@ class Owned:
                 ops.assign(target, whole)  # in place: a compiled step would not see a new tensor
 
     def _publications(self) -> list[tuple[ZeroBuffer, AllGather, tuple[Parameter, ...], tuple[Parameter, ...]]]:
-        """One collective each: the buffer, the collective, this rank's masters, and what they are the parts of."""
+        """One collective each: the buffer, the collective, this rank's masters, and what they are the parts of.
+
+        Buckets bound what is whole at a time.
+        """
         at = {place: i for i, place in enumerate(self.reduction.updated)}
         made = []
         for group, places in self.reduction.groups.items():
-            if self.reduction.is_cut[places[0]]:
-                entries = [self.entries[place] for place in places]
+            if not self.reduction.is_cut[places[0]]:
+                continue
+            for bucket in buckets([self.entries[place].placement.box.size for place in places]):
+                chosen = [places[i] for i in bucket]
+                entries = [self.entries[place] for place in chosen]
                 buffer = ZeroBuffer([entry.placement.box.shape for entry in entries], group.size, group.index)
-                masters = tuple(self.params[at[place]] for place in places if place in at)
+                masters = tuple(self.params[at[place]] for place in chosen if place in at)
                 made.append((buffer, AllGather(group), masters, tuple(entry.param for entry in entries)))
         return made
 

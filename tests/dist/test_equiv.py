@@ -7,7 +7,7 @@ import pytest
     ("ranks", "layouts"),
     [
         (2, ["tp2,ep2,etp1,graph", "cp2,ep2,ring", "pp2,interleaved,chunks2", "dp2,ep2,capacity,graph", "dp2,zero2"]),
-        (4, ["tp2,pp2,graph", "dp2,cp2,ep4,ulysses", "dp2,tp2,ep2,zero1"]),
+        (4, ["tp2,pp2,graph", "dp2,cp2,ep4,ulysses", "dp2,tp2,ep2,zero1", "pp2,dp2,zero3,full"]),
     ],
 )
 def test_layouts_equal_one_process(equiv, tmp_path, ranks, layouts):
