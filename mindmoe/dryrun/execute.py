@@ -86,4 +86,5 @@ def random_batch(config: RunConfig, seed: int) -> Batch:
         labels=np.ascontiguousarray(ids[:, 1:]),
         loss_mask=np.ones(shape, np.float32),
         segment_ids=np.zeros(shape, np.int32),
+        domains=np.zeros(shape[0], np.int32),
     )

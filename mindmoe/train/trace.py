@@ -27,14 +27,14 @@ def trace(config: RunConfig, place: Place, batches: TokenBatches, out: Path) -> 
     record: dict[str, np.ndarray] = {}
     losses = []
     for step in range(config.train.steps):
-        ledger.SENT.clear()
         rows = _rows(config, trainer)
         micro = [batches.batch(step, start, start + config.train.micro_batch_size) for start in rows]
         valid = float(config.train.global_batch_size * config.train.seq_length)
         if config.data.document_attention:
             whole = batches.batch(step, 0, config.train.global_batch_size)
             valid = float(whole.loss_mask.sum())
-        grads, reports = trainer.step.gradients(micro, valid)
+        with ledger.recording() as calls:
+            grads, reports = trainer.step.gradients(micro, valid)
         owned = [part.owned for part in trainer.step.parts]
         boxes = [pair for each in owned for pair in zip(each.placements, each.shards, strict=True)]
         for (placement, shard), grad in zip(boxes, grads, strict=True):
@@ -42,17 +42,25 @@ def trace(config: RunConfig, place: Place, batches: TokenBatches, out: Path) -> 
         if config.moe is not None:
             _routing(record, trainer, config, step, list(rows), reports)
         lr = learning_rate(config.optim, step, config.train.steps)
-        result = trainer.step.finish(step, grads, reports, valid, lr, stop=False)
+        with ledger.recording() as later:
+            result = trainer.step.finish(step, grads, reports, valid, lr, stop=False)
         losses.append([result.loss, result.aux_loss, result.z_loss, result.grad_norm])
     for held in trainer.state:
         record[_key("p", held.name, held.shard)] = held.param.asnumpy()
     record["loss"] = np.array(losses)
     out.mkdir(parents=True, exist_ok=True)
     np.savez(out / f"rank-{place.rank}.npz", **record)
+    sent = json.dumps(_sent([*calls, *later]), indent=1)
+    (out / f"sent-{place.rank}.json").write_text(sent, encoding="utf-8")
+
+
+def _sent(calls: list[ledger.Call]) -> dict[str, dict[str, float]]:
+    """Bytes by axis and collective."""
     sent: dict[str, dict[str, float]] = {}
-    for (axis, kind), num_bytes in ledger.SENT.items():
-        sent.setdefault(axis, {})[kind] = num_bytes
-    (out / f"sent-{place.rank}.json").write_text(json.dumps(sent, indent=1), encoding="utf-8")
+    for call in calls:
+        kinds = sent.setdefault(call.axis, {})
+        kinds[call.kind] = kinds.get(call.kind, 0.0) + call.sent
+    return sent
 
 
 def _rows(config: RunConfig, trainer: Trainer) -> range:

@@ -45,7 +45,8 @@ def train(kernels: str, precision: str, seed: int, rows: np.ndarray) -> list[flo
     losses = []
     for step, row in enumerate(rows):
         inputs, labels = row[:, :-1].copy(), row[:, 1:].copy()
-        batch = Batch(inputs, labels, np.ones(inputs.shape, np.float32), np.zeros(inputs.shape, np.int32))
+        mask, segments = np.ones(inputs.shape, np.float32), np.zeros(inputs.shape, np.int32)
+        batch = Batch(inputs, labels, mask, segments, np.zeros(len(inputs), np.int32))
         losses.append(trainer.step.run(step, [batch], float(inputs.size), 3e-3 * min(1, (step + 1) / 20), False).loss)
     return losses
 

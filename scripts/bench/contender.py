@@ -34,7 +34,8 @@ def ours(size: Size, kernels: str, precision: str, threads: int) -> Step:
     start_device(config, here)
     trainer = build_trainer(config, here)
     inputs, labels = tokens(size)
-    batch = Batch(inputs, labels, np.ones(inputs.shape, np.float32), np.zeros(inputs.shape, np.int32))
+    mask, segments = np.ones(inputs.shape, np.float32), np.zeros(inputs.shape, np.int32)
+    batch = Batch(inputs, labels, mask, segments, np.zeros(len(inputs), np.int32))
     count, valid = iter(range(10**9)), float(inputs.size)
     return lambda: trainer.step.run(next(count), [batch], valid, 1e-3, False).loss
 

@@ -37,8 +37,9 @@ def main() -> None:
     tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, shape).astype(np.int32)
     rows, valid = train.micro_batch_size, float(train.global_batch_size * train.seq_length)
     ones, zeros = np.ones((rows, train.seq_length), np.float32), np.zeros((rows, train.seq_length), np.int32)
+    rest = (ones, zeros, np.zeros(rows, np.int32))
     batches = [
-        Batch(tokens[start : start + rows, :-1].copy(), tokens[start : start + rows, 1:].copy(), ones, zeros)
+        Batch(tokens[start : start + rows, :-1].copy(), tokens[start : start + rows, 1:].copy(), *rest)
         for start in range(trainer.at.dp * rows, train.global_batch_size, trainer.mesh.dp * rows)
     ]
     seconds = []
