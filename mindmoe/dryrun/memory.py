@@ -14,7 +14,7 @@ from mindmoe.pipeline.split import Piece
 
 _FP32 = 4
 PROCESS = 0.45 * 2**30  # [bytes] Python, MindSpore and what they load
-_GATHERED = 3.0  # copies of a unit's weights while it is gathered, used, and its gradient spread again
+_GATHERED = 6.0  # copies of a unit's weights besides itself: gathered, sliced, its gradient, and that spread again
 _REFERENCE = 2.5  # plain ops keep so much more than the fused ones
 
 
