@@ -170,8 +170,8 @@ def test_no_option_is_a_config_key() -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("--")
     }
     assert {"cards", "prompt", "out"} <= options
-    # `seed` and `data` of generate and eval are of one call, not of the run they read.
-    assert {option for option in options if keys.get(option)} <= {"seed", "data"}
+    # `seed` and `data` of generate and eval, and `hardware` of plan, are of one call, not of the run they read.
+    assert {option for option in options if keys.get(option)} <= {"seed", "data", "hardware"}
 
 
 def _leaves(cls: type[BaseModel]) -> set[str]:
