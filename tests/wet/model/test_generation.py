@@ -61,7 +61,7 @@ def test_dynamic_routing_reads_its_table_and_thresholds_token_by_token(graph):
         if name.endswith("token_table"):
             entry.param.set_data(Tensor(np.stack([rng.standard_normal(VOCAB), np.arange(VOCAB) % 2], 1), ms.float32))
         elif name.endswith("control"):
-            entry.param.set_data(Tensor([1.0, -0.3, 0.0], ms.float32))
+            entry.param.set_data(Tensor([1.0, -0.3, *[0.0] * (shape[0] - 2)], ms.float32))
         elif "difficulty" in name:
             entry.param.set_data(Tensor(0.5 * rng.standard_normal(shape), ms.float32))
     ids = rng.integers(0, VOCAB, (2, LENGTH)).astype(np.int32)
