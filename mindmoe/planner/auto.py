@@ -116,8 +116,8 @@ def planned(config: RunConfig, cards: int) -> RunConfig:
     if config.train.device == "cpu" and config.launch.hardware == "ascend-910b2":
         raise UserError(
             "parallel: auto plans for launch.hardware=ascend-910b2 but train.device=cpu",
-            "name the cluster's cards and train.device=ascend, or a file that describes this machine as mindmoe/planner/"
-            "hardware/*.yaml do; or write the degrees instead of auto",
+            "set train.device=ascend, or launch.hardware to a file that describes this machine as those of "
+            "mindmoe/planner/hardware do, or write the degrees instead of auto",
         )
     model = CostModel(load_hardware(config.launch.hardware), workload_of(config))
     choice = first_that_runs(config, model, search(model, cards))

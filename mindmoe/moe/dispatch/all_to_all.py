@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindmoe.moe.config import MoeConfig
-from mindmoe.moe.dispatch.rows import ExpertFfn, combine, pack_tokens, through_experts, unpack_tokens
+from mindmoe.moe.dispatch.rows import WITHOUT_LAST, ExpertFfn, combine, pack_tokens, through_experts, unpack_tokens
 from mindmoe.moe.dispatch.sizes import capacity_rows, chunk_tokens
 from mindmoe.ops.permute import FromSlots, ToSlots, with_zero_row
 from mindmoe.parallel.collectives import (
@@ -146,8 +146,8 @@ def exchange_rows(
     arrived = exchanged_counts(counts, group)  # (source, local expert)
     sent, received = counts.sum(1).tolist(), arrived.sum(1).tolist()
     move, back = AllToAllV(group, sent, received), AllToAllV(group, received, sent)
-    source = Tensor((order // ids.shape[1]).astype(np.int32))
-    rows = move(ops.gather(with_zero_row(tokens), source, 0) if order.size or sum(received) else tokens[:0])
+    source = np.append(order // ids.shape[1], tokens.shape[0])  # and the row of zeros: no empty gather
+    rows = move(WITHOUT_LAST(ops.gather(with_zero_row(tokens), Tensor(source.astype(np.int32)), 0)))
     number = np.repeat(np.tile(np.arange(local, dtype=np.int32), group.size), arrived.reshape(-1))
     done = back(through_experts(expert_ffn, rows, Tensor(number), weights))
     return combine(ops.gather(with_zero_row(done), Tensor(slot), 0), gates)

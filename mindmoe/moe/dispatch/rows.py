@@ -45,7 +45,8 @@ class _WithoutLast(nn.Cell):
         return (none if x.shape[0] == 1 else ops.concat((dout.astype(x.dtype), none), 0),)
 
 
-_WITHOUT_LAST = _WithoutLast(auto_prefix=False)
+WITHOUT_LAST = _WithoutLast(auto_prefix=False)
+"""Takes the row off again that keeps tensors from being empty: gradients of empty tensors fail."""
 
 
 def through_experts(expert_ffn: ExpertFfn, rows: Tensor, ids: Tensor, weights: Weights) -> Tensor:
@@ -57,7 +58,7 @@ def through_experts(expert_ffn: ExpertFfn, rows: Tensor, ids: Tensor, weights: W
     none = ops.full((1, 1), weights[0].shape[0], dtype=ms.int32)
     rows = ops.concat((rows, ops.zeros((1, rows.shape[1]), ms.float32)), 0)
     ids = ops.concat((ids.reshape((-1, 1)), none), 0)
-    return _WITHOUT_LAST(expert_ffn(rows, ops.ones((rows.shape[0], 1), ms.float32), ids, *weights))
+    return WITHOUT_LAST(expert_ffn(rows, ops.ones((rows.shape[0], 1), ms.float32), ids, *weights))
 
 
 def combine(rows: Tensor, gates: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindmoe.moe.dispatch.all_to_all import exchange_rows
-from mindmoe.moe.dispatch.rows import ExpertFfn, local_ids, pack_tokens, unpack_tokens
+from mindmoe.moe.dispatch.rows import WITHOUT_LAST, ExpertFfn, local_ids, pack_tokens, unpack_tokens
 from mindmoe.moe.dispatch.sizes import node_grid
 from mindmoe.ops.permute import with_zero_row
 from mindmoe.parallel.collectives import AllToAllV, exchanged_counts
@@ -43,9 +43,11 @@ class TwoHopDispatch(nn.Cell):
         sent, received = counts[:, 0].tolist(), exchanged_counts(counts, self.across)[:, 0].tolist()
         packed = ops.gather(with_zero_row(pack_tokens(x, gates, ids)), Tensor(token.astype(np.int32)), 0)
         arrived = AllToAllV(self.across, sent, received)(packed)
+        # A row without expert goes along, so that a node that no token was sent to takes the same way as the others.
+        arrived = ops.concat((arrived, ops.full((1, arrived.shape[1]), -1.0, dtype=arrived.dtype)), 0)
         rows, row_gates, row_ids = unpack_tokens(arrived, ids.shape[1])
         here = local_ids(row_ids, self.across.index * self.per_node, self.per_node)
         done = exchange_rows(self.expert_ffn, rows, row_gates, here, (gate_up, gate_up_bias, down, bias), self.inside)
-        back = AllToAllV(self.across, received, sent)(done)
+        back = AllToAllV(self.across, received, sent)(WITHOUT_LAST(done))
         parts = ops.gather(with_zero_row(back), Tensor(slot.reshape(-1)), 0)
         return parts.reshape((tokens, nodes, parts.shape[1])).sum(1).reshape(x.shape)
