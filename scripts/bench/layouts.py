@@ -60,7 +60,7 @@ def main() -> None:
     args = parser.parse_args()
     threads = len(os.sched_getaffinity(0))
     sections = run_sections(TINY, "auto", "bf16", 0)
-    sections["train"] |= {"global_batch_size": ROWS, "micro_batch_size": MICRO}
+    sections["train"] |= {"global_batch_size": ROWS, "micro_batch_size": MICRO, "mode": "pynative"}
     config = RunConfig.model_validate(sections)
     layouts = [parse_layout(text, config) for text in args.layouts]
     about = machine(threads)
@@ -68,24 +68,25 @@ def main() -> None:
     for _ in range(args.rounds):
         for layout in layouts:
             turns[layout.name].append(run(layout, args.steps, max(1, threads // layout.world)))
-    rows = []
-    for layout in layouts:
-        seconds = [second for turn in turns[layout.name] for second in turn["seconds"]]
-        peak = max(turn["peak_bytes"] for turn in turns[layout.name])
-        median = statistics.median(seconds)
-        rows.append(
-            {
-                "name": layout.name,
-                "ranks": layout.world,
-                "median_s": median,
-                "min_s": min(seconds),
-                "max_s": max(seconds),
-                "tokens_per_s": ROWS * TINY["seq_length"] / median,
-                "peak_bytes": peak,
-            }
-        )
-        print(f"{layout.name:<22} {layout.world} ranks {median:7.3f} s {peak / 2**30:6.2f} GiB a rank")
-    write_figures(args.out, "layouts", "tiny", {"machine": about, "rows": rows})
+            row = figures(layout, turns[layout.name])
+            peak = row["peak_bytes"] / 2**30
+            print(f"{layout.name:<22} {layout.world} ranks {row['median_s']:7.3f} s {peak:6.2f} GiB a rank", flush=True)
+            rows = [figures(known, turns[known.name]) for known in layouts if turns[known.name]]
+            write_figures(args.out, "layouts", "tiny", {"machine": about, "rows": rows})
+
+
+def figures(layout: Layout, turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the turns of a layout come to."""
+    seconds = [second for turn in turns for second in turn["seconds"]]
+    return {
+        "name": layout.name,
+        "ranks": layout.world,
+        "median_s": statistics.median(seconds),
+        "min_s": min(seconds),
+        "max_s": max(seconds),
+        "tokens_per_s": ROWS * TINY["seq_length"] / statistics.median(seconds),
+        "peak_bytes": max(turn["peak_bytes"] for turn in turns),
+    }
 
 
 if __name__ == "__main__":
