@@ -129,10 +129,11 @@ class TrainStep:
         self._reduce = [part.reduction.build() for part in parts]
         if pipeline is None:
             weights = ms.ParameterTuple(parts[0].differentiated)
-            gradients = ms.value_and_grad(parts[0].objective, None, weights, has_aux=True)
-            self._gradients = _compiled(gradients, graph)
+            self._gradients = _compiled(
+                self._announced(ms.value_and_grad(parts[0].objective, None, weights, True)), graph
+            )
             self._forward = _compiled(parts[0].objective.construct, graph)
-        self._update = _compiled(optimizer.build_update(), graph)
+        self._update = _compiled(self._announced_update(optimizer.build_update()), graph)
 
     def run(self, step: int, micro_batches: list[Batch], num_valid: float, lr: float, stop: bool) -> StepResult:
         """Runs step number `step` (from 0); the weights change unless the result is not finite.
@@ -159,7 +160,7 @@ class TrainStep:
             return result
         with during("update", number=step):
             scale = Tensor(np.float32(clip_scale(result.grad_norm, self.clip_norm)))
-            done = self.arrive(self._update(Tensor(np.float32(lr)), scale, Tensor(np.float32(step + 1)), *grads))
+            done = self._update(Tensor(np.float32(lr)), scale, Tensor(np.float32(step + 1)), *grads)
             self.wait()
             done.asnumpy()
             for part in self.parts:
@@ -197,6 +198,7 @@ class TrainStep:
             for batch in batches:
                 with during(f"gradients ({self.mode})", self.groups["stage"].ranks):
                     (_, report), grads = self._gradients(*batch, *scalars)
+                    self.wait()
                     reports[0].append(tuple(part.asnumpy() for part in report))
                 absorb(0, grads)
         self.chosen = [np.asarray(of_part[0][-1]) for of_part in reports] if self.parts[0].records_routing else []
@@ -235,9 +237,7 @@ class TrainStep:
     def _result(self, reports: list[list[tuple[Any, ...]]], grads: Grads, num_valid: float, stop: bool) -> StepResult:
         """What all ranks report, summed in one exchange."""
         with during("sum of gradients", self.groups["world"].ranks):  # where the host waits for the reductions
-            arriving = self.arrive(self._square(grads))
-            self.wait()
-            squared = arriving.asnumpy()
+            squared = self._square(grads).asnumpy()
         experts = self.moe.num_experts if self.moe else 0
         sums = np.zeros(5, np.float64)  # cross-entropy, aux, z, squared norm, ranks that were asked to stop
         counts = np.zeros((self.num_layers, experts))
@@ -271,6 +271,24 @@ class TrainStep:
             routing=(counts, entropy, dropped) if self.moe else None,
             signals=tuple(signals),
         )
+
+    def _announced(self, gradients: Callable[..., Any]) -> Callable[..., Any]:
+        """`gradients`, which wakes who sleeps in `wait` when all of its results are there."""
+        arrive = self.arrive
+
+        def run(*args: Tensor) -> tuple[tuple[Tensor, tuple[Tensor, ...]], Grads]:
+            (loss, report), grads = gradients(*args)
+            return (loss, (arrive(ops.depend(report[0], grads)), *report[1:])), grads
+
+        return run
+
+    def _announced_update(self, update: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        arrive = self.arrive
+
+        def run(*args: Tensor) -> Tensor:
+            return arrive(update(*args))
+
+        return run
 
     def _square(self, grads: Grads) -> Tensor:
         """The squared norm of the gradients that this rank counts, so that over all ranks each counts once."""

@@ -64,18 +64,18 @@ class Backward {
     float *dqueries = scratch.take<float>(rows * width);
     for (int64_t key = start; key < end; key += kKeyBlock) {
       int64_t keys = std::min(kKeyBlock, end - key), at = (stream * a_.length + key) * width;
-      gemm(kPlain, kTransposed, rows, keys, width, a_.scale, q_ + from, width, k_ + at, width, 0.0f, scores, keys);
+      gemm(kPlain, kTransposed, rows, keys, width, 1.0f, q_ + from, width, k_ + at, width, 0.0f, scores, keys);
       gemm(kPlain, kTransposed, rows, keys, width, 1.0f, dout_ + from, width, v_ + at, width, 0.0f, slopes, keys);
       for (int64_t row = 0; row < rows; ++row) {
         int64_t query = begin + row / group, own = (sample * a_.length + query) * a_.heads + head + row % group;
-        softmax_row(scores + row * keys, slopes + row * keys, keys, Span(first[query], query, key, keys),
+        softmax_row(scores + row * keys, slopes + row * keys, a_.scale, keys, Span(first[query], query, key, keys),
                     saved_.lse[own], saved_.delta[own], weights + row * keys, dscores + row * keys);
       }
       gemm(kTransposed, kPlain, keys, width, rows, 1.0f, weights, keys, dout_ + from, width, 1.0f,
            sums(dv_, stream, chunk, key), width);
-      gemm(kTransposed, kPlain, keys, width, rows, a_.scale, dscores, keys, q_ + from, width, 1.0f,
+      gemm(kTransposed, kPlain, keys, width, rows, 1.0f, dscores, keys, q_ + from, width, 1.0f,
            sums(dk_, stream, chunk, key), width);
-      gemm(kPlain, kPlain, rows, width, keys, a_.scale, dscores, keys, k_ + at, width, key == start ? 0.0f : 1.0f,
+      gemm(kPlain, kPlain, rows, width, keys, 1.0f, dscores, keys, k_ + at, width, key == start ? 0.0f : 1.0f,
            dqueries, width);
     }
     for (int64_t row = 0; row < rows; ++row) {
@@ -84,16 +84,17 @@ class Backward {
     }
   }
 
-  // weights = softmax(scores), dscores = weights * (slopes - delta); zero outside the span.
-  static void softmax_row(const float *scores, const float *slopes, int64_t keys, Span span, float lse, float delta,
-                          T *weights, T *dscores) {
+  // weights = softmax(scale * products), dscores = scale * weights * (slopes - delta), the gradient of the products;
+  // zero outside the span.
+  static void softmax_row(const float *products, const float *slopes, float scale, int64_t keys, Span span, float lse,
+                          float delta, T *weights, T *dscores) {
     std::fill(weights, weights + span.begin, T{});
     std::fill(dscores, dscores + span.begin, T{});
     for_lanes(span.end - span.begin, [&](int64_t i, auto lanes) {
       int64_t at = span.begin + i;
-      Vec weight = exp(load(scores + at, lanes) - lse);
+      Vec weight = exp(load(products + at, lanes) * scale - lse);
       store(weights + at, weight, lanes);
-      store(dscores + at, weight * (load(slopes + at, lanes) - delta), lanes);
+      store(dscores + at, weight * scale * (load(slopes + at, lanes) - delta), lanes);
     });
     std::fill(weights + span.end, weights + keys, T{});
     std::fill(dscores + span.end, dscores + keys, T{});

@@ -11,20 +11,20 @@ struct Running {
   float largest, total;
 };
 
-// Turns one row of scores into weights exp(score - largest) over the span, zero elsewhere. Returns the factor by which
-// what was accumulated before must shrink.
+// Turns one row of products into weights exp(scale * product - largest) over the span, zero elsewhere. Returns the
+// factor by which what was accumulated before must shrink.
 template <class T>
-float soften(const float *scores, int64_t keys, Span span, Running &state, T *weights) {
+float soften(const float *products, float scale, int64_t keys, Span span, Running &state, T *weights) {
   Vec top = splat(state.largest);
   for_lanes(span.end - span.begin, [&](int64_t i, auto lanes) {
-    top = max(top, keep(load(scores + span.begin + i, lanes), lanes, state.largest));
+    top = max(top, keep(load(products + span.begin + i, lanes) * scale, lanes, state.largest));
   });
   float largest = max_lane(top);
   float shrink = std::exp(state.largest - largest);
   Vec total{};
   std::fill(weights, weights + span.begin, T{});
   for_lanes(span.end - span.begin, [&](int64_t i, auto lanes) {
-    Vec weight = exp(load(scores + span.begin + i, lanes) - largest);
+    Vec weight = exp(load(products + span.begin + i, lanes) * scale - largest);
     total += keep(weight, lanes);
     store(weights + span.begin + i, weight, lanes);
   });
@@ -75,13 +75,12 @@ class Forward {
     for (int64_t row = 0; row < rows; ++row) state[row] = {sinks_[head + row % group], 1.0f};
     for (int64_t key = from; key < until; key += kKeyBlock) {
       int64_t keys = std::min(kKeyBlock, until - key), at = (stream * cache_.capacity + key) * width;
-      gemm(kPlain, kTransposed, rows, keys, width, a_.scale, queries, width, cache_.keys + at, width, 0.0f, scores,
-           keys);
+      gemm(kPlain, kTransposed, rows, keys, width, 1.0f, queries, width, cache_.keys + at, width, 0.0f, scores, keys);
       bool fresh = key == from;
       for (int64_t row = 0; row < rows; ++row) {
         int64_t query = begin + row / group;
         Span span(first[query], a_.start + query, key, keys);
-        float shrink = soften(scores + row * keys, keys, span, state[row], weights + row * keys);
+        float shrink = soften(scores + row * keys, a_.scale, keys, span, state[row], weights + row * keys);
         if (!fresh && shrink != 1.0f) scale_row(total + row * width, width, shrink);
       }
       gemm(kPlain, kPlain, rows, width, keys, 1.0f, weights, keys, cache_.values + at, width, fresh ? 0.0f : 1.0f,

@@ -64,18 +64,6 @@ struct ExpertWeights {
 
   const float *gate_up_of(int64_t expert) const { return gate_up + expert * width * 2 * inner; }
   const float *down_of(int64_t expert) const { return down + expert * inner * width; }
-
-  // One expert's matrix as the operand of a product of T.
-  template <class T>
-  static const T *matrix_as(const float *from, int64_t count, Scratch &scratch) {
-    if constexpr (std::is_same_v<T, float>) {
-      return from;
-    } else {
-      T *to = scratch.take<T>(count);
-      copy_row(to, from, count);
-      return to;
-    }
-  }
 };
 
 // (min(gate, limit) * sigmoid(alpha * gate)) * (clip(up) + 1), its value and derivatives.

@@ -64,17 +64,16 @@ class Backward {
     }
     float *dactivated = scratch.take<float>(count * inner);
     float *dinput = product_memory(rows.dinput + piece.begin * width, count * width, scratch);
-    const T *down = ExpertWeights::matrix_as<T>(w_.down_of(piece.expert), inner * width, scratch);
-    gemm(kPlain, kTransposed, count, inner, width, 1.0f, dout_rows, width, down, width, 0.0f, dactivated, inner);
+    gemm(kPlain, kTransposed, count, inner, width, 1.0f, dout_rows, width, w_.down_of(piece.expert), width, 0.0f,
+         dactivated, inner);
     const float *down_bias = w_.down_bias + piece.expert * width;
     for (int64_t row = 0; row < count; ++row) {
       float dgate = through_swiglu(piece.begin + row, dactivated + row * inner);
       if (dgates != nullptr)
         dgates[grouping_.order[piece.begin + row]] = dgate + dot_row(dout_rows + row * width, down_bias, width);
     }
-    const T *gate_up = ExpertWeights::matrix_as<T>(w_.gate_up_of(piece.expert), width * 2 * inner, scratch);
-    gemm(kPlain, kTransposed, count, width, 2 * inner, 1.0f, rows.dhidden + piece.begin * 2 * inner, 2 * inner, gate_up,
-         2 * inner, 0.0f, dinput, width);
+    gemm(kPlain, kTransposed, count, width, 2 * inner, 1.0f, rows.dhidden + piece.begin * 2 * inner, 2 * inner,
+         w_.gate_up_of(piece.expert), 2 * inner, 0.0f, dinput, width);
     deliver(dinput, count * width, rows.dinput + piece.begin * width);
   }
 

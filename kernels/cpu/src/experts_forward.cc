@@ -12,8 +12,7 @@ void add_product(int64_t rows, int64_t n, int64_t k, const T *a, const float *w,
     thin_product(rows, n, k, a, k, w, n, c, n);
     return;
   }
-  Scratch scratch;
-  gemm(kPlain, kPlain, rows, n, k, 1.0f, a, k, ExpertWeights::matrix_as<T>(w, k * n, scratch), n, 1.0f, c, n);
+  gemm(kPlain, kPlain, rows, n, k, 1.0f, a, k, w, n, 1.0f, c, n);
 }
 
 // Rows of one piece through their expert. `hidden` keeps the inputs of the SwiGLU for the backward pass.

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include "gemm_amx.h"
 #include "gemm_own.h"
 
 namespace mindmoe {
@@ -15,6 +16,7 @@ using DnnlHalf = int (*)(char, char, int64_t, int64_t, int64_t, float, const bf1
 
 DnnlFloat dnnl_float = nullptr;
 DnnlHalf dnnl_half = nullptr;
+bool tiles = false;
 
 char letter(Side side) { return side == kPlain ? 'N' : 'T'; }
 
@@ -36,6 +38,10 @@ void gemm(Side a_side, Side b_side, int64_t m, int64_t n, int64_t k, float alpha
 
 void gemm(Side a_side, Side b_side, int64_t m, int64_t n, int64_t k, float alpha, const bf16 *a, int64_t lda,
           const bf16 *b, int64_t ldb, float beta, float *c, int64_t ldc) {
+  if (tiles && k > 0) {
+    amx::gemm(a_side, b_side, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+    return;
+  }
   if (dnnl_half != nullptr && k > 0 &&
       dnnl_half(letter(a_side), letter(b_side), m, n, k, alpha, a, lda, b, ldb, beta, c, ldc) == 0)
     return;
@@ -48,6 +54,19 @@ void gemm(Side a_side, Side b_side, int64_t m, int64_t n, int64_t k, float alpha
   const float *wide_a = widened(a, lda, a_rows, m + k - a_rows, scratch);
   const float *wide_b = widened(b, ldb, b_rows, n + k - b_rows, scratch);
   gemm(a_side, b_side, m, n, k, alpha, wide_a, m + k - a_rows, wide_b, n + k - b_rows, beta, c, ldc);
+}
+
+void gemm(Side a_side, Side b_side, int64_t m, int64_t n, int64_t k, float alpha, const bf16 *a, int64_t lda,
+          const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
+  if (tiles && k > 0) {
+    amx::gemm(a_side, b_side, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+    return;
+  }
+  Scratch scratch;
+  int64_t rows = b_side == kPlain ? k : n, columns = n + k - rows;
+  bf16 *half = scratch.take<bf16>(rows * columns);
+  for (int64_t row = 0; row < rows; ++row) copy_row(half + row * columns, b + row * ldb, columns);
+  gemm(a_side, b_side, m, n, k, alpha, a, lda, half, columns, beta, c, ldc);
 }
 
 bool use_onednn(const char *path, bool native_half) {
@@ -63,7 +82,10 @@ bool use_onednn(const char *path, bool native_half) {
   return true;
 }
 
+bool use_tiles(bool wanted) { return tiles = wanted && amx::permitted(); }
+
 Source gemm_source() {
+  if (tiles) return Source::Amx;
   if (dnnl_float == nullptr) return Source::Own;
   return dnnl_half == nullptr ? Source::OnednnWidened : Source::Onednn;
 }

@@ -1,6 +1,7 @@
 // Matrix products with fp32 accumulation. Row-major; fp32 or bf16 operands, fp32 result.
 //
-// On x86-64 they come from the oneDNN that MindSpore ships (use_onednn), else from the blocked product of gemm_own.h.
+// On x86-64 they come from the oneDNN that MindSpore ships (use_onednn), those of bf16 from the tile unit where the CPU
+// has one (use_tiles), else from the blocked product of gemm_own.h.
 // A call never uses more than the calling thread.
 #pragma once
 
@@ -24,12 +25,19 @@ void gemm(Side a_side, Side b_side, int64_t m, int64_t n, int64_t k, float alpha
 void gemm(Side a_side, Side b_side, int64_t m, int64_t n, int64_t k, float alpha, const bf16 *a, int64_t lda,
           const bf16 *b, int64_t ldb, float beta, float *c, int64_t ldc);
 
+// The same with b rounded to bf16: weights that are kept in fp32.
+void gemm(Side a_side, Side b_side, int64_t m, int64_t n, int64_t k, float alpha, const bf16 *a, int64_t lda,
+          const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
+
 // Takes dnnl_sgemm and dnnl_gemm_bf16bf16f32 from the library at `path`; false (and our own product) if it lacks them.
 // Without `native_half` products of bf16 run through dnnl_sgemm, on operands widened to fp32: as exact, and faster on
 // CPUs whose bf16 instructions are slow. An empty path returns to our own product.
 bool use_onednn(const char *path, bool native_half);
 
-enum class Source { Own, OnednnWidened, Onednn };
+// Sends products of bf16 to the tile unit (gemm_amx.h), or back to the above; false if this library or machine has none.
+bool use_tiles(bool wanted);
+
+enum class Source { Own, OnednnWidened, Onednn, Amx };
 Source gemm_source();
 
 // How a product's result (m, n) is cut into tasks: a function of the shape alone.

@@ -12,6 +12,9 @@ MINDMOE_EXPORT int mindmoe_use_onednn(const char *path, int native_half) {
   return mindmoe::use_onednn(path, native_half != 0) ? 1 : 0;
 }
 
+// 1 if products of bf16 now run on the tile unit; see use_tiles.
+MINDMOE_EXPORT int mindmoe_use_tiles(int wanted) { return mindmoe::use_tiles(wanted != 0) ? 1 : 0; }
+
 MINDMOE_EXPORT int mindmoe_gemm() { return static_cast<int>(mindmoe::gemm_source()); }
 
 // Floats in a vector: tells which instruction set this library was compiled for.

@@ -19,7 +19,7 @@ from typing import Literal, get_args
 
 from mindmoe.errors import UserError
 
-Isa = Literal["avx512_bf16", "avx512", "avx2", "portable"]
+Isa = Literal["amx", "avx512_bf16", "avx512", "avx2", "portable"]
 
 # -ffp-contract=fast lets a*b+c become one fused operation; sums are never reordered.
 BASE_FLAGS = (
@@ -35,17 +35,22 @@ BASE_FLAGS = (
 )
 _AVX2 = ("-mavx2", "-mfma", "-mf16c", "-mbmi2")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+_AVX512_BF16 = (*_AVX512, "-mavx512bf16")
 ISA_FLAGS: dict[Isa, tuple[str, ...]] = {
-    "avx512_bf16": (*_AVX512, "-mavx512bf16"),
+    "amx": (*_AVX512_BF16, "-mamx-tile", "-mamx-bf16"),
+    "avx512_bf16": _AVX512_BF16,
     "avx512": _AVX512,
     "avx2": _AVX2,
     "portable": (),
 }
 # CPU features (as /proc/cpuinfo names them) that each instruction set needs.
+_NEEDS_AVX2 = {"avx2", "fma", "f16c", "bmi2"}
+_NEEDS_AVX512 = _NEEDS_AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 _NEEDS: dict[Isa, set[str]] = {
-    "avx512_bf16": {"avx2", "fma", "f16c", "bmi2", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"},
-    "avx512": {"avx2", "fma", "f16c", "bmi2", "avx512f", "avx512bw", "avx512dq", "avx512vl"},
-    "avx2": {"avx2", "fma", "f16c", "bmi2"},
+    "amx": _NEEDS_AVX512 | {"avx512_bf16", "amx_tile", "amx_bf16"},
+    "avx512_bf16": _NEEDS_AVX512 | {"avx512_bf16"},
+    "avx512": _NEEDS_AVX512,
+    "avx2": _NEEDS_AVX2,
     "portable": set(),
 }
 
@@ -54,6 +59,16 @@ def supported_isas() -> list[Isa]:
     """Instruction sets this machine can run, best first; the last is always `portable`."""
     features = _cpu_features()
     return [isa for isa in get_args(Isa) if _NEEDS[isa] <= features]
+
+
+def best_isa() -> Isa:
+    """The best instruction set that this machine runs and its compiler knows (g++ knows AMX from version 11 on)."""
+    compiler = find_compiler()
+    for isa in supported_isas():
+        asked = [compiler, *ISA_FLAGS[isa], "-E", "-x", "c++", os.devnull]
+        if subprocess.run(asked, capture_output=True, check=False).returncode == 0:
+            return isa
+    return "portable"
 
 
 def fast_bf16() -> bool:

@@ -37,11 +37,11 @@ import numpy as np
 from mindspore import ops
 
 from mindmoe.errors import UserError
-from mindmoe.ops.cpu.build import Isa, fast_bf16, library, supported_isas
+from mindmoe.ops.cpu.build import Isa, best_isa, fast_bf16, library, supported_isas
 from mindmoe.ops.zeros import zeros_like
 
 Precision = Literal["fp32", "bf16"]
-Gemm = Literal["own", "onednn_widened", "onednn"]  # in the order of their numbers in gemm.h
+Gemm = Literal["own", "onednn_widened", "onednn", "amx"]  # in the order of their numbers in gemm.h
 Outputs = tuple[ms.Tensor, ...]
 STORAGE = {"fp32": ms.float32, "bf16": ms.bfloat16}
 
@@ -84,22 +84,26 @@ class Pack:
         return get_args(Gemm)[self._library().mindmoe_gemm()]
 
     def set_gemm(self, gemm: Gemm | None = None) -> None:
-        """Takes matrix products from `onednn`, `onednn_widened` or `own` from now on.
+        """Takes matrix products from `amx`, `onednn`, `onednn_widened` or `own` from now on.
 
         Args:
-            gemm: `onednn_widened` sends bf16 operands through oneDNN's fp32 product, with equal rounding. By default
+            gemm: `amx` sends bf16 operands to the tile unit, fp32 ones to oneDNN if there; `onednn_widened` sends bf16
+                operands through oneDNN's fp32 product, with equal rounding. By default `amx` where the CPU has it, else
                 oneDNN where MindSpore ships it, widened where the CPU multiplies bf16 no faster than fp32, else `own`.
 
         Raises:
-            UserError: MindSpore ships no oneDNN here and it was asked for.
+            UserError: it was asked for and is not there.
         """
+        tiles = bool(self._library().mindmoe_use_tiles(gemm in (None, "amx")))
+        if gemm == "amx" and not tiles:
+            raise UserError("gemm=amx: this CPU or kernel lends no tile unit", "leave gemm unset")
         wanted = gemm or ("onednn" if fast_bf16() else "onednn_widened")
         candidates = [] if wanted == "own" else sorted((Path(ms.__file__).parent / "lib").glob("libdnnl.so*"))
         connect = self._library().mindmoe_use_onednn
-        found = any(connect(str(file).encode(), wanted == "onednn") for file in candidates)
+        found = any(connect(str(file).encode(), wanted != "onednn_widened") for file in candidates)
         if not found:
             connect(b"", False)
-        if gemm not in (None, "own") and not found:
+        if gemm not in (None, "own", "amx") and not found:
             raise UserError(f"gemm={gemm}: MindSpore carries no oneDNN with dnnl_sgemm here", "leave gemm unset")
 
     def _library(self) -> ctypes.CDLL:
@@ -111,7 +115,7 @@ def load(isa: Isa | None = None) -> Pack:
     """Builds if needed, loads, and connects the pack to MindSpore's oneDNN.
 
     Args:
-        isa: an instruction set, by default the best of this machine.
+        isa: an instruction set, by default the best of this machine and its compiler.
 
     Returns:
         The pack; the same one for the same argument.
@@ -120,9 +124,9 @@ def load(isa: Isa | None = None) -> Pack:
         UserError: this machine cannot run `isa`, or there is no compiler.
     """
     supported = supported_isas()
-    isa = isa or supported[0]
-    if isa not in supported:
+    if isa is not None and isa not in supported:
         raise UserError(f"isa={isa} does not run on this machine", f"use one of {', '.join(supported)}")
+    isa = isa or best_isa()
     pack = Pack(isa, library(isa))
     pack.set_gemm()
     return pack

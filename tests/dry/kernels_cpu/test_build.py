@@ -88,11 +88,18 @@ def test_a_cache_that_cannot_be_written_is_a_clear_error(sources, tmp_path, monk
 
 def test_the_best_instruction_set_comes_first(monkeypatch):
     full = {"avx2", "fma", "f16c", "bmi2", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}
-    for features, best in ((full, "avx512_bf16"), (full - {"avx512_bf16"}, "avx512"), ({"avx2"}, "portable"),
-                           (full - {"avx512f"}, "avx2"), (set(), "portable")):  # fmt: skip
+    for features, best in ((full | {"amx_tile", "amx_bf16"}, "amx"), (full, "avx512_bf16"),
+                           (full - {"avx512_bf16"}, "avx512"), ({"avx2"}, "portable"), (full - {"avx512f"}, "avx2"),
+                           (set(), "portable")):  # fmt: skip
         monkeypatch.setattr(build, "_cpu_features", lambda features=features: features)
         assert build.supported_isas()[0] == best
         assert build.supported_isas()[-1] == "portable"
+
+
+def test_an_instruction_set_that_the_compiler_does_not_know_is_passed_over(monkeypatch):
+    monkeypatch.setattr(build, "supported_isas", lambda: ["amx", "portable"])
+    monkeypatch.setitem(build.ISA_FLAGS, "amx", ("-mno-such-set",))
+    assert build.best_isa() == "portable"
 
 
 @pytest.mark.parametrize(("features", "fast"), [

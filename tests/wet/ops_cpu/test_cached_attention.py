@@ -51,3 +51,18 @@ def test_a_full_cache_is_refused(case, rng):
     op = CachedAttention(1.0, pack=case.pack)
     with pytest.raises(RuntimeError):
         op(q, k, v, cos, sin, None, Tensor(np.array([1], np.int32)), keys, values).asnumpy()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_bitwise_equal_for_any_number_of_threads(case, rng, precision):
+    q, k, v, cos, sin = (Tensor(x) for x in inputs(rng, 2, 300, 4, 2, 32))
+    op, before, results = CachedAttention(0.2, 100, precision, pack=case.pack), case.pack.threads, set()
+    try:
+        for count in (1, 2, 3, 8):
+            case.pack.set_threads(count)
+            keys, values = (Tensor(np.zeros((2, 2, 300, 32), np.float32)).astype(STORAGE[precision]) for _ in range(2))
+            out = op(q, k, v, cos, sin, None, Tensor(np.array([0], np.int32)), keys, values).asnumpy()
+            results.add((out.tobytes(), keys.astype(ms.float32).asnumpy().tobytes()))
+    finally:
+        case.pack.set_threads(before)
+    assert len(results) == 1

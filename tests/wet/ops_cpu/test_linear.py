@@ -53,17 +53,20 @@ def test_bf16_storage_is_the_rounded_result(case, rng):
     case.check_values(plain, lambda *a: oracle(*a, None, None), [x, w], 2**-8)
 
 
-@pytest.mark.parametrize("gemm", ["own", "onednn_widened", "onednn"])
+@pytest.mark.parametrize("gemm", ["own", "onednn_widened", "onednn", "amx"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_source_of_products(rng, case, precision, gemm):
     before = case.pack.gemm
+    if gemm == "amx" and case.pack.isa != "amx":
+        pytest.skip("a library, or a machine, without a tile unit")
     try:
         case.pack.set_gemm(gemm)
         assert case.pack.gemm == gemm
-        x, w = rng.standard_normal((130, 70)), rng.standard_normal((90, 70))
-        op = Linear(precision, pack=case.pack)
-        case.check(op, lambda *a: (oracle(*a, None, None)[0], lambda dy: oracle(*a, None, None)[1](dy)[:2]), [x, w],
-                   (0, 1), TOLERANCE[precision])  # fmt: skip
+        for rows, inner, outer in ((130, 70, 90), (67, 1101, 33), (48, 64, 600), (1, 513, 17)):
+            x, w = rng.standard_normal((rows, inner)), rng.standard_normal((outer, inner))
+            op = Linear(precision, pack=case.pack)
+            case.check(op, lambda *a: (oracle(*a, None, None)[0], lambda dy: oracle(*a, None, None)[1](dy)[:2]), [x, w],
+                       (0, 1), TOLERANCE[precision])  # fmt: skip
     finally:
         case.pack.set_gemm(before)
 

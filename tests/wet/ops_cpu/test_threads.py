@@ -9,10 +9,12 @@ from mindmoe.ops.cpu.attention import Attention
 from mindmoe.ops.cpu.cross_entropy import CrossEntropy
 from mindmoe.ops.cpu.embedding import Embedding
 from mindmoe.ops.cpu.experts import Experts
+from mindmoe.ops.cpu.fork import Fork
 from mindmoe.ops.cpu.linear import Linear
 from mindmoe.ops.cpu.optimizer import SquareSum
 from mindmoe.ops.cpu.pack import load
 from mindmoe.ops.cpu.rms_norm import RmsNorm
+from mindmoe.ops.cpu.router_statistics import RouterStatistics
 from mindmoe.ops.cpu.routing import Route
 
 
@@ -42,11 +44,17 @@ def run(name, rng, precision, pack):
             return CrossEntropy(precision, "backward", pack), inputs, [(), (600,)], (0, 1)
         case "embedding":
             return Embedding(pack), [rng.integers(0, 900, 3000), normal(900, 40)], [(3000, 40)], (1,)
+        case "router_statistics":
+            sums = [(32,), (32,), (1,), (1,)]
+            return RouterStatistics(pack=pack), [normal(3000, 32), rng.integers(0, 33, (3000, 4))], sums, (0,)
+        case "fork":
+            return Fork(3, pack), [normal(3000, 70)], [(3000, 70)] * 3, (0,)
     return Route(4, pack=pack), [normal(3000, 32), normal(32)], [(3000, 4), (3000, 4)], (0,)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", ["linear", "rms_norm", "attention", "experts", "cross_entropy", "embedding", "route"])
+@pytest.mark.parametrize("name", ["linear", "rms_norm", "attention", "experts", "cross_entropy", "embedding", "route",
+                                  "router_statistics", "fork"])  # fmt: skip
 def test_bitwise_equal(case, rng, name, precision):
     op, inputs, shapes, wrt = run(name, rng, precision, case.pack)
     douts = [rng.standard_normal(s) for s in shapes]
