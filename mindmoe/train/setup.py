@@ -88,9 +88,8 @@ def start_device(config: RunConfig, place: Place, stand_in: bool = False) -> Non
     """Selects the device and, with several ranks that are there, joins the cluster."""
     ms.set_device({"cpu": "CPU", "ascend": "Ascend"}[config.train.device])
     if config.train.device == "cpu":
-        if place.world > 1 or config.train.mode == "pynative":
-            # Otherwise this thread spins while another one launches its ops: a core lost to every rank.
-            ms.runtime.launch_blocking()
+        # Otherwise this thread spins while another one launches its ops: a core lost to every rank.
+        ms.runtime.launch_blocking()
         ms.device_context.cpu.op_tuning.threads_num(threads_per_rank(config.launch.threads, place.local_world))
     if place.world > 1 and not stand_in:
         connect(config.train.device)
@@ -204,6 +203,7 @@ def build_trainer(config: RunConfig, place: Place, record_routing: bool = False,
         groups=groups,
         kernels=kernels,
         graph=config.train.mode == "graph",
+        compile_update=config.train.device != "cpu",
         zero=config.parallel.zero,
         pipeline=build_pipeline(config, mesh, groups, parts),
         positions=context_positions(config.train.seq_length, mesh.cp, at.cp) if mesh.cp > 1 else None,

@@ -98,6 +98,8 @@ class TrainStep:
         groups: this rank's groups.
         kernels: holds the norm.
         graph: compile, or run op by op.
+        compile_update: whether the update is compiled too. Not where memory is what counts: a compiled function keeps
+            its last arguments, here all gradients.
         zero: stage.
         pipeline: executes the schedule where there are several stages.
         positions: which tokens of a sequence this rank holds, None for all.
@@ -113,6 +115,7 @@ class TrainStep:
         groups: Groups,
         kernels: OpSet,
         graph: bool,
+        compile_update: bool,
         zero: int,
         pipeline: PipelineExecutor | None,
         positions: np.ndarray | None,
@@ -133,7 +136,7 @@ class TrainStep:
                 self._announced(ms.value_and_grad(parts[0].objective, None, weights, True)), graph
             )
             self._forward = _compiled(parts[0].objective.construct, graph)
-        self._update = _compiled(self._announced_update(optimizer.build_update()), graph)
+        self._update = _compiled(optimizer.build_update(), graph and compile_update)
 
     def run(self, step: int, micro_batches: list[Batch], num_valid: float, lr: float, stop: bool) -> StepResult:
         """Runs step number `step` (from 0); the weights change unless the result is not finite.
@@ -160,9 +163,7 @@ class TrainStep:
             return result
         with during("update", number=step):
             scale = Tensor(np.float32(clip_scale(result.grad_norm, self.clip_norm)))
-            done = self._update(Tensor(np.float32(lr)), scale, Tensor(np.float32(step + 1)), *grads)
-            self.wait()
-            done.asnumpy()
+            self._update(Tensor(np.float32(lr)), scale, Tensor(np.float32(step + 1)), *grads).asnumpy()
             for part in self.parts:
                 part.owned.publish()
             self._update_biases(result)
@@ -279,14 +280,6 @@ class TrainStep:
         def run(*args: Tensor) -> tuple[tuple[Tensor, tuple[Tensor, ...]], Grads]:
             (loss, report), grads = gradients(*args)
             return (loss, (arrive(ops.depend(report[0], grads)), *report[1:])), grads
-
-        return run
-
-    def _announced_update(self, update: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        arrive = self.arrive
-
-        def run(*args: Tensor) -> Tensor:
-            return arrive(update(*args))
 
         return run
 
