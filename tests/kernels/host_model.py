@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import json
 import os
 import subprocess
 from collections.abc import Sequence
@@ -134,3 +135,18 @@ def value(x: np.ndarray, bf16: bool) -> np.ndarray:
 def garbage(shape: Sequence[int], bf16: bool = False) -> np.ndarray:
     """An output array of NaN, so that an element never written shows."""
     return np.full(shape, 0xFFFF, np.uint16) if bf16 else np.full(shape, np.nan, np.float32)
+
+
+def close(kernel: str, got: np.ndarray, want: np.ndarray, bf16: bool, *, rtol: float = 0.0, atol: float) -> None:
+    """Holds what a kernel stored to its float64 oracle.
+
+    With MINDMOE_KERNEL_ERRORS=FILE the largest error is also added to that file, for errors.py.
+    """
+    np.testing.assert_allclose(got, want, rtol=rtol, atol=atol)
+    file = os.environ.get("MINDMOE_KERNEL_ERRORS")
+    if file and got.size:
+        largest = float(np.abs(want).max())
+        error = float(np.abs(got.astype(np.float64) - want).max())
+        row = {"kernel": kernel, "bf16": bf16, "shape": got.shape, "error": error, "largest": largest}
+        with Path(file).open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(row) + "\n")

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from host_model import KernelError, garbage, store, value
+from host_model import KernelError, close, garbage, store, value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +100,8 @@ def test_forward_equals_the_float64_oracle(driver, case, bf16):
     q, k, v, sinks, documents = tensors(case, bf16)
     out, lse = launch_forward(driver("attention"), case, q, k, v, sinks, documents, bf16)
     _, want, want_lse = reference(case, q, k, v, sinks)
-    np.testing.assert_allclose(out, want, rtol=0, atol=2e-2 if bf16 else 3e-6)
-    np.testing.assert_allclose(lse, want_lse, rtol=0, atol=3e-6)
+    close("attention", out, want, bf16, atol=2e-2 if bf16 else 3e-6)
+    close("attention, lse", lse, want_lse, bf16, atol=3e-6)
 
 
 def gradients(case, q, k, v, sinks, grad):
@@ -155,12 +155,16 @@ def test_backward_equals_the_float64_oracle(driver, case, bf16):
     run("attention_grad_query", inputs, [dq], case.ints, [case.scale], **shape)
     run("attention_grad_key_value", inputs, [dk, dv], case.ints, [case.scale], **shape)
     want_q, want_k, want_v, want_sinks, want_delta = gradients(case, q, k, v, sinks, grad)
-    for got, want in ((dq, want_q), (dk, want_k), (dv, want_v)):
+    for kernel, got, want in (
+        ("attention_grad_query", dq, want_q),
+        ("attention_grad_key_value", dk, want_k),
+        ("attention_grad_key_value", dv, want_v),
+    ):
         scale = max(1.0, np.abs(want).max())
-        np.testing.assert_allclose(value(got, bf16) / scale, want / scale, rtol=0, atol=2e-2 if bf16 else 3e-6)
-    np.testing.assert_allclose(delta, want_delta, rtol=0, atol=6e-2 if bf16 else 1e-5)
+        close(kernel, value(got, bf16) / scale, want / scale, bf16, atol=2e-2 if bf16 else 3e-6)
+    close("attention_delta", delta, want_delta, bf16, atol=6e-2 if bf16 else 1e-5)
     if case.sinks:
-        np.testing.assert_allclose(grad_sinks, want_sinks, rtol=0, atol=2e-1 if bf16 else 3e-5)
+        close("attention_delta, sinks", grad_sinks, want_sinks, bf16, atol=2e-1 if bf16 else 3e-5)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -190,8 +194,8 @@ def test_the_sink_epilogue_completes_stock_attention(driver, case, bf16):
         seed=case.seq,
     )
     _, want, want_lse = reference(case, q, k, v, sinks)
-    np.testing.assert_allclose(value(out, bf16), want, rtol=0, atol=2e-2 if bf16 else 3e-6)
-    np.testing.assert_allclose(lse, want_lse, rtol=0, atol=3e-6)
+    close("attention_sink", value(out, bf16), want, bf16, atol=2e-2 if bf16 else 3e-6)
+    close("attention_sink, lse", lse, want_lse, bf16, atol=3e-6)
     # exp(s - max') / sum' is what the stock gradient op recomputes: it must be the probability with the sink.
     np.testing.assert_allclose(new_max[..., 0] + np.log(new_sum[..., 0]), want_lse, rtol=0, atol=3e-6)
     assert (new_max == new_max[..., :1]).all() and (new_sum == new_sum[..., :1]).all()

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from host_model import KernelError, garbage, store, value
+from host_model import KernelError, close, garbage, store, value
 
 SOFTMAX_AFTER_TOPK, SOFTMAX, SIGMOID = 0, 1, 2
 
@@ -111,7 +111,7 @@ def test_gating_equals_the_float64_oracle(driver, case, kind, bf16):
     w, ids = launch(driver("gating"), x, bias, topk, score, normalize, groups, topk_groups, 1.25, bf16, cores, rows)
     want_w, want_ids = reference(x, bias, topk, score, normalize, groups, topk_groups, 1.25)
     np.testing.assert_array_equal(ids, want_ids)
-    np.testing.assert_allclose(w, want_w, rtol=0, atol=3e-6)
+    close("moe_gating", w, want_w, bf16, atol=3e-6)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -124,7 +124,7 @@ def test_every_topk_of_every_kind_of_row(driver, experts, score, bf16):
         w, ids = launch(driver("gating"), x, None, topk, score, 1, 1, 1, 1.0, bf16, 1, topk)
         want_w, want_ids = reference(x, None, topk, score, 1, 1, 1, 1.0)
         np.testing.assert_array_equal(ids, want_ids)
-        np.testing.assert_allclose(w, want_w, rtol=0, atol=3e-6)
+        close("moe_gating", w, want_w, bf16, atol=3e-6)
 
 
 def weights_at(x, ids, score, normalize, scale):
@@ -188,7 +188,7 @@ def test_backward_equals_finite_differences(driver, case, bf16, masked):
         seed=rows,
     )
     want = numeric_gradient(x.astype(np.float64), ids, grad.astype(np.float64), score, normalize, 1.25)
-    np.testing.assert_allclose(value(out, bf16), want, rtol=4e-3 if bf16 else 0, atol=3e-6)
+    close("moe_gating_grad", value(out, bf16), want, bf16, rtol=4e-3 if bf16 else 0, atol=3e-6)
 
 
 @pytest.mark.parametrize(

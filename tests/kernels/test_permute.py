@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from host_model import KernelError, garbage, store, value
+from host_model import KernelError, close, garbage, store, value
 
 
 def placement(ids, experts, capacity):
@@ -131,7 +131,7 @@ def test_combine_sums_the_chosen_rows(driver, case, weighted):
     )
     gates = np.where(slot >= 0, 1.0 if w is None else w.astype(np.float64), 0.0)
     want = np.einsum("tk,tkd->td", gates, y.astype(np.float64)[slot])
-    np.testing.assert_allclose(value(out, bf16), want, rtol=4e-3 if bf16 else 0, atol=2e-2 if bf16 else 3e-6)
+    close("moe_combine", value(out, bf16), want, bf16, rtol=4e-3 if bf16 else 0, atol=2e-2 if bf16 else 3e-6)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -158,8 +158,9 @@ def test_combine_grad_equals_the_float64_oracle(driver, case):
     t, k = np.nonzero(slot >= 0)
     want_y[slot[t, k]] = w[t, k, None].astype(np.float64) * grad[t]
     want_w = np.where(slot >= 0, np.einsum("td,tkd->tk", grad.astype(np.float64), y.astype(np.float64)[slot]), 0)
-    np.testing.assert_allclose(value(grad_y, bf16), want_y, rtol=4e-3 if bf16 else 0, atol=1e-30 if bf16 else 1e-6)
-    np.testing.assert_allclose(grad_w, want_w, rtol=1e-6, atol=2e-6 * np.sqrt(hidden))
+    tolerance = {"rtol": 4e-3, "atol": 1e-30} if bf16 else {"atol": 1e-6}
+    close("moe_combine_grad", value(grad_y, bf16), want_y, bf16, **tolerance)
+    close("moe_combine_grad, weights", grad_w, want_w, bf16, rtol=1e-6, atol=2e-6 * np.sqrt(hidden))
 
 
 def test_unweighted_combine_is_the_backward_of_permute(driver):

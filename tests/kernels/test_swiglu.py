@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from host_model import KernelError, garbage, store, value
+from host_model import KernelError, close, garbage, store, value
 
 ALPHA, LIMIT = 1.702, 7.0
 
@@ -43,7 +43,8 @@ def test_forward(driver, rows, columns, cores, bf16):
     x, _ = inputs(rows, columns, bf16)
     out = garbage((rows, columns), bf16)
     driver("swiglu")("swiglu", [store(x, bf16)], [out], [out.size], [ALPHA, LIMIT], bf16=bf16, cores=cores)
-    np.testing.assert_allclose(value(out, bf16), forward(x.astype(np.float64)), rtol=4e-3 if bf16 else 1e-6, atol=1e-6)
+    want = forward(x.astype(np.float64))
+    close("swiglu", value(out, bf16), want, bf16, rtol=4e-3 if bf16 else 1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -62,7 +63,7 @@ def test_backward(driver, rows, columns, cores, bf16):
         seed=rows,
     )
     want = backward(x.astype(np.float64), grad.astype(np.float64))
-    np.testing.assert_allclose(value(out, bf16), want, rtol=4e-3 if bf16 else 3e-6, atol=5e-6)
+    close("swiglu_grad", value(out, bf16), want, bf16, rtol=4e-3 if bf16 else 3e-6, atol=5e-6)
 
 
 def test_the_closed_form_is_the_derivative():
