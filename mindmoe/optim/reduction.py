@@ -70,7 +70,7 @@ class Reduction:
 
 
 def _flat(tensors: tuple[Tensor, ...]) -> Tensor:
-    return ops.concat([tensor.reshape(-1) for tensor in tensors])
+    return ops.concat([tensor.reshape(-1) for tensor in tensors]) if len(tensors) > 1 else tensors[0].reshape(-1)
 
 
 def _split(shapes: list[tuple[int, ...]]) -> Callable[[Tensor], list[Tensor]]:

@@ -14,6 +14,7 @@ from mindmoe.model.shapes import Axis, ParamSpec
 from mindmoe.parallel.mesh import Coordinates, Mesh, MeshAxis
 
 _BUCKET = 1 << 22  # elements per all-reduce: 16 MB of fp32, enough to hide the latency of a call
+_ALONE = 1 << 20  # elements from which a tensor travels alone: packing it would copy more than a call costs
 MESH_AXIS: dict[str, MeshAxis] = {
     "vocab": "tp",
     "heads": "tp",
@@ -139,15 +140,25 @@ def zero_columns(shape: tuple[int, ...], count: int) -> int:
     return prod(shape) // shape[zero_dim(shape, count)] * zero_depth(shape, count)
 
 
-def buckets(sizes: list[int], limit: int = _BUCKET) -> list[list[int]]:
-    """Indices of consecutive tensors grouped so that a bucket holds at most `limit` elements, or one tensor."""
+def buckets(sizes: list[int], limit: int = _BUCKET, alone: int = _ALONE) -> list[list[int]]:
+    """Indices of tensors grouped so that a bucket holds one tensor, or smaller ones than `alone`, in at most `limit`.
+
+    Args:
+        sizes: [elements].
+        limit: [elements].
+        alone: [elements].
+    """
     result: list[list[int]] = []
-    held = limit + 1
+    small: list[int] = []
+    held = 0
     for index, size in enumerate(sizes):
-        if held + size > limit:
-            result.append([])
-            held = 0
-        result[-1].append(index)
+        if size >= min(alone, limit):
+            result.append([index])
+            continue
+        if not small or held + size > limit:
+            small, held = [], 0
+            result.append(small)
+        small.append(index)
         held += size
     return result
 

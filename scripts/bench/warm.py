@@ -120,7 +120,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def tile_peak(threads: int, repeats: int = 15) -> float:
-    """Best rate of the pack's bf16 product (1024 rows a thread, 1024, 1024) on the tile unit, 0 without one [FLOP/s]."""
+    """Best rate of the pack's bf16 product (1024 rows a thread, 1024, 1024) on the tile unit [FLOP/s], 0 without."""
     from mindmoe.ops.cpu.build import best_isa, library
 
     pack = ctypes.CDLL(str(library(best_isa())))

@@ -7,7 +7,7 @@ import pytest
 
 from mindmoe.model.shapes import ParamSpec
 from mindmoe.parallel.mesh import Mesh
-from mindmoe.parallel.sharding import local_shard, replica_groups, replicas, zero_shard
+from mindmoe.parallel.sharding import buckets, local_shard, replica_groups, replicas, zero_shard
 
 SPECS = [
     ParamSpec(name="dense", shape=(5, 3), axes=(None, None)),
@@ -55,3 +55,15 @@ def test_key_heads_are_shared_by_neighbours_and_never_cut():
     offsets = [local_shard(SPECS[2], mesh, rank).offset[0] for rank in range(4)]
     assert offsets == [0, 0, 4, 4]
     assert replicas(SPECS[2], mesh, 1, (0,)) == (0, 1)
+
+
+def test_buckets_hold_small_tensors_together_and_large_ones_alone():
+    assert buckets([10, 5, 3, 100, 2, 7, 8], limit=12, alone=50) == [[0], [1, 2, 4], [3], [5], [6]]
+    assert buckets([10, 20], limit=5) == [[0], [1]]
+    assert buckets([]) == []
+    sizes = [size % 37 + 1 for size in range(0, 4000, 13)]
+    found = buckets(sizes, limit=100, alone=30)
+    assert sorted(index for bucket in found for index in bucket) == list(range(len(sizes)))
+    for bucket in found:
+        assert len(bucket) == 1 or sum(sizes[index] for index in bucket) <= 100
+        assert len(bucket) == 1 or max(sizes[index] for index in bucket) < 30
