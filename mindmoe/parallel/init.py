@@ -15,7 +15,7 @@ from mindmoe.model.shapes import ParamSpec
 from mindmoe.parallel.sharding import Shard
 
 _WORDS_PER_COUNTER = 4
-_CHUNK = 1 << 20  # elements drawn at a time, bounds the fp64 temporaries to 25 MB a thread
+_CHUNK = 1 << 16  # elements drawn at a time: their fp64 temporaries stay in the cache, and threads share a tensor
 
 
 def _normal_run(key: int, start: int, count: int) -> np.ndarray:
