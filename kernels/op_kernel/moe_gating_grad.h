@@ -124,7 +124,7 @@ private:
         PipeBarrier<PIPE_V>();
     }
 
-    // dense = gradient off the chosen, temp = gradient at the chosen.
+    // dense = gradient off the chosen, temp = gradient at the chosen; the fence of Place orders both.
     __aicore__ inline void Gradient(uint32_t n)
     {
         const int32_t cells = static_cast<int32_t>(n * t_.pitch);
@@ -143,7 +143,6 @@ private:
             return;
         }
         Duplicate(dense, 0.0f, cells);
-        PipeBarrier<PIPE_V>();
         if (t_.score == MOE_SCORE_SIGMOID) {
             SigmoidChosen(n);
         } else {
@@ -152,7 +151,7 @@ private:
         }
     }
 
-    // temp = w * (grad - sum(w * grad)); the sum stays in spread.
+    // temp = w * (grad - sum(w * grad)), to be ordered by whoever reads it; the sum stays in spread.
     __aicore__ inline void Centre(uint32_t n, const LocalTensor<float> &w)
     {
         const int32_t blocks = static_cast<int32_t>(n * BLOCK_F);
@@ -163,7 +162,6 @@ private:
         Sub(temp, grad, spreadBuf_.Get<float>(), blocks);
         PipeBarrier<PIPE_V>();
         Mul(temp, temp, w, blocks);
-        PipeBarrier<PIPE_V>();
     }
 
     // spread = sum of the topk first lanes of each block.
@@ -224,7 +222,6 @@ private:
             PipeBarrier<PIPE_V>();
             SpreadSum(temp, n);  // sum(w g) / sum(p)
             Sub(grad, grad, spread, blocks);
-            PipeBarrier<PIPE_V>();
         }
         Muls(w, p, -1.0f, blocks);
         PipeBarrier<PIPE_V>();
@@ -232,7 +229,6 @@ private:
         Mul(temp, grad, p, blocks);
         PipeBarrier<PIPE_V>();
         Mul(temp, temp, w, blocks);
-        PipeBarrier<PIPE_V>();
     }
 
     __aicore__ inline void Place(uint32_t row, uint32_t n)
@@ -248,7 +244,6 @@ private:
         Fence<HardEvent::S_V>();
         LocalTensor<T> out = out_.template AllocTensor<T>();
         FromFloat(out, dense, n * t_.pitch);
-        PipeBarrier<PIPE_V>();
         out_.EnQue(out);
         out = out_.template DeQue<T>();
         const uint32_t bytes = t_.experts * static_cast<uint32_t>(sizeof(T));

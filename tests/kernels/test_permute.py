@@ -85,6 +85,7 @@ DROPS = [
     (30, 2, 64, 100, "distinct", 2),
     (1200, 4, 3, 700, "ties", 2),
     (25, 2, 6, 3, "zero", 4),
+    (1100, 4, 3, 600, "distinct", 1),  # two chunks on one core
 ]
 
 
