@@ -79,7 +79,6 @@ private:
         FoldRows<false>(fold, grad, rows, t_.headDim);
         LocalTensor<float> delta = deltaOut_.template AllocTensor<float>();
         WholeReduceSum(delta, fold, static_cast<int32_t>(LANES), static_cast<int32_t>(rows), 1, 1, 8);
-        PipeBarrier<PIPE_V>();
         if (t_.hasSinks != 0) {
             Partial(task, row0, rows, delta, sinkGm_.GetValue(batchHead % t_.heads));
         }
@@ -109,7 +108,6 @@ private:
         Mul(lse, lse, delta, n);
         PipeBarrier<PIPE_V>();
         WholeReduceSum(partial, lse, n, 1, 1, 1, 8);
-        PipeBarrier<PIPE_V>();
         lseIn_.FreeTensor(lse);
         partialOut_.EnQue(partial);
         partial = partialOut_.template DeQue<float>();

@@ -39,8 +39,7 @@ private:
         const uint32_t rows = Smaller(t_.blockQ, t_.seq - q0), n = rows * t_.headDim;
         const uint64_t queryRow = static_cast<uint64_t>(batchHead) * t_.seq + q0;
         LocalTensor<float> sum = sumBuf_.Get<float>();
-        Duplicate(sum, 0.0f, static_cast<int32_t>(n));
-        PipeBarrier<PIPE_V>();
+        Duplicate(sum, 0.0f, static_cast<int32_t>(n));  // ordered by the barriers of the first tile
         const uint32_t first = tile.visible.FirstKey(batch, q0) / t_.blockK * t_.blockK;
         for (uint32_t k0 = first; k0 < q0 + rows; k0 += t_.blockK) {
             const uint32_t cols = Smaller(t_.blockK, t_.seq - k0);
@@ -52,7 +51,6 @@ private:
             AddFrom(productIn_, sum, tile.productWs, n);
         }
         Deliver(out_, gradQGm_[queryRow * t_.headDim], sum, n);
-        PipeBarrier<PIPE_V>();
     }
 
     __aicore__ inline void Multiply(uint64_t keyRow, uint32_t rows, uint32_t cols)

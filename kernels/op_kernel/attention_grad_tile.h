@@ -83,7 +83,6 @@ public:
     {
         LocalTensor<T> out = tileOut_.template AllocTensor<T>();
         FromFloat(out, tile, rows * t_.blockK);
-        PipeBarrier<PIPE_V>();
         tileOut_.EnQue(out);
         out = tileOut_.template DeQue<T>();
         DataCopy(tileWs, out, rows * t_.blockK);
@@ -98,6 +97,7 @@ public:
 private:
     using InQueue = TQue<QuePosition::VECIN, 1>;
 
+    // blocks = one value of each row, spread; ordered by the barrier behind the scaling of the scores.
     __aicore__ inline void SpreadFrom(const LocalTensor<float> &blocks, const GlobalTensor<float> &source,
                                       const Place &p)
     {
@@ -106,7 +106,6 @@ private:
         rowIn_.EnQue(row);
         row = rowIn_.template DeQue<float>();
         SpreadRows(blocks, row, p.rows);
-        PipeBarrier<PIPE_V>();
         rowIn_.FreeTensor(row);
     }
 

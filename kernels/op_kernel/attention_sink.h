@@ -96,7 +96,6 @@ private:
         FirstLanes(lse, temp, rows);
         LocalTensor<T> result = newOut_.template AllocTensor<T>();
         FromFloat(result, wide, rows * t_.headDim);
-        PipeBarrier<PIPE_V>();
         newOut_.EnQue(result);
         stateOut_.EnQue(newMax);
         stateOut_.EnQue(newSum);
