@@ -8,7 +8,6 @@ Source: https://github.com/huggingface/safetensors#format
 
 import json
 import math
-import mmap
 import struct
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -146,13 +145,14 @@ class Staging:
     """One page-aligned buffer, kept from save to save: memory that was touched once is not fetched again."""
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, disk.PAGE)
+        self._memory = memoryview(b"")
 
     def reserve(self, size: int) -> memoryview:
         """`size` bytes; what was reserved before is given up."""
         if size > len(self._memory):
-            self._memory = mmap.mmap(-1, size)
-        return memoryview(self._memory)[:size]
+            self._memory = memoryview(b"")  # before the next is made: never two at a time
+            self._memory = disk.aligned(size)
+        return self._memory[:size]
 
 
 class Image:
