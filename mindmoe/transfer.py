@@ -62,9 +62,11 @@ def export_main(
     return 0
 
 
-def _compare(run: RunConfig, source: CheckpointSource, out: Path, length: int) -> None:
-    """Prints how far the logits of the exported folder are from the run's, on held-out tokens."""
-    tokens = open_held_out(run).batch(0, 0, 1).input_ids[:, :length]
+def _compare(run: RunConfig, source: CheckpointSource, out: Path, tokens_wanted: int) -> None:
+    """Prints how far the logits of the exported folder are from the run's, on whole held-out rows of one batch."""
+    length = run.train.seq_length
+    rows = min(-(-tokens_wanted // length), run.train.global_batch_size)
+    tokens = open_held_out(run).batch(0, 0, rows).input_ids[:, :tokens_wanted]
     quiet_mindspore(usable_cores())
     from mindmoe.interop.compare import exported_difference
 

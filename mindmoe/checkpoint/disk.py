@@ -6,17 +6,21 @@ the store publishes goes through these functions, so that the crash tests can re
 
 import errno
 import fcntl
+import mmap
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
+
 from mindmoe.errors import CheckpointError
 
 TEMPORARY = ".tmp-"  # names with this prefix are unfinished and may be removed
 PAGE = 4096  # [bytes], what direct writes are aligned to
-_MAX_WRITE = 2**26  # [bytes] written in one call: large enough for the disk, small enough to notice a full one
+_HUGE = 2**21  # [bytes], a huge page
+_MAX_WRITE = 2**28  # [bytes] written in one call: between calls the disk waits for this thread to get its turn
 _NO_SPACE = "free space on that disk, lower checkpoint.keep_last, or move output_dir"
 _NO_ACCESS = "give this user write permission, or set output_dir to a folder it may write"
 _REMEDIES = {
@@ -79,6 +83,67 @@ def _past_the_cache(fd: int) -> Iterator[None]:
         yield
     finally:
         fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+
+
+def aligned(size: int, position: int = 0) -> memoryview:
+    """Memory to be filled from, or written to, a position [bytes] of a file: the two agree modulo PAGE.
+
+    Large memory is asked for in huge pages: measured, touching it first takes a third of the time, and direct writes
+    from it are a third faster, because the disk gets fewer and longer pieces.
+    """
+    if size < 2 * _HUGE:
+        room = np.empty(size + PAGE, np.uint8)
+        start = (position - room.ctypes.data) % PAGE
+        return room[start : start + size].data
+    memory = mmap.mmap(-1, size + PAGE + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    base = -np.frombuffer(memory, np.uint8).ctypes.data % _HUGE
+    start = base + position % PAGE
+    with suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE, base, (start + size - base) // _HUGE * _HUGE)
+    return memoryview(memory)[start : start + size]
+
+
+def reopen_direct(fd: int) -> int | None:
+    """Another descriptor of an open file, for reads past the page cache; None where that is not possible."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+    except OSError:  # no O_DIRECT on this file system, or no /proc
+        return None
+
+
+def read_pages(fd: int, view: memoryview, position: int) -> int:
+    """Fills memory from a file past the page cache, in one read; returns how many bytes came.
+
+    The first and the last page of the range belong to `view` in part only, so they are read aside.
+
+    Args:
+        fd: from `reopen_direct`.
+        view: memory from `aligned`; nothing is read if it is another.
+        position: where to read [bytes].
+
+    Raises:
+        OSError: the disk refused, other than for the alignment of the read.
+    """
+    head, tail = -position % PAGE, (position + len(view)) % PAGE
+    if (np.frombuffer(view, np.uint8).ctypes.data - position) % PAGE or len(view) < head + tail:
+        return 0
+    edges = aligned(2 * PAGE, 0)
+    first, inner, last = edges[:PAGE], view[head : len(view) - tail], edges[PAGE:]
+    before = PAGE - head if head else 0
+    parts = [first] * bool(head) + [inner] * bool(inner) + [last] * bool(tail)
+    try:
+        got = os.preadv(fd, parts, position - before) - before
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return 0
+    if got < head + len(inner):
+        return 0  # interrupted: the caller reads again
+    view[:head] = first[before:] if head else b""
+    if got < len(view):
+        return head + len(inner)
+    view[len(view) - tail :] = last[:tail]
+    return len(view)
 
 
 @contextmanager

@@ -81,3 +81,11 @@ def read_manifest(path: Path) -> Manifest:
     if file.stat().st_size > _MAX_MANIFEST:
         raise CorruptCheckpoint(f"{file} has more than {_MAX_MANIFEST} bytes")
     return parse(file.read_bytes(), file)
+
+
+def inode_of(path: Path) -> int:
+    """The identity of a folder; 0 if it has gone."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return 0

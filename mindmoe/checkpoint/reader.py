@@ -3,6 +3,10 @@
 The manifest seals the header of a shard, the header seals the blocks of its tensors, and a byte that was not
 verified never leaves this module. Plain reads, not a memory map: a failing disk then raises EIO, which can be
 handled, instead of SIGBUS, and a file that changes later changes nothing.
+
+A process alone reads past the page cache, straight to where the values belong: nothing is copied, and a core has time
+left to verify at the speed of the disk. Processes that share a machine mostly want the same bytes, so they read through
+the cache, and the disk is read once for all of them.
 """
 
 import math
@@ -19,6 +23,7 @@ from types import TracebackType
 import numpy as np
 import xxhash
 
+from mindmoe.checkpoint import disk
 from mindmoe.checkpoint.chunks import BLOCKS, MAX_HEADER, Entry, numpy_dtype, parse_header
 from mindmoe.checkpoint.digest import block_bytes, num_blocks, tensor_sum
 from mindmoe.checkpoint.manifest import (
@@ -32,6 +37,7 @@ from mindmoe.checkpoint.manifest import (
 from mindmoe.errors import CheckpointError
 
 _PIECE = 2**23  # [bytes] fetched at once, a multiple of blocks; enough to keep a disk busy
+_DIRECT = 2**18  # [bytes] from which a read goes past the page cache; neighbours of a smaller one come with it
 _THREADS = 4  # one waits for the disk while another verifies
 Slices = tuple[slice, ...]
 
@@ -49,6 +55,19 @@ def overlap(
 def at(offset: tuple[int, ...], shape: tuple[int, ...], origin: tuple[int, ...]) -> Slices:
     """A box as an index into an array whose first element has the global index `origin`."""
     return tuple(slice(o - z, o - z + n) for o, n, z in zip(offset, shape, origin, strict=True))
+
+
+def _index(place: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    """The index of an element of a C-contiguous array among all of them."""
+    return int(np.ravel_multi_index(place, shape)) if shape else 0
+
+
+def _room(shape: tuple[int, ...], dtype: np.dtype, position: int) -> np.ndarray:
+    """An array to be filled from a position [bytes] of a file, placed so that a direct read can fill it."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < _DIRECT or position % dtype.itemsize:
+        return np.empty(shape, dtype)
+    return np.frombuffer(disk.aligned(size, position), dtype).reshape(shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +105,20 @@ class ShardReader:
         self.path, self.record = path, record
         self.bytes_read = 0
         self._lock = threading.Lock()
+        self.past_cache = True
         self._fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._direct = disk.reopen_direct(self._fd)
         try:
             self.entries, self.blocks = self._verified_header()
         except BaseException:
-            os.close(self._fd)
+            self.close()
             raise
 
     def close(self) -> None:
         """Closes the file."""
         os.close(self._fd)
+        if self._direct is not None:
+            os.close(self._direct)
 
     def _verified_header(self) -> tuple[dict[str, Entry], dict[str, str]]:
         path, record, status = self.path, self.record, os.fstat(self._fd)
@@ -124,8 +147,10 @@ class ShardReader:
 
     def _fetch(self, begin: int, end: int, into: memoryview | None = None) -> memoryview:
         """Bytes begin .. end of the file, unverified."""
-        view = into if into is not None else memoryview(bytearray(end - begin))
+        view = into if into is not None else disk.aligned(end - begin, begin)
         done = 0
+        if self._direct is not None and self.past_cache and len(view) >= _DIRECT:
+            done = disk.read_pages(self._direct, view, begin)
         while done < len(view):
             got = os.preadv(self._fd, [view[done:]], begin + done)
             if not got:
@@ -229,11 +254,14 @@ class Checkpoint:
         """What was fetched from the shards so far, headers included [bytes]."""
         return sum(shard.bytes_read for shard in self._open.values())
 
-    def read(self, boxes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> dict[str, np.ndarray]:
+    def read(
+        self, boxes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], cached: bool = False
+    ) -> dict[str, np.ndarray]:
         """Boxes of tensors, verified and C-contiguous; BF16 comes as its bits in uint16.
 
         Args:
             boxes: offset and shape by tensor name, within the tensors.
+            cached: read through the page cache, because other processes of this machine want the same bytes.
 
         Raises:
             CorruptCheckpoint: something differs from what was saved; the message names file, tensor and bytes.
@@ -243,15 +271,21 @@ class Checkpoint:
         found: dict[str, np.ndarray] = {}
         work: list[tuple[ShardReader, _Piece]] = []
         for name, (offset, shape) in boxes.items():
-            found[name] = np.empty(shape, numpy_dtype(self.tensors[name].dtype))
+            dtype = numpy_dtype(self.tensors[name].dtype)
             for shard, chunk in self._homes[name]:
                 shared = overlap(offset, shape, chunk.offset, chunk.shape)
                 if shared is None:
                     continue
                 reader = self._reader(shard)
+                reader.past_cache = not cached
                 inside = tuple(s - o for s, o in zip(shared[0], chunk.offset, strict=True))
+                if name not in found:
+                    before = _index(tuple(s - o for s, o in zip(shared[0], offset, strict=True)), shape)
+                    where = reader.entries[name].begin + (_index(inside, chunk.shape) - before) * dtype.itemsize
+                    found[name] = _room(shape, dtype, where)
                 target = found[name][at(shared[0], shared[1], offset)] if shape else found[name]
                 work += [(reader, piece) for piece in reader.pieces(name, inside, target)]
+            found.setdefault(name, np.empty(shape, dtype))  # an empty box
         with ThreadPoolExecutor(_THREADS) as pool:
             try:
                 for _ in pool.map(lambda item: item[0].read(item[1]), work):
@@ -261,9 +295,9 @@ class Checkpoint:
                 raise
         return found
 
-    def read_all(self) -> dict[str, np.ndarray]:
-        """Every tensor, whole and verified."""
-        return self.read({name: ((0,) * len(t.shape), t.shape) for name, t in self.tensors.items()})
+    def read_all(self, cached: bool = False) -> dict[str, np.ndarray]:
+        """Every tensor, whole and verified; `cached` as in `read`."""
+        return self.read({name: ((0,) * len(t.shape), t.shape) for name, t in self.tensors.items()}, cached)
 
     def _reader(self, shard: ShardRecord) -> ShardReader:
         if shard.file not in self._open:
@@ -285,7 +319,7 @@ class Checkpoint:
 
     def _damage_of(self, reader: ShardReader) -> Iterator[str]:
         for name, chunk in reader.record.tensors.items():
-            array = np.empty(chunk.shape, numpy_dtype(chunk.dtype))
+            array = _room(chunk.shape, numpy_dtype(chunk.dtype), reader.entries[name].begin)
             sound = True
             for piece in reader.pieces(name, (0,) * array.ndim, array):
                 try:

@@ -36,6 +36,7 @@ from mindmoe.checkpoint.folder import (
     OWNER,
     QUARANTINE,
     STEP,
+    inode_of,
     list_steps,
     parsed,
     read_manifest,
@@ -302,7 +303,7 @@ def newest_valid(
     while place := from_rank_0(agree, next_place):
         number, name = place.split("/")
         path = roots[int(number)] / name
-        inode = _inode(path)
+        inode = inode_of(path)
         level, error = _FINE, CheckpointError(f"another rank found {path} damaged", "see its message")
         try:
             tensors, manifest = load(path, read)
@@ -344,17 +345,9 @@ def _walk(roots: list[Path]) -> Iterator[Path]:
         found = [(-step_of(path), order, path) for order, root in enumerate(roots) for path in list_steps(root)]
         return [path for _, _, path in sorted(found, key=lambda item: item[:2])]
 
-    while left := [item for path in published() if (item := (path, _inode(path))) not in seen]:
+    while left := [item for path in published() if (item := (path, inode_of(path))) not in seen]:
         seen.add(left[0])
         yield left[0][0]
-
-
-def _inode(path: Path) -> int:
-    """The identity of a folder; 0 if it has gone."""
-    try:
-        return path.stat().st_ino
-    except FileNotFoundError:
-        return 0
 
 
 def _is_damage(error: CheckpointError) -> bool:
@@ -365,7 +358,7 @@ def _is_damage(error: CheckpointError) -> bool:
 
 def _quarantine(path: Path, inode: int) -> Path | None:
     """Sets a corrupt step aside and returns its new path; None if a live writer has removed it meanwhile."""
-    if _inode(path) != inode:
+    if inode_of(path) != inode:
         return None
     try:
         return set_aside(path)

@@ -23,7 +23,7 @@ from mindmoe.checkpoint import disk, store
 from mindmoe.checkpoint.balance import share_out
 from mindmoe.checkpoint.chunks import Box, Image, Staging, write_image
 from mindmoe.checkpoint.exchange import Exchange
-from mindmoe.checkpoint.folder import shard_name, staging_path
+from mindmoe.checkpoint.folder import inode_of, list_steps, shard_name, staging_path
 from mindmoe.checkpoint.manifest import Manifest, Meta, ShardRecord
 from mindmoe.checkpoint.retention import Retention, prune_after, require_space
 from mindmoe.checkpoint.tier import Tier
@@ -229,7 +229,8 @@ class Writer:
                 )
             path = store.commit(self.root, staging, Manifest(step=step, meta=meta, shards=tuple(records)))
         except CheckpointError as error:
-            _discard(staging)  # first, as on a full disk the message needs the space
+            if not _discard(staging) and self.world > 1:  # first, as on a full disk the message needs the space
+                _log.error("another rank has ended this save, or removed %s", staging)
             self._tell(topic, {"error": error.message, "remedy": error.remedy})
             raise
         except BaseException as error:
@@ -267,8 +268,10 @@ class Writer:
         staging = staging_path(self.root, step, self.meta.generation, topic)
         started = time.monotonic()
         answer: dict[str, object]
+        inode = 0
         try:
             self._exchange.wait(f"{topic}-begun", 0, started, or_topic=f"{topic}-outcome")
+            inode = inode_of(staging)
             answer = {"record": _record().dump_python(self._write(staging, image), mode="json")}
         except CheckpointError as error:
             answer = {"error": error.message, "remedy": error.remedy}
@@ -276,13 +279,30 @@ class Writer:
             _log.exception("saving step %d failed", step)
             answer = {"error": f"{type(error).__name__}: {error}", "remedy": f"see the log of rank {self.rank}"}
         self._exchange.send(topic, answer)
-        # Rank 0 may be waiting for others that long before it gives up.
-        outcome = self._exchange.wait(f"{topic}-outcome", 0, time.monotonic(), patience=2.0)
-        if "error" in outcome:
-            raise CheckpointError(outcome["error"], outcome["remedy"])
+        try:  # rank 0 may be waiting for others for one timeout before it gives up
+            outcome = self._exchange.wait(f"{topic}-outcome", 0, time.monotonic(), patience=2.0)
+        except CheckpointError as late:
+            path = self._settle(staging, inode, late)
+        else:
+            if "error" in outcome:
+                raise CheckpointError(outcome["error"], outcome["remedy"])
+            path = self.root / outcome["path"]
         with disk.reported(f"publish checkpoint {step} in {self.root}"):
             disk.sync_dir(self.root)
-        return self.root / outcome["path"]
+        return path
+
+    def _settle(self, staging: Path, inode: int, late: CheckpointError) -> Path:
+        """Any other rank, when rank 0 is silent: ends the save, unless it is published already; all agree on which.
+
+        Publishing is one rename of the staging folder. Whoever moves it first decides: if this rank moves it away, rank
+        0 cannot publish it any more; if it has gone, it was published, and carries `inode` under its new name.
+        """
+        if _discard(staging):
+            raise late
+        for path in list_steps(self.root):
+            if inode and inode_of(path) == inode:
+                return path
+        raise late
 
     def _write(self, staging: Path, image: Image) -> ShardRecord:
         path = staging / shard_name(self.rank)
@@ -294,11 +314,14 @@ class Writer:
             raise
 
 
-def _discard(staging: Path) -> None:
-    """Removes an unfinished save, also while another rank may still be writing into it."""
+def _discard(staging: Path) -> bool:
+    """Removes an unfinished save, also while another rank may still be writing into it; False if it has gone."""
     away = staging.with_name(f"{disk.TEMPORARY}{uuid.uuid4().hex}")
     try:
         os.rename(staging, away)
         disk.remove(away)
+    except FileNotFoundError:
+        return away.exists()  # of this rank's doing, or of another's
     except OSError as error:  # the next claim of the folder removes it
         _log.warning("cannot remove the unfinished save %s: %s", staging, error.strerror)
+    return True

@@ -58,7 +58,7 @@ def train(config: RunConfig) -> int:
         held, agree = trainer.state, RankAgreement(trainer.groups["world"])
         saver = Saver(config, held, at, agree)
         saver.bring_newer(config)
-        start, quarantined = resume(config, held, agree)
+        start, quarantined = resume(config, held, agree, cached=at.local_world > 1)
         trainer.publish()
         with ExitStack() as stack:
             stack.callback(saver.close)
@@ -78,7 +78,7 @@ def train(config: RunConfig) -> int:
             return code
 
 
-def resume(config: RunConfig, held: Any, agree: Any) -> tuple[int, tuple[store.Quarantined, ...]]:
+def resume(config: RunConfig, held: Any, agree: Any, cached: bool) -> tuple[int, tuple[store.Quarantined, ...]]:
     """Loads the newest valid checkpoint into what this rank holds, whatever layout wrote it.
 
     Returns:
@@ -86,7 +86,7 @@ def resume(config: RunConfig, held: Any, agree: Any) -> tuple[int, tuple[store.Q
     """
     from mindmoe.train.persist import names_of_run, reader_of, restore, second_root
 
-    read = reader_of(config, held, names_of_run(config))
+    read = reader_of(config, held, names_of_run(config), cached)
     with during("loading"):
         found = store.newest_valid(RunFolder.of(config).checkpoints, read, agree, second_root(config))
     if found is None:

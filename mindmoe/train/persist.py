@@ -168,7 +168,7 @@ def names_of_run(config: RunConfig) -> set[str]:
 
 
 def reader_of(
-    config: RunConfig, held: Sequence[Held], expected: Collection[str] | None = None
+    config: RunConfig, held: Sequence[Held], expected: Collection[str] | None = None, cached: bool = False
 ) -> Callable[[Checkpoint], store.Tensors]:
     """Returns read(checkpoint) -> the boxes that this rank holds, whatever layout wrote them; nothing is assigned.
 
@@ -176,6 +176,7 @@ def reader_of(
         config: the run.
         held: what is wanted.
         expected: every name that the checkpoint may hold, None for any, as when only weights are wanted.
+        cached: several ranks of this machine read, and share what comes into the page cache.
 
     It raises CheckpointError if the model, names, shapes or dtypes differ, and names all of them.
     """
@@ -198,7 +199,8 @@ def reader_of(
                 f"{checkpoint.path} does not fit the model: {'; '.join(sorted(wrong))}",
                 "continue it with its own config",
             )
-        return checkpoint.read({name: (item.shard.offset, item.shard.shape) for name, item in wanted.items()})
+        boxes = {name: (item.shard.offset, item.shard.shape) for name, item in wanted.items()}
+        return checkpoint.read(boxes, cached)
 
     return read
 

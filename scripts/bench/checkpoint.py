@@ -1,12 +1,13 @@
 """How fast checkpoints are, beside what the disk and the memory allow, all measured in one interleaved run.
 
 Usage: checkpoint.py FOLDER [--mib 1024] [--rounds 5] [--out FILE]. FOLDER lies on the disk to be measured.
-Every round measures each figure once, so that noise of the machine falls on all of them; medians and bests are printed.
+Every round measures each figure once, a pair that is compared one right after the other, so that noise of the machine
+falls on both. On a machine that has other work the best of many rounds tells what limits, the median how busy it was.
+Reads are cold (posix_fadvise DONTNEED before each), except those called warm: raw ones and loads alike.
 """
 
 import argparse
 import json
-import mmap
 import os
 import shutil
 import statistics
@@ -71,11 +72,12 @@ def raw_write(folder: Path, memory: memoryview) -> float:
     return time.perf_counter() - started
 
 
-def raw_read(folder: Path, memory: memoryview) -> float:
-    """Seconds of the faster of a sequential direct read and a cached one of a file that is not in the cache."""
+def raw_read(folder: Path, memory: memoryview, warm: bool = False) -> float:
+    """Seconds of the faster of a sequential direct read and a cached one, without the file in the cache unless warm."""
     times = []
-    for flags in (os.O_DIRECT, 0):
-        forget(folder)
+    for flags in (0,) if warm else (os.O_DIRECT, 0):
+        if not warm:
+            forget(folder)
         fd = os.open(folder / "raw", os.O_RDONLY | flags)
         started = time.perf_counter()
         for start in range(0, len(memory), PIECE):
@@ -126,7 +128,7 @@ def measure(folder: Path, mib: int, rounds: int) -> dict[str, list[float]]:
     """The figures of every round [s], and of memory [bytes]."""
     tensors = state(mib)
     size = sum(array.nbytes for array in tensors.values())
-    memory = memoryview(mmap.mmap(-1, size // PIECE * PIECE + PIECE))
+    memory = disk.aligned(size // PIECE * PIECE + PIECE)
     memory[:] = np.random.default_rng(1).bytes(PIECE) * (len(memory) // PIECE)
     root = folder / "checkpoints"
     boxes = {name: Box("F32", array.shape, array.shape, (0,) * array.ndim) for name, array in tensors.items()}
@@ -157,24 +159,40 @@ def measure(folder: Path, mib: int, rounds: int) -> dict[str, list[float]]:
     def note(name: str, value: float) -> None:
         figures.setdefault(name, []).append(value)
 
+    def load(cached: bool) -> tuple[float, float]:
+        """Time and processor time [s]."""
+        started, used = time.perf_counter(), time.process_time()
+        loaded, _ = store.load(list_steps(root)[0], lambda checkpoint: checkpoint.read_all(cached))
+        took = time.perf_counter() - started, time.process_time() - used
+        assert len(loaded) == len(tensors)
+        return took
+
     blank: Callable[..., str] = lambda data, block: "0" * 16 * (-(-len(data) // block))  # noqa: E731
     for _ in range(rounds):
         note("raw write", raw_write(folder, memory) * size / len(memory))
+        used = time.process_time()
         with_digests = save(writer)
+        note("processor of stall and save", time.process_time() - used)
         note("save", with_digests.seconds - with_digests.stall)
         note("stall", with_digests.stall)
         note("copy", copy())
         with mock.patch.object(chunks, "block_digests", blank), mock.patch.object(chunks, "tensor_sum", lambda *_: 0):
+            used = time.process_time()
             without = save(writer)
+            note("processor without digests", time.process_time() - used)
         note("save without digests", without.seconds - without.stall)
         save(writer)
         note("raw read", raw_read(folder, memory) * size / len(memory))
         forget(root)
-        started = time.perf_counter()
-        loaded, _ = store.load(list_steps(root)[0])
-        note("verified load", time.perf_counter() - started)
-        assert len(loaded) == len(tensors)
-        del loaded
+        seconds, used = load(cached=False)
+        note("verified load", seconds)
+        note("processor of load", used)
+        forget(root)
+        seconds, used = load(cached=True)
+        note("load through the cache", seconds)
+        note("processor of load through the cache", used)
+        note("raw warm read", raw_read(folder, memory, warm=True) * size / len(memory))
+        note("verified warm load", load(cached=True)[0])
     disk.remove(root)
     note("newest of 1,000", find_among_many(folder / "many", folder))
     return figures
@@ -186,15 +204,19 @@ def report(figures: dict[str, list[float]]) -> None:
     middle = {name: statistics.median(values) for name, values in figures.items()}
     best = {name: min(values) for name, values in figures.items()}
     table = Table("figure", "median", "best", "goal", title=f"{size / 2**20:.0f} MiB of state, medians of rounds")
-    for name in ("raw write", "save", "save without digests", "raw read", "verified load"):
+    names = ("raw write", "save", "save without digests", "raw read", "verified load", "load through the cache")
+    for name in (*names, "raw warm read", "verified warm load"):
         table.add_row(name, f"{size / middle[name] / 1e9:.2f} GB/s", f"{size / best[name] / 1e9:.2f} GB/s", "")
     rows = (
         ("save / raw write", "raw write", "save", "at least 90%"),
         ("verified load / raw read", "raw read", "verified load", "at least 80%"),
+        ("warm load / raw warm read", "raw warm read", "verified warm load", ""),
         ("cost of digests", "save", "save without digests", "at most 105%"),
     )
     for name, above, below, goal in rows:
         table.add_row(name, f"{middle[above] / middle[below]:.1%}", f"{best[above] / best[below]:.1%}", goal)
+    for name in (name for name in figures if name.startswith("processor")):
+        table.add_row(name, f"{middle[name]:.3f} s", f"{best[name]:.3f} s", "")
     limit = 1.3 * middle["copy"] + 0.02
     table.add_row("stall", f"{middle['stall']:.3f} s", f"{best['stall']:.3f} s", f"at most {limit:.3f} s")
     table.add_row("extra memory / state", f"{figures['extra memory'][0] / size:.1%}", "", "at most 110%")

@@ -14,7 +14,9 @@ def final_state(cli, name: str) -> dict[str, np.ndarray]:
     return found.tensors
 
 
-@pytest.mark.parametrize("command", [("train",), ("launch", "--cards", "2")])
+@pytest.mark.parametrize(
+    "command", [("train",), ("launch", "--cards", "2"), ("launch", "--cards", "4", "parallel.ep=2")]
+)
 def test_kill_and_resume_is_bitwise_equal(cli, trace, command):
     code, output = cli.run(*command, "name=straight")
     assert code == 0, output

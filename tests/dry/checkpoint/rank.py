@@ -2,7 +2,8 @@
 
 Holds boxes of a known state, saves it step after step and prints the outcome of each. FAULT names what goes wrong on
 this rank at that step: `die` kills the process in the middle of the save, `slow` sleeps beyond the timeout, `fail`
-makes its disk refuse.
+makes its disk refuse, `linger` sleeps far beyond the timeout before it publishes, and `mute` after it. `end 0` ends
+this rank after its first failed save.
 """
 
 import errno
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mindmoe.checkpoint import store
 from mindmoe.checkpoint import writer as writer_module
 from mindmoe.checkpoint.chunks import Box
 from mindmoe.checkpoint.manifest import Meta
@@ -22,6 +24,7 @@ from mindmoe.checkpoint.reader import at
 from mindmoe.checkpoint.retention import Retention
 from mindmoe.checkpoint.writer import SavePolicy, Writer
 
+START = 60.0  # [s] that the ranks wait for each other to start
 SHAPES = {"experts": (10, 16, 24), "embed": (101, 8), "norm": (33,), "scale": ()}
 
 
@@ -45,6 +48,31 @@ def held(rank: int, world: int) -> dict[str, Box]:
     return boxes
 
 
+def meet(root: Path, generation: str, word: str, rank: int, world: int, patience: float) -> None:
+    """Waits for the other ranks, as the collectives of training do, but no longer than `patience` [s]."""
+    (root / f".tmp-{word}-{generation}-{rank}").touch()
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if all((root / f".tmp-{word}-{generation}-{other}").exists() for other in range(world)):
+            return
+        time.sleep(0.005)
+
+
+def break_commit(kind: str, timeout: float) -> None:
+    """Makes the next commit take longer than anybody waits."""
+
+    def broken(*args: Any) -> Path:
+        if kind == "linger":
+            time.sleep(4 * timeout)
+        path = real(*args)
+        if kind == "mute":
+            time.sleep(4 * timeout)
+        return path
+
+    real = store.commit
+    store.commit = broken
+
+
 def break_writing(kind: str, timeout: float) -> None:
     """Makes the next shards go wrong."""
 
@@ -65,19 +93,23 @@ def main(root: Path, rank: int, world: int, generation: str, steps: int, timeout
     boxes = held(rank, world)
     meta = Meta(model={}, topology={"world": world}, config_digest="", generation=generation)
     policy = SavePolicy(retention=Retention(keep_last=3), min_free=0, timeout=timeout)
+    meet(root, generation, "start", rank, world, START)
     writer = Writer(root, boxes, rank=rank, world=world, meta=meta, policy=policy)
-    intact = writer_module.write_image
+    intact = writer_module.write_image, store.commit
     for step in range(1, steps + 1):
         if fault and step == int(fault[1]):
-            break_writing(fault[0], timeout)
+            (break_commit if fault[0] in ("linger", "mute") else break_writing)(fault[0], timeout)
         values = state(step)
+        meet(root, generation, str(step), rank, world, 5 * timeout)
         writer.save(
             step, lambda name, now=values: now[name][at(boxes[name].offset, boxes[name].shape, (0,) * now[name].ndim)]
         )
         (outcome,) = writer.wait()
-        writer_module.write_image = intact
+        writer_module.write_image, store.commit = intact
         word = "saved" if outcome.error is None else "failed"
         print(step, word, f"{outcome.seconds:.2f}", outcome.error or "", flush=True)
+        if fault and fault[0] == "end" and word == "failed":
+            break
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from mindmoe.checkpoint import store
+from mindmoe.checkpoint import disk, store
 from mindmoe.checkpoint.chunks import Chunk
 from mindmoe.checkpoint.digest import add, block_bytes, tensor_sum
 from mindmoe.checkpoint.manifest import CorruptCheckpoint, Manifest
@@ -75,6 +75,42 @@ def test_random_layouts(ram: Path, saver: ModuleType, seed: int) -> None:
         assert not [*one.damage(), *many.damage()]
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_reads_past_the_page_cache_bring_the_same_bytes(
+    tmp_path: Path, saver: ModuleType, monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    """Odd sizes put the tensors at odd places in their pages; boxes begin and end anywhere."""
+    numbers, rng = np.random.default_rng(5), random.Random(5)
+    shapes = {"a": (7, 301, 503), "b": (1_000_003,), "c": (613, 1001), "d": (3, 5)}
+    arrays = {name: random_array(numbers, shape, "<f2") for name, shape in shapes.items()}
+    layout = {name: tiling(rng, shape) for name, shape in shapes.items()}
+    came: list[int] = []
+    read_pages = disk.read_pages
+    monkeypatch.setattr(disk, "read_pages", lambda *args: came.append(read_pages(*args)) or came[-1])
+    for root, ranks in (("whole", [{n: Chunk(a) for n, a in arrays.items()}]), ("cut", sharded(arrays, layout))):
+        path = publish(tmp_path / root, saver, 1, ranks)
+        with store.open_step(path) as source:
+            for _ in range(6):
+                boxes = {name: rng.choice(tiling(rng, shape)) for name, shape in shapes.items()}
+                for name, array in source.read(boxes, cached).items():
+                    assert array.tobytes() == arrays[name][at(*boxes[name], (0,) * arrays[name].ndim)].tobytes(), name
+            whole = source.read_all(cached)
+            assert all(whole[name].tobytes() == array.tobytes() for name, array in arrays.items())
+    if cached:
+        assert not came
+    elif direct_reads(tmp_path):
+        assert sum(came) > sum(array.nbytes for array in arrays.values())
+
+
+def direct_reads(folder: Path) -> bool:
+    """Whether the file system has them."""
+    with (folder / "probe").open("w+b") as file:
+        file.write(bytes(4096))
+        file.flush()
+        fd = disk.reopen_direct(file.fileno())
+        return fd is not None and disk.read_pages(fd, disk.aligned(4096, 0), 0) == 4096
+
+
 def test_a_chain_of_rank_counts(ram: Path, saver: ModuleType) -> None:
     """1 -> 2 -> 4 -> 3 -> 1 ranks, cut along experts, then columns, then rows: the same bits and the same digest."""
     numbers = np.random.default_rng(0)
@@ -105,7 +141,14 @@ def test_a_chain_of_rank_counts(ram: Path, saver: ModuleType) -> None:
 
 @pytest.mark.parametrize(
     "shape, parts, dim",
-    [((32, 96, 128), 4, 0), ((32, 96, 128), 3, 0), ((4003, 288), 2, 0), ((32, 300, 64), 2, 1), ((400_000,), 4, 0)],
+    [
+        ((32, 96, 128), 4, 0),
+        ((32, 96, 128), 3, 0),
+        ((4003, 288), 2, 0),
+        ((32, 300, 64), 2, 1),
+        ((400_000,), 4, 0),
+        ((8, 2**20), 4, 1),
+    ],
 )
 def test_only_needed_bytes_are_read(ram: Path, saver: ModuleType, shape: tuple[int, ...], parts: int, dim: int) -> None:
     array = random_array(np.random.default_rng(1), shape)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -34,20 +35,40 @@ def rank() -> ModuleType:
 
 
 def run(
-    root: Path, rank: ModuleType, source: Path, world: int, steps: int, timeout: float, **faults: str
+    root: Path,
+    rank: ModuleType,
+    source: Path,
+    world: int,
+    steps: int,
+    timeout: float,
+    kill: tuple[int, float] | None = None,
+    every: str = "",
+    **faults: str,
 ) -> list[list[list[str]]]:
-    """Runs all ranks to their end; the words of each line each of them printed."""
+    """Runs all ranks to their end; the words of each line each of them printed.
+
+    Args:
+        kill: a rank, and how long after the first published step it is killed [s].
+        every: the fault of ranks that have none of their own.
+        faults: by `rankR`.
+    """
     generation = store.claim(root)
     processes = [
         subprocess.Popen(
             [sys.executable, str(rank.__file__), str(root), str(r), str(world), generation, str(steps), str(timeout)]
-            + faults.get(f"rank{r}", "").split(),
+            + faults.get(f"rank{r}", every).split(),
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": str(source)},
         )
         for r in range(world)
     ]
+    if kill is not None:
+        deadline = time.monotonic() + 60
+        while not list_steps(root) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(kill[1])
+        processes[kill[0]].kill()
     return [[line.split(maxsplit=3) for line in p.communicate(timeout=60)[0].splitlines()] for p in processes]
 
 
@@ -83,6 +104,41 @@ def test_a_rank_that_fails_or_is_slow(ram: Path, rank: ModuleType, root: Path, f
         assert float(lines[1][2]) < 5 * timeout
         assert ("No space left" if fault == "fail" else "checkpoint.timeout") in lines[1][3]
     assert is_whole(ram, rank, 4)
+
+
+@pytest.mark.parametrize(("kind", "word"), [("linger", "failed"), ("mute", "saved")])
+def test_a_commit_that_takes_longer_than_anybody_waits(
+    ram: Path, rank: ModuleType, root: Path, kind: str, word: str
+) -> None:
+    """Followers that have waited long enough end the save, or find it published: no rank believes something else."""
+    timeout = 1.0
+    printed = run(ram, rank, root, 3, 3, timeout, rank0=f"{kind} 2")
+    for lines in printed:
+        assert [line[1] for line in lines] == ["saved", word, "saved"]
+    for lines in printed[1:]:
+        assert float(lines[1][2]) < 4 * timeout, "bounded"
+        assert word == "saved" or "checkpoint.timeout" in lines[1][3]
+    assert is_whole(ram, rank, 3)
+    assert {store.step_of(path) for path in list_steps(ram)} == ({1, 3} if word == "failed" else {1, 2, 3})
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("world", [2, 4])
+def test_kill_of_a_random_rank_at_a_random_moment(
+    ram: Path, rank: ModuleType, root: Path, world: int, seed: int
+) -> None:
+    """The survivors agree and end; the newest complete step is found, and no step that a rank called saved is lost."""
+    rng = random.Random(f"{world} {seed}")
+    victim = rng.randrange(world)
+    printed = run(ram, rank, root, world, 500, 0.5, kill=(victim, rng.uniform(0.0, 0.6)), every="end 0")
+    survivors = [lines for index, lines in enumerate(printed) if index != victim]
+    told = [[line[:2] for line in lines] for lines in survivors]
+    assert all(lines == told[0] for lines in told), "of one mind"
+    assert [word for _, word in told[0]][-1] == "failed" and all(word == "saved" for _, word in told[0][:-1])
+    acknowledged = max(int(step) for lines in printed for step, word, *_ in lines if word == "saved")
+    found = store.newest_valid(ram)
+    assert found is not None and found.manifest.step >= acknowledged and not found.quarantined
+    assert is_whole(ram, rank, found.manifest.step)
 
 
 @pytest.mark.parametrize("culprit", [0, 3])
