@@ -109,11 +109,9 @@ def library(isa: Isa) -> Path:
     Raises:
         UserError: no compiler, a failed compilation, or a cache folder that cannot be written.
     """
-    compiler = find_compiler()
-    sources = source_folder()
-    flags = (*BASE_FLAGS, *ISA_FLAGS[isa])
-    folder = cache_folder() / f"{isa}-{_digest(sources, compiler, flags)}"
-    target = folder / "libmindmoe_cpu.so"
+    compiler, sources, flags = find_compiler(), source_folder(), (*BASE_FLAGS, *ISA_FLAGS[isa])
+    target = _target(isa, compiler, sources, flags)
+    folder = target.parent
     if target.is_file():
         return target
     try:
@@ -127,6 +125,16 @@ def library(isa: Isa) -> Path:
             f"cannot write the CPU pack into {folder.parent}: {error}", "set XDG_CACHE_HOME to a writable folder"
         ) from error
     return target
+
+
+def built(isa: Isa) -> Path | None:
+    """The compiled pack where the cache holds it, else None.
+
+    Raises:
+        UserError: there is no compiler, or there are no sources, to tell which library it would be.
+    """
+    target = _target(isa, find_compiler(), source_folder(), (*BASE_FLAGS, *ISA_FLAGS[isa]))
+    return target if target.is_file() else None
 
 
 def find_compiler() -> str:
@@ -159,6 +167,10 @@ def _cpu_features() -> set[str]:
     first, _, _ = cpuinfo.read_text().partition("\n\n")
     lines = (line.partition(":") for line in first.splitlines())
     return {word for key, _, value in lines if key.strip() in ("flags", "vendor_id") for word in value.split()}
+
+
+def _target(isa: Isa, compiler: str, sources: Path, flags: tuple[str, ...]) -> Path:
+    return cache_folder() / f"{isa}-{_digest(sources, compiler, flags)}" / "libmindmoe_cpu.so"
 
 
 def _digest(sources: Path, compiler: str, flags: tuple[str, ...]) -> str:
