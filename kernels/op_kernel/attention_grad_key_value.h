@@ -42,9 +42,9 @@ private:
         const uint32_t group = t_.heads / t_.kvHeads;
         const uint32_t cols = Smaller(t_.blockK, t_.seq - k0), n = cols * t_.headDim;
         const uint64_t keyRow = static_cast<uint64_t>(batchHead) * t_.seq + k0;
+        // Ordered by the barriers of the first tile: the block of the keys' own queries always is one.
         Duplicate(keyBuf_.Get<float>(), 0.0f, static_cast<int32_t>(n));
         Duplicate(valueBuf_.Get<float>(), 0.0f, static_cast<int32_t>(n));
-        PipeBarrier<PIPE_V>();
         for (uint32_t head = kvHead * group; head < (kvHead + 1) * group; ++head) {
             const uint64_t head0 = (static_cast<uint64_t>(batch) * t_.heads + head) * t_.seq;
             // Later queries see no earlier keys, so the first block that sees none of these ends the search.
@@ -56,7 +56,6 @@ private:
         }
         Deliver(out_, gradKGm_[keyRow * t_.headDim], keyBuf_.Get<float>(), n);
         Deliver(out_, gradVGm_[keyRow * t_.headDim], valueBuf_.Get<float>(), n);
-        PipeBarrier<PIPE_V>();
     }
 
     __aicore__ inline void AddTile(const typename Tile::Place &p)
