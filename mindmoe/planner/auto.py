@@ -10,7 +10,7 @@ from mindmoe.config import RunConfig, resolve
 from mindmoe.errors import ConfigError, UserError
 from mindmoe.planner.architecture import from_config
 from mindmoe.planner.hardware import load_hardware
-from mindmoe.planner.layout import CONFIG_RECOMPUTE, Layout
+from mindmoe.planner.layout import CONFIG_RECOMPUTE, Layout, Recompute
 from mindmoe.planner.routing import imbalance_bound
 from mindmoe.planner.search import SearchResult, search
 from mindmoe.planner.step import CostModel, Estimate, Workload
@@ -43,6 +43,23 @@ def workload_of(config: RunConfig) -> Workload:
         max_imbalance=imbalance_bound(config.moe),
         moe=config.moe,
         ours=True,
+    )
+
+
+def planner_layout(config: RunConfig, cards: int) -> Layout:
+    """The layout that a resolved run has on its cards."""
+    parallel, train = config.parallel, config.train
+    dp = cards // (parallel.tp * parallel.pp * parallel.cp)
+    chosen = parallel.chosen_dispatcher(config.moe.dispatch.kind if config.moe else "dropless", train.mode == "graph")
+    back: dict[str, Recompute] = {value: key for key, value in CONFIG_RECOMPUTE.items()}
+    return Layout(
+        **{axis: getattr(parallel, axis) for axis in ("tp", "pp", "ep", "cp", "zero", "schedule", "chunks")},
+        dp=dp,
+        etp=parallel.expert_tp,
+        recompute=back[parallel.recompute],
+        dispatcher=chosen,
+        micro_batch_size=train.micro_batch_size,
+        split="even",
     )
 
 

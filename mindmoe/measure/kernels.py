@@ -1,0 +1,204 @@
+"""Times the ops of the CPU pack one by one on one core, and what more cores give: `kernels.py`, prints JSON.
+
+Processor time, so that other work on the machine shows little; the scaling alone is by the clock.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mindmoe.env import quiet_mindspore, usable_cores
+
+quiet_mindspore(1)
+
+import mindspore as ms  # noqa: E402 (the threads are set first)
+import numpy as np  # noqa: E402
+from mindspore import Tensor, ops  # noqa: E402
+
+from mindmoe.measure.composites import composites  # noqa: E402
+from mindmoe.moe.config import BalanceConfig, MoeConfig  # noqa: E402
+from mindmoe.ops.cpu.attention import Attention  # noqa: E402
+from mindmoe.ops.cpu.cross_entropy import CrossEntropy  # noqa: E402
+from mindmoe.ops.cpu.experts import Experts  # noqa: E402
+from mindmoe.ops.cpu.linear import Linear  # noqa: E402
+from mindmoe.ops.cpu.optimizer import AdamW, SquareSum  # noqa: E402
+from mindmoe.ops.cpu.pack import STORAGE, Precision, absent, load  # noqa: E402
+from mindmoe.ops.cpu.rms_norm import RmsNorm  # noqa: E402
+from mindmoe.ops.cpu.router import StaticRouter  # noqa: E402
+from mindmoe.planner import host  # noqa: E402
+from mindmoe.planner.host import Count, OpName  # noqa: E402
+
+Case = tuple[OpName, str, Count, Callable[[], Any]]
+_RNG = np.random.default_rng(0)
+_LINEAR = [(2048, 256, 512), (2048, 512, 256), (2048, 256, 128), (512, 256, 512), (1024, 1024, 1024), (64, 256, 256)]
+_ATTENTION = [(4, 512, 8, 2, 64, 0), (4, 512, 8, 2, 64, 128), (1, 512, 8, 2, 64, 0), (1, 2048, 4, 4, 64, 0)]
+_EXPERTS = [(2048, 4, 256, 256, 32), (512, 4, 256, 256, 32), (2048, 2, 512, 512, 8), (2048, 4, 256, 256, 8),
+            (64, 4, 256, 256, 32)]  # fmt: skip
+_LOSS = [(2048, 256, 8192), (512, 256, 8192), (512, 512, 2048)]
+_PLAIN = [1 << 21, 1 << 19, 1 << 12]  # elements
+
+
+def real(*shape: int, dtype: ms.Type = ms.float32) -> Tensor:
+    """Small random numbers."""
+    return Tensor(0.1 * _RNG.standard_normal(shape, np.float32)).astype(dtype)
+
+
+def matrix_cases(precision: Precision) -> Iterator[Case]:
+    """Linear layers, experts and the loss."""
+    kept, width = STORAGE[precision], 2.0 if precision == "bf16" else 4.0
+    layer, no = Linear(precision, precision).biased, absent()
+    for m, k, n in _LINEAR:
+        x, w, b, y = real(m, k, dtype=kept), real(n, k), real(n), real(m, n, dtype=kept)
+        counts = host.linear(m, k, n, width)
+        yield "linear", "forward", counts[0], lambda x=x, w=w, b=b: layer.forward(x, w, b, no, layer.settings)
+        yield "linear", "backward", counts[1], lambda y=y, x=x, w=w, b=b: layer.backward(y, x, w, b, layer.settings)
+    mixture = Experts(precision).inner
+    for tokens, k, dim, ffn, count in _EXPERTS:
+        ids = np.argsort(_RNG.random((tokens, count)), 1)[:, :k].astype(np.int32)
+        x, dy = real(tokens, dim, dtype=kept), real(tokens, dim)
+        args = (Tensor(ids), real(tokens, k), real(count, dim, 2 * ffn), real(count, 2 * ffn), real(count, ffn, dim))
+        bias, hidden = real(count, dim), real(tokens * k, 2 * ffn, dtype=kept)
+        counts = host.experts(tokens * k, dim, ffn, count, width)
+        yield "experts", "forward", counts[0], lambda x=x, a=args, b=bias: mixture.forward(x, *a, b, mixture.settings)
+        yield (
+            "experts",
+            "backward",
+            counts[1],
+            lambda dy=dy, x=x, a=args, b=bias, h=hidden: mixture.backward(dy, x, *a, b, h, mixture.settings),
+        )
+    head = CrossEntropy(precision, "forward").inner
+    for tokens, dim, vocab in _LOSS:
+        labels, mask, one = Tensor(_RNG.integers(0, vocab, tokens, np.int32)), ops.ones((tokens,)), Tensor([1.0])
+        x, w, dx, dw = real(tokens, dim), real(vocab, dim), real(tokens, dim), real(vocab, dim)
+        counts = host.loss(tokens, dim, vocab)
+        yield (
+            "loss",
+            "forward",
+            counts[0],
+            lambda x=x, w=w, t=labels, m=mask: head.forward(x, w, t, m, head.settings),
+        )
+        yield "loss", "backward", counts[1], lambda x=dx, w=dw, s=one: (head.scale(x, s), head.scale(w, s))
+
+
+def attention_cases(precision: Precision) -> Iterator[Case]:
+    """Attention, full and in a window."""
+    kept, width = STORAGE[precision], 2.0 if precision == "bf16" else 4.0
+    for batch, length, heads, kv_heads, dim, window in _ATTENTION:
+        op = Attention(dim**-0.5, window, precision, precision).with_sinks
+        q, do = (real(batch, length, heads * dim, dtype=kept) for _ in range(2))
+        k, v = (real(batch, length, kv_heads * dim, dtype=kept) for _ in range(2))
+        rest = (real(length, dim // 2), real(length, dim // 2), real(heads), ops.zeros((batch, length), ms.int32))
+        out, lse = op.forward(q, k, v, *rest, op.settings)
+        context = min(window, length) if window else length / 2
+        counts = host.attention(batch * length, context, heads, kv_heads, dim, width)
+        yield "attention", "forward", counts[0], lambda op=op, a=(q, k, v, *rest): op.forward(*a, op.settings)
+        yield (
+            "attention",
+            "backward",
+            counts[1],
+            lambda op=op, a=(do, out, lse, q, k, v, *rest): op.backward(*a, op.settings),
+        )
+
+
+def vector_cases(precision: Precision) -> Iterator[Case]:
+    """Norm, routing, MindSpore's own vector work, and the update."""
+    kept, width = STORAGE[precision], 2.0 if precision == "bf16" else 4.0
+    norm = RmsNorm(1e-5, precision)
+    for tokens, dim in ((2048, 256), (2048, 1024), (64, 256)):
+        x, w, dy = real(tokens, dim), real(dim), real(tokens, dim, dtype=kept)
+        counts = host.norm(tokens, dim, width)
+        yield "norm", "forward", counts[0], lambda x=x, w=w: norm.forward(x, w, norm.eps)
+        yield "norm", "backward", counts[1], lambda dy=dy, x=x, w=w: norm.backward(dy, x, w, norm.eps)
+    for tokens, count, k in ((2048, 32, 4), (512, 32, 4), (2048, 128, 4)):
+        router = StaticRouter(MoeConfig(num_experts=count, num_experts_per_tok=k, balance=BalanceConfig()))
+        logits, bias = real(tokens, count), ops.zeros((count,))
+        _, ids = router.route(logits, bias)
+
+        def route(router: Any = router, logits: Tensor = logits, bias: Tensor = bias, ids: Tensor = ids) -> Any:
+            return router.route(logits, bias), router.statistics(logits, ids)
+
+        counts = host.routing(tokens, count)
+        yield "routing", "forward", counts[0], route
+        yield "routing", "backward", counts[1], route
+    for size in _PLAIN:
+        a, b = real(size), real(size)
+        yield "plain", "forward", host.plain(12.0 * size), lambda a=a, b=b: a + b
+        yield "plain", "backward", host.plain(12.0 * size), lambda a=a, b=b: a * b
+    adam, square = AdamW([True]), SquareSum()
+    scalar = Tensor(np.float32(1.0))
+    for size in (1 << 22, 1 << 16):
+        params = [(ms.Parameter(real(size), name=f"p{size}{i}"),) for i in range(3)]
+        grad = real(size)
+
+        def step(params: Any = params, grad: Tensor = grad) -> Any:
+            return square((grad,)), adam(*params, (grad,), scalar, scalar, scalar)
+
+        yield "update", "forward", host.update(size), step
+        yield "update", "backward", host.update(size), step
+
+
+def composite_times(precision: Precision) -> Iterator[tuple[OpName, str, Count, float]]:
+    """Times of what surrounds collectives; the backward part is what a gradient takes longer than the value."""
+    grad = ops.GradOperation(get_all=True, sens_param=True)
+    for op, counts, function, args, sens in composites(precision):
+        forward = least(lambda f=function, a=args: f(*a), time.process_time)
+        both = least(lambda f=function, a=args, s=sens: grad(f)(*a, s), time.process_time)
+        yield op, "forward", counts[0], forward
+        yield op, "backward", counts[1], max(both - forward, 0.1 * forward)
+
+
+def least(run: Callable[[], Any], clock: Callable[[], float], budget: float = 0.25) -> float:
+    """Least time of a call [s] in about `budget` seconds and at least three calls."""
+    read(run())
+    times, started = [], time.perf_counter()
+    while len(times) < 3 or (time.perf_counter() - started < budget and len(times) < 200):
+        begin = clock()
+        read(run())
+        times.append(clock() - begin)
+    return min(times)
+
+
+def read(result: Any) -> None:
+    """Waits for a result."""
+    while isinstance(result, tuple):
+        result = result[-1]
+    ms.runtime.synchronize()
+
+
+def scaling(pack: Any, cores: int) -> float:
+    """Speed of products on all cores over that on one, divided by the cores, by the clock: other work only lowers it,
+    so the best of several ops of different length counts."""
+    gains = []
+    for op, direction, count, run in matrix_cases("bf16"):
+        if op == "loss" or direction == "backward" or count.flops < 5e8:
+            continue
+        pack.set_threads(1)
+        alone = least(run, time.perf_counter)
+        pack.set_threads(cores)
+        gains.append(alone / least(run, time.perf_counter) / cores)
+    return min(1.0, max(gains))
+
+
+def main() -> int:
+    """Prints one JSON object: rows of (precision, op, direction, FLOPs, bytes, seconds), and the scaling."""
+    ms.set_device("CPU")
+    ms.runtime.launch_blocking()
+    ms.device_context.cpu.op_tuning.threads_num(1)
+    pack, cores = load(), usable_cores()
+    pack.set_threads(1)
+    rows = []
+    for precision in ("bf16", "fp32"):
+        for cases in (matrix_cases, attention_cases, vector_cases):
+            for op, direction, count, run in cases(precision):
+                rows.append((precision, op, direction, count.flops, count.moved, least(run, time.process_time)))
+        for op, direction, count, seconds in composite_times(precision):
+            rows.append((precision, op, direction, count.flops, count.moved, seconds))
+    figures = {"isa": pack.isa, "gemm": pack.gemm, "cores": cores, "rows": rows, "scaling": scaling(pack, cores)}
+    json.dump(figures, sys.stdout)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
