@@ -39,7 +39,7 @@ def threads_per_rank(requested: int, local_world: int) -> int:
 
 
 def user_cache() -> Path:
-    """Where this user's files that can be made again are kept: `$XDG_CACHE_HOME/mindmoe`, by default `~/.cache/mindmoe`."""
+    """Where files that can be made again are kept: `$XDG_CACHE_HOME/mindmoe`, by default `~/.cache/mindmoe`."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "mindmoe"
 

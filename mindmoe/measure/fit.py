@@ -1,4 +1,4 @@
-"""From timings to a hardware file: each op's rates by least squares on its own timings, nothing on whole steps (dry)."""
+"""From timings to a hardware file: an op's rates by least squares on its own timings, nothing on steps (dry)."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -10,7 +10,6 @@ from mindmoe.measure.steps import EXPERTS, LENGTH, MODEL, TOP_K
 from mindmoe.model.config import ModelConfig
 from mindmoe.moe.config import BalanceConfig, MoeConfig
 from mindmoe.planner.architecture import from_config
-from mindmoe.planner.compute import Work
 from mindmoe.planner.hardware import Hardware
 from mindmoe.planner.host import HostConfig, Rate
 from mindmoe.planner.step import CostModel, Workload
@@ -96,7 +95,9 @@ def hardware_cores(hardware: Hardware) -> int:
     return 1 if hardware.host is None else hardware.host.cores
 
 
-def describe(kernels: Mapping[str, Any], verbs: Sequence[Any], steps: Mapping[str, Any], about: Mapping[str, Any]) -> Hardware:
+def describe(
+    kernels: Mapping[str, Any], verbs: Sequence[Any], steps: Mapping[str, Any], about: Mapping[str, Any]
+) -> Hardware:
     """The hardware file of this machine.
 
     Args:
@@ -148,9 +149,7 @@ def describe(kernels: Mapping[str, Any], verbs: Sequence[Any], steps: Mapping[st
                     {
                         "cores": cores,
                         "scaling": round(min(1.0, kernels["scaling"]), 3),
-                        "ops": {
-                            precision: {op: both for op, both in ops.items()} for precision, ops in rates.items()
-                        },
+                        "ops": {precision: {op: both for op, both in ops.items()} for precision, ops in rates.items()},
                         "verbs": messages,
                         "layer_us": 0.0,
                         "micro_batch_us": 0.0,

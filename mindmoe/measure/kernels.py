@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from mindmoe.env import quiet_mindspore, usable_cores
@@ -52,8 +53,8 @@ def matrix_cases(precision: Precision) -> Iterator[Case]:
     for m, k, n in _LINEAR:
         x, w, b, y = real(m, k, dtype=kept), real(n, k), real(n), real(m, n, dtype=kept)
         counts = host.linear(m, k, n, width)
-        yield "linear", "forward", counts[0], lambda x=x, w=w, b=b: layer.forward(x, w, b, no, layer.settings)
-        yield "linear", "backward", counts[1], lambda y=y, x=x, w=w, b=b: layer.backward(y, x, w, b, layer.settings)
+        yield "linear", "forward", counts[0], partial(layer.forward, x, w, b, no, layer.settings)
+        yield "linear", "backward", counts[1], partial(layer.backward, y, x, w, b, layer.settings)
     mixture = Experts(precision).inner
     for tokens, k, dim, ffn, count in _EXPERTS:
         ids = np.argsort(_RNG.random((tokens, count)), 1)[:, :k].astype(np.int32)
@@ -61,25 +62,20 @@ def matrix_cases(precision: Precision) -> Iterator[Case]:
         args = (Tensor(ids), real(tokens, k), real(count, dim, 2 * ffn), real(count, 2 * ffn), real(count, ffn, dim))
         bias, hidden = real(count, dim), real(tokens * k, 2 * ffn, dtype=kept)
         counts = host.experts(tokens * k, dim, ffn, count, width)
-        yield "experts", "forward", counts[0], lambda x=x, a=args, b=bias: mixture.forward(x, *a, b, mixture.settings)
-        yield (
-            "experts",
-            "backward",
-            counts[1],
-            lambda dy=dy, x=x, a=args, b=bias, h=hidden: mixture.backward(dy, x, *a, b, h, mixture.settings),
-        )
+        yield "experts", "forward", counts[0], partial(mixture.forward, x, *args, bias, mixture.settings)
+        yield "experts", "backward", counts[1], partial(mixture.backward, dy, x, *args, bias, hidden, mixture.settings)
     head = CrossEntropy(precision, "forward").inner
     for tokens, dim, vocab in _LOSS:
         labels, mask, one = Tensor(_RNG.integers(0, vocab, tokens, np.int32)), ops.ones((tokens,)), Tensor([1.0])
-        x, w, dx, dw = real(tokens, dim), real(vocab, dim), real(tokens, dim), real(vocab, dim)
+        x, w = real(tokens, dim), real(vocab, dim)
         counts = host.loss(tokens, dim, vocab)
-        yield (
-            "loss",
-            "forward",
-            counts[0],
-            lambda x=x, w=w, t=labels, m=mask: head.forward(x, w, t, m, head.settings),
-        )
-        yield "loss", "backward", counts[1], lambda x=dx, w=dw, s=one: (head.scale(x, s), head.scale(w, s))
+        yield "loss", "forward", counts[0], partial(head.forward, x, w, labels, mask, head.settings)
+        yield "loss", "backward", counts[1], partial(scaled, head.scale, x, w, one)
+
+
+def scaled(scale: Callable[..., Tensor], x: Tensor, w: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
+    """Both tensors times a factor."""
+    return scale(x, by), scale(w, by)
 
 
 def attention_cases(precision: Precision) -> Iterator[Case]:
@@ -93,13 +89,8 @@ def attention_cases(precision: Precision) -> Iterator[Case]:
         out, lse = op.forward(q, k, v, *rest, op.settings)
         context = min(window, length) if window else length / 2
         counts = host.attention(batch * length, context, heads, kv_heads, dim, width)
-        yield "attention", "forward", counts[0], lambda op=op, a=(q, k, v, *rest): op.forward(*a, op.settings)
-        yield (
-            "attention",
-            "backward",
-            counts[1],
-            lambda op=op, a=(do, out, lse, q, k, v, *rest): op.backward(*a, op.settings),
-        )
+        yield "attention", "forward", counts[0], partial(op.forward, q, k, v, *rest, op.settings)
+        yield "attention", "backward", counts[1], partial(op.backward, do, out, lse, q, k, v, *rest, op.settings)
 
 
 def vector_cases(precision: Precision) -> Iterator[Case]:
@@ -109,42 +100,43 @@ def vector_cases(precision: Precision) -> Iterator[Case]:
     for tokens, dim in ((2048, 256), (2048, 1024), (64, 256)):
         x, w, dy = real(tokens, dim), real(dim), real(tokens, dim, dtype=kept)
         counts = host.norm(tokens, dim, width)
-        yield "norm", "forward", counts[0], lambda x=x, w=w: norm.forward(x, w, norm.eps)
-        yield "norm", "backward", counts[1], lambda dy=dy, x=x, w=w: norm.backward(dy, x, w, norm.eps)
+        yield "norm", "forward", counts[0], partial(norm.forward, x, w, norm.eps)
+        yield "norm", "backward", counts[1], partial(norm.backward, dy, x, w, norm.eps)
     for tokens, count, k in ((2048, 32, 4), (512, 32, 4), (2048, 128, 4)):
         router = StaticRouter(MoeConfig(num_experts=count, num_experts_per_tok=k, balance=BalanceConfig()))
-        logits, bias = real(tokens, count), ops.zeros((count,))
-        _, ids = router.route(logits, bias)
-
-        def route(router: Any = router, logits: Tensor = logits, bias: Tensor = bias, ids: Tensor = ids) -> Any:
-            return router.route(logits, bias), router.statistics(logits, ids)
-
-        counts = host.routing(tokens, count)
-        yield "routing", "forward", counts[0], route
-        yield "routing", "backward", counts[1], route
+        counts, run = host.routing(tokens, count), partial(routed, router, real(tokens, count), ops.zeros((count,)))
+        yield "routing", "forward", counts[0], run
+        yield "routing", "backward", counts[1], run
     for size in _PLAIN:
         a, b = real(size), real(size)
-        yield "plain", "forward", host.plain(12.0 * size), lambda a=a, b=b: a + b
-        yield "plain", "backward", host.plain(12.0 * size), lambda a=a, b=b: a * b
+        yield "plain", "forward", host.plain(12.0 * size), partial(ops.add, a, b)
+        yield "plain", "backward", host.plain(12.0 * size), partial(ops.mul, a, b)
     adam, square = AdamW([True]), SquareSum()
-    scalar = Tensor(np.float32(1.0))
     for size in (1 << 22, 1 << 16):
         params = [(ms.Parameter(real(size), name=f"p{size}{i}"),) for i in range(3)]
-        grad = real(size)
-
-        def step(params: Any = params, grad: Tensor = grad) -> Any:
-            return square((grad,)), adam(*params, (grad,), scalar, scalar, scalar)
-
+        step = partial(updated, adam, square, params, (real(size),))
         yield "update", "forward", host.update(size), step
         yield "update", "backward", host.update(size), step
+
+
+def routed(router: StaticRouter, logits: Tensor, bias: Tensor) -> Any:
+    """Selection and statistics."""
+    gates, ids = router.route(logits, bias)
+    return gates, router.statistics(logits, ids)
+
+
+def updated(adam: AdamW, square: SquareSum, params: list[tuple[Tensor]], gradients: tuple[Tensor]) -> Any:
+    """The gradient's square, and an update."""
+    scalar = Tensor(np.float32(1.0))
+    return square(gradients), adam(*params, gradients, scalar, scalar, scalar)
 
 
 def composite_times(precision: Precision) -> Iterator[tuple[OpName, str, Count, float]]:
     """Times of what surrounds collectives; the backward part is what a gradient takes longer than the value."""
     grad = ops.GradOperation(get_all=True, sens_param=True)
     for op, counts, function, args, sens in composites(precision):
-        forward = least(lambda f=function, a=args: f(*a), time.process_time)
-        both = least(lambda f=function, a=args, s=sens: grad(f)(*a, s), time.process_time)
+        forward = least(partial(function, *args), time.process_time)
+        both = least(partial(grad(function), *args, sens), time.process_time)
         yield op, "forward", counts[0], forward
         yield op, "backward", counts[1], max(both - forward, 0.1 * forward)
 
@@ -152,7 +144,8 @@ def composite_times(precision: Precision) -> Iterator[tuple[OpName, str, Count, 
 def least(run: Callable[[], Any], clock: Callable[[], float], budget: float = 0.25) -> float:
     """Least time of a call [s] in about `budget` seconds and at least three calls."""
     read(run())
-    times, started = [], time.perf_counter()
+    times: list[float] = []
+    started = time.perf_counter()
     while len(times) < 3 or (time.perf_counter() - started < budget and len(times) < 200):
         begin = clock()
         read(run())

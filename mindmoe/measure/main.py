@@ -41,7 +41,9 @@ def measure(out: Path | None) -> int:
     target, cores = out or measured_file(), usable_cores()
     load = os.getloadavg()[0] / cores
     if load > _BUSY:
-        _tell(f"other programs use this machine (load {load:.1f} a core): figures will be low; measure again when quiet")
+        _tell(
+            f"other programs use this machine (load {load:.1f} a core): figures will be low; measure again when quiet"
+        )
     started = perf_counter()
     _tell("1/4 ops of the pack, one core (about 40 s)")
     kernels = _json(_run([sys.executable, "-m", "mindmoe.measure.kernels"], 1, 1))

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,10 @@ def _timed(group: Any, world: int) -> list[tuple[str, int, int, int, float]]:
     for num_bytes in _SIZES:
         x = ops.ones((group.size, num_bytes // (4 * group.size)), ms.float32)
         verbs: dict[str, Callable[[], Any]] = {
-            "all_reduce": lambda x=x: on.all_reduce(x),
-            "all_gather": lambda x=x: on.all_gather(x),
-            "reduce_scatter": lambda x=x: on.reduce_scatter(x),
-            "all_to_all": lambda x=x: on.all_to_all(x),
+            verb: partial(getattr(on, verb), x) for verb in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
         }
         if group.size == 2:
-            verbs["message"] = lambda x=x: _ping(on, group, x)
+            verbs["message"] = partial(_ping, on, group, x)
         for verb, run in verbs.items():
             seconds = _least(run) / (2 if verb == "message" else 1)
             rows.append((verb, world, group.size, num_bytes, seconds))

@@ -81,8 +81,9 @@ def layout_sections(config: RunConfig, model: CostModel, layout: Layout) -> dict
     if layout.ep > 1 and layout.dispatcher == "two_hop":
         parallel["node_size"] = model.hardware.cards_per_node
     train: dict[str, Any] = {"micro_batch_size": layout.micro_batch_size}
-    if layout.zero == 3 or (layout.ep * layout.etp > 1 and follows_routing):
-        train["mode"] = "pynative"  # sizes that follow the routing, and gathered weights, do not compile
+    if model.hardware.host is not None or layout.zero == 3 or (layout.ep * layout.etp > 1 and follows_routing):
+        # Sizes that follow the routing, and gathered weights, do not compile; and a host was measured op by op.
+        train["mode"] = "pynative"
     return {"parallel": parallel, "train": train}
 
 
@@ -133,10 +134,10 @@ def planned(config: RunConfig, cards: int) -> RunConfig:
     if config.train.device == "cpu" and config.launch.hardware == "ascend-910b2":
         raise UserError(
             "parallel: auto plans for launch.hardware=ascend-910b2 but train.device=cpu",
-            "set train.device=ascend, or launch.hardware to a file that describes this machine as those of "
-            "mindmoe/planner/hardware do, or write the degrees instead of auto",
+            "set train.device=ascend, or launch.hardware to `this machine`, which `mindmoe doctor --measure` measures, "
+            "or write the degrees instead of auto",
         )
-    model = CostModel(load_hardware(config.launch.hardware), workload_of(config))
+    model = CostModel(load_hardware(config.launch.hardware).shared_by(cards), workload_of(config))
     choice = first_that_runs(config, model, search(model, cards))
     for line in reasons(choice, cards):
         print(line, file=sys.stderr, flush=True)

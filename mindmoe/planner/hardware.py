@@ -168,4 +168,7 @@ def load_hardware(name: str) -> Hardware:
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return _parse(path.read_text(encoding="utf-8"), name)
-    raise UserError(f"hardware {name!r} is not on file", f"use one of {', '.join(hardware_names())}, {THIS_MACHINE!r} or a YAML file")
+    raise UserError(
+        f"hardware {name!r} is not on file",
+        f"use one of {', '.join(hardware_names())}, {THIS_MACHINE!r} or a YAML file",
+    )

@@ -26,7 +26,7 @@ OpName = Literal[
     "routed_rows",
     "gathered_tokens",
 ]
-"""Ops of the pack, MindSpore's own vector work (`plain`), and what surrounds collectives, which is of MindSpore's ops."""
+"""Ops of the pack, MindSpore's own vector work (`plain`), and what surrounds collectives, which MindSpore does too."""
 Verb = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "message"]
 _FP32 = 4.0
 

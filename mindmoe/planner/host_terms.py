@@ -144,7 +144,7 @@ def _moe(on: Machine, layer: LayerShape, dim: int, work: Work) -> Iterator[Term]
 
 
 def host_head_terms(hardware: Hardware, architecture: Architecture, work: Work) -> list[Term]:
-    """The embedding, and the LM head with the loss; split over the vocabulary that is of MindSpore's own ops, in fp32."""
+    """The embedding, and the LM head with the loss; split over the vocabulary it is of MindSpore's own ops."""
     on, tokens, dim = Machine(hardware, work.precision), work.tokens, architecture.hidden_size
     columns = architecture.vocab_size / work.tp
     norm = on.op("norm", counts.norm(tokens / work.tp, dim, on.kept))
@@ -189,6 +189,12 @@ def end_of_step(
     gather = on.verb("all_gather", replicas, size / replicas) + on.plain(4 * size, 2 * tensors)
     exchange = np.array([reduce, scatter + gather, count * scatter + gather, count * (scatter + 2 * gather)])
     return exchange, update
+
+
+def once_a_step(hardware: Hardware, precision: str) -> float:
+    """What a step takes beside all this, with the sum of what its ranks report [s]."""
+    on = Machine(hardware, precision)
+    return 1e-6 * on.host.step_us * on.serial + on.verb("all_reduce", on.ranks, _FP32)
 
 
 def crowded(hardware: Hardware, running: NDArray[np.float64], busy: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -19,7 +19,16 @@ from mindmoe.planner import network
 from mindmoe.planner.architecture import Architecture, LayerShape
 from mindmoe.planner.compute import Precision, Term, Work, dispatch_time, head_terms, layer_terms
 from mindmoe.planner.hardware import Hardware
-from mindmoe.planner.host_terms import TENSORS_A_LAYER, Machine, crowded, end_of_step, host_head_terms, host_layer_terms
+from mindmoe.planner.host_memory import host_memory_terms
+from mindmoe.planner.host_terms import (
+    TENSORS_A_LAYER,
+    Machine,
+    crowded,
+    end_of_step,
+    host_head_terms,
+    host_layer_terms,
+    once_a_step,
+)
 from mindmoe.planner.layout import DISPATCHERS, RECOMPUTES, ZEROS, Dispatcher, Layout, Split
 from mindmoe.planner.memory import Array, Memory, in_flight, layer_params, memory_terms, pick
 from mindmoe.planner.network import Group
@@ -328,7 +337,10 @@ class CostModel:
     def _end_on_host(self, layout: Layout) -> tuple[Array, Array]:
         """The same where nothing hides behind anything, over (ZeRO stage, recomputation policy)."""
         params, groups = self._held(layout)
-        exchange, update = np.zeros(len(ZEROS)), np.zeros(len(ZEROS))
+        exchange, update = (
+            np.zeros(len(ZEROS)),
+            np.full(len(ZEROS), once_a_step(self.hardware, self.workload.precision)),
+        )
         tensors = TENSORS_A_LAYER * len(self.workload.architecture.layers) // layout.pp // 2
         count = layout.microbatches(self.workload.global_batch_size)
         for held, group in zip(params, groups, strict=True):
@@ -366,13 +378,26 @@ class CostModel:
         held = np.array([in_flight(layout.schedule, layout.pp, count, layout.chunks) for layout in layouts])
         chunks = np.array([[layout.chunks] for layout in layouts])
         tokens = first.micro_batch_size * self.workload.seq_length // first.cp
+        chunked = chunks if self.workload.ours and first.pp > 1 else None
+        if self.hardware.host is not None:
+            return host_memory_terms(
+                self.hardware,
+                self.workload.architecture,
+                first,
+                counts=counts,
+                held=held / chunks,
+                chunks=chunked,
+                tokens=tokens,
+                kept=4.0 if self.workload.precision == "fp32" else 2.0,
+                several=count > 1,
+            )
         return memory_terms(
             self.hardware,
             self.workload.architecture,
             first,
             counts=counts,
             held=held / chunks,
-            chunks=chunks if self.workload.ours and first.pp > 1 else None,
+            chunks=chunked,
             ours=self.workload.ours,
             tokens=tokens,
             imbalance=self.workload.imbalance(first.ep, percentile),
