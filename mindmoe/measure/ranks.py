@@ -4,6 +4,7 @@ Rank 0 writes `verbs-N.json`: rows of (verb, ranks, size of the group, bytes pas
 """
 
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def _timed(group: Any, world: int) -> list[tuple[str, int, int, int, float]]:
         if group.size == 2:
             verbs["message"] = partial(_ping, on, group, x)
         for verb, run in verbs.items():
-            seconds = _least(run) / (2 if verb == "message" else 1)
+            seconds = _typical(run) / (2 if verb == "message" else 1)
             rows.append((verb, world, group.size, num_bytes, seconds))
     return rows
 
@@ -74,15 +75,15 @@ def _ping(on: Any, group: Any, x: Any) -> Any:
     return back
 
 
-def _least(run: Callable[[], Any]) -> float:
-    """The least of some times [s]; all ranks make as many calls."""
+def _typical(run: Callable[[], Any]) -> float:
+    """The median of some times [s]; all ranks make as many calls."""
     run().asnumpy()
     times = []
     for _ in range(_REPEATS):
         began = time.perf_counter()
         run().asnumpy()
         times.append(time.perf_counter() - began)
-    return min(times)
+    return statistics.median(times)
 
 
 if __name__ == "__main__":
