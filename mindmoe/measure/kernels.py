@@ -28,10 +28,12 @@ from mindmoe.ops.cpu.optimizer import AdamW, SquareSum  # noqa: E402
 from mindmoe.ops.cpu.pack import STORAGE, Precision, absent, load  # noqa: E402
 from mindmoe.ops.cpu.rms_norm import RmsNorm  # noqa: E402
 from mindmoe.ops.cpu.router import StaticRouter  # noqa: E402
+from mindmoe.parallel.zero import ZeroBuffer  # noqa: E402
 from mindmoe.planner import host  # noqa: E402
 from mindmoe.planner.host import Count, OpName  # noqa: E402
 
 Case = tuple[OpName, str, Count, Callable[[], Any]]
+_OTHER_DATA = np.zeros(1 << 22, np.float32)  # 16 MB
 _RNG = np.random.default_rng(0)
 _LINEAR = [(2048, 256, 512), (2048, 512, 256), (2048, 256, 128), (512, 256, 512), (1024, 1024, 1024), (64, 256, 256)]
 _ATTENTION = [(4, 512, 8, 2, 64, 0), (4, 512, 8, 2, 64, 128), (1, 512, 8, 2, 64, 0), (1, 2048, 4, 4, 64, 0)]
@@ -111,12 +113,28 @@ def vector_cases(precision: Precision) -> Iterator[Case]:
         a, b = real(size), real(size)
         yield "plain", "forward", host.plain(12.0 * size), partial(ops.add, a, b)
         yield "plain", "backward", host.plain(12.0 * size), partial(ops.mul, a, b)
+    for shapes in ([(32, 256, 512), (32, 256, 256)], [(512, 256), (256, 512)]):
+        buffer = ZeroBuffer([tuple(shape) for shape in shapes], 2, 0)
+        tensors = tuple(real(*shape) for shape in shapes)
+        counts = host.around(4.0 * sum(tensor.size for tensor in tensors))
+        yield "zero", "forward", counts[0], partial(cut, buffer, tensors)
+        yield "zero", "backward", counts[1], partial(made_whole, buffer, tensors, buffer.rows(tensors))
     adam, square = AdamW([True]), SquareSum()
     for size in (1 << 22, 1 << 16):
         params = [(ms.Parameter(real(size), name=f"p{size}{i}"),) for i in range(3)]
         step = partial(updated, adam, square, params, (real(size),))
         yield "update", "forward", host.update(size), step
         yield "update", "backward", host.update(size), step
+
+
+def cut(buffer: ZeroBuffer, tensors: tuple[Tensor, ...]) -> Any:
+    """What ZeRO does to gradients around a reduce-scatter."""
+    return buffer.parts(buffer.rows(tensors)[buffer.index])
+
+
+def made_whole(buffer: ZeroBuffer, tensors: tuple[Tensor, ...], rows: Tensor) -> Any:
+    """What ZeRO does to updated weights around an all-gather, to their copies in the model."""
+    return buffer.row(buffer.parts(rows[buffer.index])), buffer.whole(rows)
 
 
 def routed(router: StaticRouter, logits: Tensor, bias: Tensor) -> Any:
@@ -142,11 +160,15 @@ def composite_times(precision: Precision) -> Iterator[tuple[OpName, str, Count, 
 
 
 def least(run: Callable[[], Any], clock: Callable[[], float], budget: float = 0.25) -> float:
-    """Least time of a call [s] in about `budget` seconds and at least three calls."""
+    """Least time of a call [s] in about `budget` seconds and at least three calls.
+
+    Between calls the core's cache is filled with other data, as other ops of a step do.
+    """
     read(run())
     times: list[float] = []
     started = time.perf_counter()
     while len(times) < 3 or (time.perf_counter() - started < budget and len(times) < 200):
+        np.add(_OTHER_DATA, 1, out=_OTHER_DATA)
         begin = clock()
         read(run())
         times.append(clock() - begin)

@@ -25,6 +25,7 @@ OpName = Literal[
     "split_sequence",
     "routed_rows",
     "gathered_tokens",
+    "zero",
 ]
 """Ops of the pack, MindSpore's own vector work (`plain`), and what surrounds collectives, which MindSpore does too."""
 Verb = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "message"]

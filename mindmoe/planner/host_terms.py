@@ -185,8 +185,9 @@ def end_of_step(
     if replicas == 1:
         return np.zeros(4), update
     reduce = on.verb("all_reduce", replicas, size) + on.plain(4 * size, 2 * tensors)
-    scatter = on.verb("reduce_scatter", replicas, size) + on.plain(4 * size, 2 * tensors)
-    gather = on.verb("all_gather", replicas, size / replicas) + on.plain(4 * size, 2 * tensors)
+    cut, whole = on.around("zero", size)
+    scatter = on.verb("reduce_scatter", replicas, size) + cut
+    gather = on.verb("all_gather", replicas, size / replicas) + whole
     exchange = np.array([reduce, scatter + gather, count * scatter + gather, count * (scatter + 2 * gather)])
     return exchange, update
 

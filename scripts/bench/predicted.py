@@ -21,7 +21,7 @@ from mindmoe.planner.step import CostModel, Estimate
 
 LAYOUTS = ["dp1", "full", "dp2", "dp2,zero1", "pp2", "tp2", "dp2,ep2", "dp4", "pp4", "dp2,pp2"]
 GIB = 2.0**30
-_BLOCK = re.compile(r"(<!-- planner:machine -->\n).*?(<!-- /planner:machine -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- machine:layouts -->\n).*?(<!-- /machine:layouts -->)", re.DOTALL)
 
 
 def predict(layout: Layout, hardware: str) -> Estimate:
