@@ -197,6 +197,10 @@ def _equiv(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
+    if args.measure:
+        from mindmoe.measure.main import measure
+
+        return measure(args.out)
     from mindmoe.observe import doctor
 
     return doctor.main()
@@ -236,8 +240,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_commands(commands)
     cli_ckpt.add_ckpt(commands)
     _add_transfer_commands(commands)
-    add_command(commands, "doctor", _doctor, "check this machine and say what is missing", "mindmoe doctor")
+    _add_doctor(commands)
     return parser
+
+
+def _add_doctor(commands: Any) -> None:
+    """`doctor`."""
+    doctor = add_command(
+        commands,
+        "doctor",
+        _doctor,
+        "check this machine and say what is missing, or measure it",
+        "mindmoe doctor --measure --out machine.yaml",
+    )
+    doctor.add_argument("--measure", action="store_true", help="time ops and collectives for `plan --hardware`")
+    doctor.add_argument("--out", type=Path, metavar="FILE", help="where --measure writes (default: this user's cache)")
 
 
 def _add_training(commands: Any) -> None:
@@ -321,7 +338,12 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file (not needed with --check)")
     plan.add_argument("words", nargs="*", metavar="key=value", help="settings that win over the file's")
     plan.add_argument("--cards", type=positive_number, default=1, metavar="N", help="cards of the cluster (default 1)")
-    plan.add_argument("--hardware", default="ascend-910b2", metavar="NAME", help="(default ascend-910b2)")
+    plan.add_argument(
+        "--hardware",
+        default="ascend-910b2",
+        metavar="NAME",
+        help="an accelerator, 'this machine' or a YAML file (default ascend-910b2)",
+    )
     plan.add_argument("--explain", action="store_true", help="print the terms of every figure")
     plan.add_argument("--out", type=Path, metavar="FILE", help="write the plan: .html a report, .yaml the layout")
     plan.add_argument("--check", type=Path, metavar="CSV", help="compare with published runs and print the errors")

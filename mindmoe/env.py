@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +36,12 @@ def usable_cores() -> int:
 def threads_per_rank(requested: int, local_world: int) -> int:
     """Threads of one rank: as requested, or an even share of the cores."""
     return requested or max(1, usable_cores() // local_world)
+
+
+def user_cache() -> Path:
+    """Where files that can be made again are kept: `$XDG_CACHE_HOME/mindmoe`, by default `~/.cache/mindmoe`."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "mindmoe"
 
 
 def quiet_mindspore(threads: int) -> None:

@@ -10,7 +10,7 @@ from mindmoe.config import RunConfig, resolve
 from mindmoe.errors import ConfigError, UserError
 from mindmoe.planner.architecture import from_config
 from mindmoe.planner.hardware import load_hardware
-from mindmoe.planner.layout import CONFIG_RECOMPUTE, Layout
+from mindmoe.planner.layout import CONFIG_RECOMPUTE, Layout, Recompute
 from mindmoe.planner.routing import imbalance_bound
 from mindmoe.planner.search import SearchResult, search
 from mindmoe.planner.step import CostModel, Estimate, Workload
@@ -46,6 +46,23 @@ def workload_of(config: RunConfig) -> Workload:
     )
 
 
+def planner_layout(config: RunConfig, cards: int) -> Layout:
+    """The layout that a resolved run has on its cards."""
+    parallel, train = config.parallel, config.train
+    dp = cards // (parallel.tp * parallel.pp * parallel.cp)
+    chosen = parallel.chosen_dispatcher(config.moe.dispatch.kind if config.moe else "dropless", train.mode == "graph")
+    back: dict[str, Recompute] = {value: key for key, value in CONFIG_RECOMPUTE.items()}
+    return Layout(
+        **{axis: getattr(parallel, axis) for axis in ("tp", "pp", "ep", "cp", "zero", "schedule", "chunks")},
+        dp=dp,
+        etp=parallel.expert_tp,
+        recompute=back[parallel.recompute],
+        dispatcher=chosen,
+        micro_batch_size=train.micro_batch_size,
+        split="even",
+    )
+
+
 def layout_sections(config: RunConfig, model: CostModel, layout: Layout) -> dict[str, dict[str, Any]]:
     """A layout as the keys and values of a run's config.
 
@@ -64,8 +81,9 @@ def layout_sections(config: RunConfig, model: CostModel, layout: Layout) -> dict
     if layout.ep > 1 and layout.dispatcher == "two_hop":
         parallel["node_size"] = model.hardware.cards_per_node
     train: dict[str, Any] = {"micro_batch_size": layout.micro_batch_size}
-    if layout.zero == 3 or (layout.ep * layout.etp > 1 and follows_routing):
-        train["mode"] = "pynative"  # sizes that follow the routing, and gathered weights, do not compile
+    if model.hardware.host is not None or layout.zero == 3 or (layout.ep * layout.etp > 1 and follows_routing):
+        # Sizes that follow the routing, and gathered weights, do not compile; and a host was measured op by op.
+        train["mode"] = "pynative"
     return {"parallel": parallel, "train": train}
 
 
@@ -116,10 +134,10 @@ def planned(config: RunConfig, cards: int) -> RunConfig:
     if config.train.device == "cpu" and config.launch.hardware == "ascend-910b2":
         raise UserError(
             "parallel: auto plans for launch.hardware=ascend-910b2 but train.device=cpu",
-            "set train.device=ascend, or launch.hardware to a file that describes this machine as those of "
-            "mindmoe/planner/hardware do, or write the degrees instead of auto",
+            "set train.device=ascend, or launch.hardware to `this machine`, which `mindmoe doctor --measure` measures, "
+            "or write the degrees instead of auto",
         )
-    model = CostModel(load_hardware(config.launch.hardware), workload_of(config))
+    model = CostModel(load_hardware(config.launch.hardware).shared_by(cards), workload_of(config))
     choice = first_that_runs(config, model, search(model, cards))
     for line in reasons(choice, cards):
         print(line, file=sys.stderr, flush=True)

@@ -12,10 +12,13 @@ from typing import Literal
 import yaml
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
+from mindmoe.env import user_cache
 from mindmoe.errors import UserError
+from mindmoe.planner.host import HostConfig
 from mindmoe.schema import Section
 
 _FOLDER = files("mindmoe.planner").joinpath("hardware")
+THIS_MACHINE = "this machine"
 _Share = Field(gt=0.0, le=1.0)
 
 
@@ -76,6 +79,8 @@ class Hardware(Section):
         communicator_mib: buffer of one process group [MiB]; `reserved_gib`: driver, runtime and kernels [GiB].
         power_w: of one card under load, its share of the host included [W].
         storage_gb_s: what one node writes to shared storage [GB/s].
+        host: where ranks share the cores of one machine: what was measured of it. The other figures are then those of
+            the whole machine, for the tables and for rough formulas; times come from `host`.
         sources: where each figure comes from. [V] read in a file, [S] secondary, [M] from memory, [D] derived.
     """
 
@@ -93,6 +98,22 @@ class Hardware(Section):
     storage_gb_s: PositiveFloat
     efficiency: EfficiencyConfig
     sources: dict[str, str]
+    host: HostConfig | None = None
+
+    def shared_by(self, ranks: int) -> "Hardware":
+        """A card as one of so many ranks has it: itself, but on a host its share of the peaks and of the memory."""
+        if self.host is None:
+            return self
+        peaks = {name: value / ranks for name, value in self.peak_tflops.items()}
+        return self.model_copy(
+            update={
+                "host": self.host.model_copy(update={"ranks": ranks}),
+                "peak_tflops": peaks,
+                "hbm_tb_s": self.hbm_tb_s / ranks,
+                "memory_gib": self.memory_gib / ranks,
+                "cards_per_node": ranks,
+            }
+        )
 
     def peak(self, precision: Literal["fp32", "bf16", "fp8"] = "bf16") -> float:
         """Matrix peak [FLOP/s]; a format that is not on file is an error of the user."""
@@ -127,15 +148,27 @@ def hardware_names() -> list[str]:
     return sorted({hardware.name for hardware in _known().values()})
 
 
+def measured_file() -> Path:
+    """Where `mindmoe doctor --measure` writes what it measured."""
+    return user_cache() / "this-machine.yaml"
+
+
 def load_hardware(name: str) -> Hardware:
-    """An accelerator by name or alias, or from a YAML file of the same form (say, one of measured figures).
+    """An accelerator by name or alias, `this machine`, or a YAML file of the same form (say, one of measured figures).
 
     Raises:
         UserError: neither on file nor a readable description.
     """
     if name.lower() in _known():
         return _known()[name.lower()]
+    if name.lower() == THIS_MACHINE:
+        if not measured_file().is_file():
+            raise UserError(f"{THIS_MACHINE!r} was not measured yet", "run `mindmoe doctor --measure`")
+        return _parse(measured_file().read_text(encoding="utf-8"), str(measured_file()))
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return _parse(path.read_text(encoding="utf-8"), name)
-    raise UserError(f"hardware {name!r} is not on file", f"use one of {', '.join(hardware_names())} or a YAML file")
+    raise UserError(
+        f"hardware {name!r} is not on file",
+        f"use one of {', '.join(hardware_names())}, {THIS_MACHINE!r} or a YAML file",
+    )

@@ -73,6 +73,7 @@ def _plan_run(
     if cards < 1:
         raise UserError(f"cards={cards} must be at least 1", "raise --cards")
     workload = workload_of(config)
+    hardware = hardware.shared_by(cards)
     model = CostModel(hardware, workload)
     result = search(model, cards)
     choice = first_that_runs(config, model, result)
@@ -118,10 +119,15 @@ def _plan_run(
 def hardware_notes(hardware: Hardware) -> list[str]:
     """What a reader must know of the figures."""
     notes = [
-        f"{hardware.name}: {hardware.peak_tflops['bf16']:.1f} TFLOP/s bf16, {hardware.memory_gib:.1f} GiB, "
-        f"{hardware.hbm_tb_s:.2f} TB/s; figures marked [V] read in a file, [S] secondary, [M] from memory, "
+        f"{hardware.name}: {hardware.peak_tflops['bf16']:.4g} TFLOP/s bf16, {hardware.memory_gib:.1f} GiB, "
+        f"{hardware.hbm_tb_s:.3g} TB/s a card; figures marked [V] read in a file, [S] secondary, [M] from memory, "
         "[D] derived."
     ]
+    if hardware.host is not None:
+        notes.append(
+            f"{hardware.host.ranks} ranks share the {hardware.host.cores} cores of this machine; times are of steps "
+            "run op by op with the C++ pack."
+        )
     if hardware.name.startswith("ascend"):
         notes.append(
             "Nothing was run on Ascend: its figures come from files and publications, and its efficiency "

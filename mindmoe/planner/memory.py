@@ -135,6 +135,22 @@ def dispatch_buffers(architecture: Architecture, layout: Layout, tokens: int, im
     return width * (rows * architecture.top_k + received * layout.etp)
 
 
+def stage_params(architecture: Architecture, layout: Layout, counts: Array) -> Array:
+    """Dense and expert parameters of a rank over (2, variant, pipeline stage).
+
+    Args:
+        architecture: of the model.
+        layout: its degrees count.
+        counts: layers over (variant, kind in the order of `architecture.kinds`, pipeline stage).
+    """
+    per_layer = np.array([layer_params(layer, layout) for layer in architecture.kinds])
+    params = (per_layer.T @ counts).transpose(1, 0, 2)
+    table = architecture.embedding_params / layout.tp
+    params[0][:, 0] += table
+    params[0][:, layout.pp - 1] += 0.0 if architecture.tied_embeddings and layout.pp == 1 else table
+    return params
+
+
 def memory_terms(
     hardware: Hardware,
     architecture: Architecture,
@@ -161,10 +177,7 @@ def memory_terms(
     """
     kinds, last = architecture.kinds, layout.pp - 1
     params = np.array([layer_params(layer, layout) for layer in kinds])
-    dense, expert = (params.T @ counts).transpose(1, 0, 2)
-    table = architecture.embedding_params / layout.tp
-    dense[:, 0] += table
-    dense[:, last] += 0.0 if architecture.tied_embeddings and layout.pp == 1 else table
+    dense, expert = stage_params(architecture, layout, counts)
     of_dense, of_expert = (
         state_bytes(params, replicas, ours)
         for params, replicas in ((dense, layout.replicas), (expert, layout.expert_replicas))

@@ -97,7 +97,7 @@ def _meshes(model: CostModel, cards: int) -> Iterator[Layout]:
         if tp > min(8, model.hardware.cards_per_node) or pp > len(architecture.layers) or cards % (tp * pp):
             continue
         for cp in _divisors(cards // (tp * pp)):
-            if cp > 16 or model.workload.seq_length // cp < 1024:  # shorter pieces only add exchanges
+            if cp > 16 or (cp > 1 and model.workload.seq_length // cp < 1024):  # shorter pieces only add exchanges
                 continue
             for ep, etp in product(experts, sorted({1, tp})):
                 yield Layout(dp=cards // (tp * pp * cp), tp=tp, pp=pp, ep=ep, cp=cp, etp=etp)

@@ -19,6 +19,16 @@ from mindmoe.planner import network
 from mindmoe.planner.architecture import Architecture, LayerShape
 from mindmoe.planner.compute import Precision, Term, Work, dispatch_time, head_terms, layer_terms
 from mindmoe.planner.hardware import Hardware
+from mindmoe.planner.host_memory import host_memory_terms
+from mindmoe.planner.host_terms import (
+    TENSORS_A_LAYER,
+    Machine,
+    crowded,
+    end_of_step,
+    host_head_terms,
+    host_layer_terms,
+    once_a_step,
+)
 from mindmoe.planner.layout import DISPATCHERS, RECOMPUTES, ZEROS, Dispatcher, Layout, Split
 from mindmoe.planner.memory import Array, Memory, in_flight, layer_params, memory_terms, pick
 from mindmoe.planner.network import Group
@@ -181,18 +191,28 @@ class CostModel:
         """The terms of a layer."""
         key = work, layer
         if key not in self._terms:
-            self._terms[key] = layer_terms(self.hardware, self.workload.architecture, layer, work)
+            build = host_layer_terms if self.hardware.host else layer_terms
+            self._terms[key] = build(self.hardware, self.workload.architecture, layer, work)
         return self._terms[key]
+
+    def head_terms(self, work: Work) -> list[Term]:
+        """The terms of the head."""
+        build = host_head_terms if self.hardware.host else head_terms
+        return build(self.hardware, self.workload.architecture, work)
 
     def best_dispatcher(self, layout: Layout, kinds: Sequence[Dispatcher] = DISPATCHERS) -> Dispatcher:
         """The fastest way to reach the experts; the others differ in nothing but this time and a buffer."""
         architecture, work = self.workload.architecture, self.work(layout)
-        return min(
-            kinds,
-            key=lambda kind: dispatch_time(
-                self.hardware, architecture.hidden_size, architecture.layers[-1], replace(work, dispatcher=kind)
-            ),
-        )
+        last = architecture.layers[-1]
+
+        def seconds(kind: Dispatcher) -> float:
+            chosen = replace(work, dispatcher=kind)
+            if self.hardware.host is None:
+                return dispatch_time(self.hardware, architecture.hidden_size, last, chosen)
+            terms = self.terms(chosen, last)
+            return sum(term.forward + term.backward for term in terms if term.category == "ep comm")
+
+        return min(kinds, key=seconds)
 
     def _layer_times(self, work: Work) -> _LayerTimes:
         if work not in self._times:
@@ -200,7 +220,7 @@ class CostModel:
             kinds = np.array([_pass_times(self.terms(work, layer)) for layer in architecture.kinds])  # kind, rc, pass
             per_layer = kinds[list(architecture.kind_numbers)].transpose(1, 2, 0)
             sums = np.concatenate([np.zeros((*per_layer.shape[:2], 1)), np.cumsum(per_layer, axis=2)], axis=2)
-            head = _pass_times(head_terms(self.hardware, architecture, work))[0]
+            head = _pass_times(self.head_terms(work))[0]
             mean = sums[0, :, -1].sum() / len(architecture.layers)
             self._times[work] = _LayerTimes(sums, np.array(head), round(sum(head) / mean, 2))
         return self._times[work]
@@ -225,9 +245,11 @@ class CostModel:
                 pieces[:, _WEIGHT] += forward + backward
         if layout.pp > 1:
             rows = layout.micro_batch_size * self.workload.seq_length / (layout.cp * layout.tp)
-            crossing = network.send(
-                self.hardware, layout.replicas * layout.tp, 2.0 * rows * self.workload.architecture.hidden_size
-            )
+            elements = rows * self.workload.architecture.hidden_size
+            if self.hardware.host is None:
+                crossing = network.send(self.hardware, layout.replicas * layout.tp, 2.0 * elements)
+            else:
+                crossing = Machine(self.hardware, self.workload.precision).message(4.0 * elements)
             pieces[:, :_WEIGHT] += (1 - self.hardware.efficiency.overlap_pp) * crossing
         return pieces
 
@@ -242,8 +264,11 @@ class CostModel:
         steady = layout.microbatches(self.workload.global_batch_size) * slowest
         if layout.schedule == "zb_h1":
             bubble = np.maximum(0.0, stages[:, _FORWARD] + stages[:, _BACKWARD] - stages[:, _WEIGHT])
-            return steady + bubble.sum(axis=-1) - bubble.max(axis=-1)
-        return steady + (totals.sum(axis=-1) - slowest) / layout.chunks
+            running = steady + bubble.sum(axis=-1) - bubble.max(axis=-1)
+        else:
+            running = steady + (totals.sum(axis=-1) - slowest) / layout.chunks
+        busy = layout.microbatches(self.workload.global_batch_size) * totals.mean(axis=-1)
+        return crowded(self.hardware, running, busy)
 
     def _pipeline_simulated(self, layout: Layout, pieces: Array) -> float:
         """Time of all micro-batches [s] from the schedule's lists; long steps continue the steady state."""
@@ -300,12 +325,37 @@ class CostModel:
         Args:
             window: time of one micro-batch on the slowest stage, behind which a step's one exchange can hide [s].
         """
+        if self.hardware.host is not None:
+            return self._end_on_host(layout)
         once, each, update = self._replica_times(layout)
         count = layout.microbatches(self.workload.global_batch_size)
         overlap = self.hardware.efficiency.overlap_dp
         exposed = np.maximum((1 - overlap) * once, once - window)
         exposed = exposed + count * np.maximum((1 - overlap) * each, each - overlap * window)
         return exposed, update
+
+    def _end_on_host(self, layout: Layout) -> tuple[Array, Array]:
+        """The same where nothing hides behind anything, over (ZeRO stage, recomputation policy)."""
+        params, groups = self._held(layout)
+        exchange, update = (
+            np.zeros(len(ZEROS)),
+            np.full(len(ZEROS), once_a_step(self.hardware, self.workload.precision)),
+        )
+        tensors = TENSORS_A_LAYER * len(self.workload.architecture.layers) // layout.pp // 2
+        count = layout.microbatches(self.workload.global_batch_size)
+        for held, group in zip(params, groups, strict=True):
+            parts = end_of_step(self.hardware, self.workload.precision, held, tensors, group.size, count)
+            exchange += parts[0]
+            update += parts[1]
+        return np.repeat(exchange[:, None], len(RECOMPUTES), axis=1), update[:, None]
+
+    def _held(self, layout: Layout) -> tuple[Array, tuple[Group, Group]]:
+        """Mean dense and expert parameters of a rank, and the ranks that hold the same."""
+        architecture = self.workload.architecture
+        kinds = np.array([layer_params(layer, layout) for layer in architecture.kinds])
+        params = kinds[list(architecture.kind_numbers)].sum(axis=0) / layout.pp
+        params[0] += (1 if architecture.tied_embeddings else 2) * architecture.embedding_params / layout.tp / layout.pp
+        return params, (Group(layout.replicas, layout.tp), Group(layout.expert_replicas, layout.ep * layout.etp))
 
     def _stage_counts(self, pp: int, split: tuple[int, ...]) -> Array:
         """Layers over (kind, pipeline stage)."""
@@ -328,13 +378,26 @@ class CostModel:
         held = np.array([in_flight(layout.schedule, layout.pp, count, layout.chunks) for layout in layouts])
         chunks = np.array([[layout.chunks] for layout in layouts])
         tokens = first.micro_batch_size * self.workload.seq_length // first.cp
+        chunked = chunks if self.workload.ours and first.pp > 1 else None
+        if self.hardware.host is not None:
+            return host_memory_terms(
+                self.hardware,
+                self.workload.architecture,
+                first,
+                counts=counts,
+                held=held / chunks,
+                chunks=chunked,
+                tokens=tokens,
+                kept=4.0 if self.workload.precision == "fp32" else 2.0,
+                several=count > 1,
+            )
         return memory_terms(
             self.hardware,
             self.workload.architecture,
             first,
             counts=counts,
             held=held / chunks,
-            chunks=chunks if self.workload.ours and first.pp > 1 else None,
+            chunks=chunked,
             ours=self.workload.ours,
             tokens=tokens,
             imbalance=self.workload.imbalance(first.ep, percentile),
@@ -374,6 +437,8 @@ class CostModel:
         slowest = int(stages[policy].argmax())
         window = stages[policy, slowest]
         running = self._pipeline_simulated(layout, pieces[policy])
+        busy = layout.microbatches(self.workload.global_batch_size) * stages[policy].mean()
+        running = float(crowded(self.hardware, np.array(running), busy))
         exposed_all, update_all = self._end_of_step(layout, stages.max(axis=-1))
         zero = ZEROS.index(layout.zero)
         exposed, update = float(exposed_all[zero, policy]), float(update_all[zero, 0])
@@ -405,7 +470,7 @@ class CostModel:
             for term in self.terms(work, kind) if number else ():
                 layers[term] += int(number)
         if stage == layout.pp - 1:
-            layers.update(head_terms(self.hardware, self.workload.architecture, work))
+            layers.update(self.head_terms(work))
         return [(number, term) for term, number in layers.items()]
 
     def stage_parts(self, layout: Layout, stage: int) -> dict[str, float]:

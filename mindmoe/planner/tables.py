@@ -24,6 +24,17 @@ _MEMORY_MEANING = {
     "reserved": "driver, runtime and kernels",
 }
 
+_HOST_MEANING = {
+    "weights": "fp32 weights, and a copy that building the model leaves with the allocator; under ZeRO 3 divided",
+    "gradients": "fp32 gradients of a micro-batch, and their sum; under ZeRO 3 divided by the replicas",
+    "optimizer": "two Adam moments, 8 bytes a parameter, and master copies under ZeRO 1 and 2; from ZeRO 1 divided",
+    "activations": "what the layers' ops keep of a micro-batch, and inputs in flight between stages",
+    "working": "one more layer while it is worked on, and the loss; gathered weights under ZeRO 3",
+    "buffers": "scratch memory of the pack, and buckets of gradients",
+    "fragmentation": "not counted apart",
+    "reserved": "Python and MindSpore, measured",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class TableData:
@@ -103,8 +114,9 @@ def memory_table(model: CostModel, estimate: Estimate) -> TableData:
     """Memory of the fullest rank by term, at every percentile of the routing imbalance."""
     layout = estimate.layout
     memories: list[Memory] = [model.memories(layout, percentile)[estimate.memory_stage] for percentile in PERCENTILES]
+    meaning = _MEMORY_MEANING if model.hardware.host is None else _HOST_MEANING
     rows: list[tuple[str, ...]] = [
-        (field.name, *(f"{getattr(memory, field.name) / GIB:.2f}" for memory in memories), _MEMORY_MEANING[field.name])
+        (field.name, *(f"{getattr(memory, field.name) / GIB:.2f}" for memory in memories), meaning[field.name])
         for field in fields(Memory)
     ]
     rows.append(
@@ -147,7 +159,7 @@ def time_table(model: CostModel, estimate: Estimate) -> TableData:
         "pp comm": "exposed sends between stages",
         "bubble": "idle time of the simulated schedule",
         "dp comm": "exposed gradient and weight collectives",
-        "optimizer": "34 bytes a local parameter",
+        "optimizer": "34 bytes a local parameter" if model.hardware.host is None else "AdamW, and sums of gradients",
     }
     for name, meaning in meanings.items():
         rows.append((name, "", "", "", "", "", "", f"{estimate.parts[name]:.3f}", meaning))

@@ -31,6 +31,13 @@ FOUR = ["dp4,graph", "dp4,ep4,graph", "tp4,etp1,ep4,graph", "pp4,graph", "dp2,tp
 FOUR += ["dp4,ep4,zero1,graph"]
 
 
+def base_config() -> RunConfig:
+    """The run on one process, op by op."""
+    sections = run_sections(TINY, "auto", "bf16", 0)
+    sections["train"] |= {"global_batch_size": ROWS, "micro_batch_size": MICRO, "mode": "pynative"}
+    return RunConfig.model_validate(sections)
+
+
 def run(layout: Layout, steps: int, threads: int) -> dict[str, Any]:
     """One turn of a layout: seconds of its steps on rank 0, and the largest peak of a rank."""
     with tempfile.TemporaryDirectory() as folder:
@@ -47,7 +54,11 @@ def run(layout: Layout, steps: int, threads: int) -> dict[str, Any]:
         environment = worker_environment(threads, layout.world, str(Path(sys.executable).parent))
         subprocess.run(command, env=environment, check=True, timeout=600, stdout=subprocess.DEVNULL)
         ranks = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("rank-*.json"))]
-    return {"seconds": ranks[0]["seconds"], "peak_bytes": max(rank["peak_bytes"] for rank in ranks)}
+    return {
+        "seconds": ranks[0]["seconds"],
+        "cpu_seconds": ranks[0]["cpu_seconds"],
+        "peak_bytes": max(rank["peak_bytes"] for rank in ranks),
+    }
 
 
 def main() -> None:
@@ -59,10 +70,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     threads = len(os.sched_getaffinity(0))
-    sections = run_sections(TINY, "auto", "bf16", 0)
-    sections["train"] |= {"global_batch_size": ROWS, "micro_batch_size": MICRO, "mode": "pynative"}
-    config = RunConfig.model_validate(sections)
-    layouts = [parse_layout(text, config) for text in args.layouts]
+    layouts = [parse_layout(text, base_config()) for text in args.layouts]
     about = machine(threads)
     turns: dict[str, list[dict[str, Any]]] = {layout.name: [] for layout in layouts}
     for _ in range(args.rounds):

@@ -1,6 +1,7 @@
 """One rank of mindmoe steps over several processes: `rank.py CONFIG STEPS FOLDER`, alone or under msrun.
 
-Writes rank-R.json: the seconds of each step without the first two, and the peak of this process's memory.
+Writes rank-R.json: the seconds of each step without the first two, by the clock and of
+processor time, and the peak of this process's memory.
 """
 
 import json
@@ -42,14 +43,15 @@ def main() -> None:
         Batch(tokens[start : start + rows, :-1].copy(), tokens[start : start + rows, 1:].copy(), *rest)
         for start in range(trainer.at.dp * rows, train.global_batch_size, trainer.mesh.dp * rows)
     ]
-    seconds = []
+    seconds, busy = [], []
     for step in range(steps + 2):
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         trainer.step.run(step, batches, valid, 1e-3, stop=False)
         seconds.append(time.perf_counter() - began)
+        busy.append(time.process_time() - worked)
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert peak is not None
-    figures = {"seconds": seconds[2:], "peak_bytes": int(peak[1]) * 1024}
+    figures = {"seconds": seconds[2:], "cpu_seconds": busy[2:], "peak_bytes": int(peak[1]) * 1024}
     Path(sys.argv[3], f"rank-{here.rank}.json").write_text(json.dumps(figures))
 
 

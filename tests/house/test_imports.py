@@ -42,8 +42,8 @@ FLOORS = [
     "train",
     "train.main",
     "launch generate transfer ablate flight",
-    "equiv dryrun cli_arguments",
-    "cli_ckpt",
+    "equiv dryrun measure cli_arguments",
+    "cli_ckpt measure.main",
     "cli",
     "__main__",
 ]
@@ -54,7 +54,7 @@ FLOOR = {unit: floor for floor, line in enumerate(FLOORS) for unit in line.split
 DRY = {unit for unit in FLOOR if FLOOR[unit] < FLOOR["ops"]}
 DRY |= {unit for unit in FLOOR if unit.startswith("interop.")}
 DRY |= {"observe", "train.folder", "train.guard", "train.preflight", "train.main"}
-DRY |= {"launch", "generate", "transfer", "equiv", "dryrun", "ablate", "flight", "cli_ckpt", "cli"}
+DRY |= {"launch", "generate", "transfer", "equiv", "dryrun", "ablate", "flight", "measure.main", "cli_ckpt", "cli"}
 
 HEAVY = {"mindspore", "torch", "transformers", "matplotlib", "optuna", "mindquantum"}
 

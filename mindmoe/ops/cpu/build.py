@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal, get_args
 
+from mindmoe.env import user_cache
 from mindmoe.errors import UserError
 
 Isa = Literal["amx", "avx512_bf16", "avx512", "avx2", "portable"]
@@ -155,8 +156,7 @@ def find_compiler() -> str:
 
 def cache_folder() -> Path:
     """Where compiled packs are kept: `$XDG_CACHE_HOME/mindmoe/cpu`, by default under `~/.cache`."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "mindmoe" / "cpu"
+    return user_cache() / "cpu"
 
 
 def _cpu_features() -> set[str]:
