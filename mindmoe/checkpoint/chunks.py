@@ -151,7 +151,7 @@ class Staging:
         """`size` bytes; what was reserved before is given up."""
         if size > len(self._memory):
             self._memory = memoryview(b"")  # before the next is made: never two at a time
-            self._memory = disk.aligned(size)
+            self._memory = disk.aligned(size, lasting=True)
         return self._memory[:size]
 
 

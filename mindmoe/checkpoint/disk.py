@@ -85,13 +85,14 @@ def _past_the_cache(fd: int) -> Iterator[None]:
         fcntl.fcntl(fd, fcntl.F_SETFL, flags)
 
 
-def aligned(size: int, position: int = 0) -> memoryview:
+def aligned(size: int, position: int = 0, *, lasting: bool = False) -> memoryview:
     """Memory to be filled from, or written to, a position [bytes] of a file: the two agree modulo PAGE.
 
-    Large memory is asked for in huge pages: measured, touching it first takes a third of the time, and direct writes
-    from it are a third faster, because the disk gets fewer and longer pieces.
+    Memory that is `lasting`, and large, is asked for in huge pages: measured, direct writes from it are a third faster,
+    because the disk gets fewer and longer pieces. What is used once is not: the kernel may have to move other pages to
+    make room for huge ones, which took up to twice the time of a load.
     """
-    if size < 2 * _HUGE:
+    if size < 2 * _HUGE or not lasting:
         room = np.empty(size + PAGE, np.uint8)
         start = (position - room.ctypes.data) % PAGE
         return room[start : start + size].data

@@ -128,7 +128,7 @@ def measure(folder: Path, mib: int, rounds: int) -> dict[str, list[float]]:
     """The figures of every round [s], and of memory [bytes]."""
     tensors = state(mib)
     size = sum(array.nbytes for array in tensors.values())
-    memory = disk.aligned(size // PIECE * PIECE + PIECE)
+    memory = disk.aligned(size // PIECE * PIECE + PIECE, lasting=True)
     memory[:] = np.random.default_rng(1).bytes(PIECE) * (len(memory) // PIECE)
     root = folder / "checkpoints"
     boxes = {name: Box("F32", array.shape, array.shape, (0,) * array.ndim) for name, array in tensors.items()}
