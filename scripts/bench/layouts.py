@@ -1,6 +1,6 @@
 """Step time and peak memory of a rank under layouts of 1, 2 and 4 ranks that share a batch and this machine's cores.
 
-The layouts take turns, each time in new processes. layouts.py [--layouts dp2 ...] [--rounds N] [--out FILE]
+The layouts take turns, each time in new processes. layouts.py [--layouts dp2 ...] [--rows N] [--rounds N] [--out FILE]
 """
 
 import argparse
@@ -23,7 +23,7 @@ from mindmoe.equiv.layouts import Layout, parse_layout
 from mindmoe.launch.local import free_port
 from mindmoe.load import dump_config
 
-ROWS, MICRO = 16, 4  # sequences of the batch, and of a micro-batch over all ranks
+MICRO = 4  # sequences of a micro-batch over all ranks
 ONE = ["graph", "pynative", "graph,selective", "graph,full"]
 TWO = ["dp2,graph", "dp2,ep2,graph", "dp2,ep2", "tp2,graph", "pp2,graph", "cp2,ulysses,graph", "cp2,ring,graph"]
 TWO += ["dp2,zero1,graph", "dp2,zero2,graph", "dp2,zero3"]
@@ -31,10 +31,10 @@ FOUR = ["dp4,graph", "dp4,ep4,graph", "tp4,etp1,ep4,graph", "pp4,graph", "dp2,tp
 FOUR += ["dp4,ep4,zero1,graph"]
 
 
-def base_config() -> RunConfig:
+def base_config(rows: int = 16) -> RunConfig:
     """The run on one process, op by op."""
     sections = run_sections(TINY, "auto", "bf16", 0)
-    sections["train"] |= {"global_batch_size": ROWS, "micro_batch_size": MICRO, "mode": "pynative"}
+    sections["train"] |= {"global_batch_size": rows, "micro_batch_size": MICRO, "mode": "pynative"}
     return RunConfig.model_validate(sections)
 
 
@@ -67,10 +67,11 @@ def main() -> None:
     parser.add_argument("--layouts", nargs="+", default=[*ONE, *TWO, *FOUR])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=16, help="sequences of a batch")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     threads = len(os.sched_getaffinity(0))
-    layouts = [parse_layout(text, base_config()) for text in args.layouts]
+    layouts = [parse_layout(text, base_config(args.rows)) for text in args.layouts]
     about = machine(threads)
     turns: dict[str, list[dict[str, Any]]] = {layout.name: [] for layout in layouts}
     for _ in range(args.rounds):
@@ -92,7 +93,7 @@ def figures(layout: Layout, turns: list[dict[str, Any]]) -> dict[str, Any]:
         "median_s": statistics.median(seconds),
         "min_s": min(seconds),
         "max_s": max(seconds),
-        "tokens_per_s": ROWS * TINY["seq_length"] / statistics.median(seconds),
+        "tokens_per_s": layout.config.train.global_batch_size * TINY["seq_length"] / statistics.median(seconds),
         "peak_bytes": max(turn["peak_bytes"] for turn in turns),
     }
 
