@@ -1,5 +1,6 @@
 """`mindmoe doctor --measure`: runs the timings in processes of their own and writes the hardware file (dry)."""
 
+import errno
 import json
 import os
 import signal
@@ -17,12 +18,11 @@ from mindmoe.env import usable_cores, worker_environment
 from mindmoe.errors import UserError
 from mindmoe.launch.local import free_port
 from mindmoe.measure.fit import describe
-from mindmoe.observe.environment import cpu_model, memory
+from mindmoe.observe.environment import cpu_model, disk_rate, memory
 from mindmoe.planner.hardware import Hardware, measured_file
 
 _RANKS = (2, 4)
 _TIMEOUT = 300.0  # [s] of one process
-_PROBE = 64 * 2**20  # [bytes] written to measure the disk
 _BUSY = 0.3  # load per core above which figures suffer
 
 
@@ -39,6 +39,7 @@ def measure(out: Path | None) -> int:
         UserError: a timing failed, or the file cannot be written.
     """
     target, cores = out or measured_file(), usable_cores()
+    disk = _place_for(target)  # before minutes are spent on what could not be kept
     load = os.getloadavg()[0] / cores
     if load > _BUSY:
         _tell(
@@ -53,7 +54,7 @@ def measure(out: Path | None) -> int:
     for place, ranks in enumerate(_RANKS):
         _tell(f"{place + 3}/4 collectives of {ranks} ranks")
         verbs += _verbs(ranks, max(1, cores // ranks))
-    about = {"processor": cpu_model(), "memory": memory("MemTotal") or 2**33, "disk": _disk_rate(Path.cwd())}
+    about = {"processor": cpu_model(), "memory": memory("MemTotal") or 2**33, "disk": disk}
     hardware = describe(kernels, verbs, steps, about)
     write(hardware, target)
     _show(hardware)
@@ -70,9 +71,28 @@ def write(hardware: Hardware, target: Path) -> None:
     """
     content = yaml.safe_dump(hardware.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
     head = "# Written by `mindmoe doctor --measure`; mindmoe/planner/hardware.py and host.py say what each figure is.\n"
+    unfinished = target.with_name(f".{target.name}-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(head + content, encoding="utf-8")
+        unfinished.write_text(head + content, encoding="utf-8")
+        unfinished.replace(target)  # whole or not at all: an older file stays until then
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise UserError(f"cannot write {target} ({error.strerror})", "give another place with --out") from None
+
+
+def _place_for(target: Path) -> float:
+    """Makes the folder of a file and returns how fast its disk is [bytes/s].
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        return disk_rate(target.parent)
     except OSError as error:
         raise UserError(f"cannot write {target} ({error.strerror})", "give another place with --out") from None
 
@@ -114,18 +134,6 @@ def _run(command: list[str], threads: int, ranks: int) -> str:
 def _json(text: str) -> Any:
     """The last line of a text as JSON."""
     return json.loads(text.strip().splitlines()[-1])
-
-
-def _disk_rate(folder: Path) -> float:
-    """Durable write speed [bytes/s]."""
-    data = os.urandom(2**20)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        began = perf_counter()
-        for _ in range(_PROBE // len(data)):
-            file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-        return _PROBE / (perf_counter() - began)
 
 
 def _show(hardware: Hardware) -> None:

@@ -11,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -20,9 +19,8 @@ from time import perf_counter
 from typing import Literal
 
 from mindmoe.env import usable_cores
-from mindmoe.observe.environment import SOURCE_TREE, cpu_model, memory, version
+from mindmoe.observe.environment import SOURCE_TREE, cpu_model, disk_rate, memory, version
 
-_PROBE_SIZE = 64 * 2**20  # [bytes] written to measure the disk
 _LITTLE_MEMORY = 4 * 2**30  # [bytes]
 _LITTLE_DISK = 5 * 2**30  # [bytes]
 _IMPORT_TIMEOUT = 300  # [s], the first import after an installation is slow
@@ -171,20 +169,13 @@ def check_memory(available: int | None) -> Check:
 def check_disk(folder: Path) -> Check:
     """Free space and durable write speed where runs go."""
     free = shutil.disk_usage(folder).free
-    data = os.urandom(2**20)
     try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            start = perf_counter()
-            for _ in range(_PROBE_SIZE // len(data)):
-                file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            seconds = perf_counter() - start
+        rate = disk_rate(folder)
     except OSError as error:
         return Check(
             "disk", "missing", f"cannot write here: {error.strerror}", "go to a folder you may write, or free space"
         )
-    found = f"{free / 2**30:.1f} GiB free here, writes {_PROBE_SIZE / 1e6 / seconds:,.0f} MB/s with fsync"
+    found = f"{free / 2**30:.1f} GiB free here, writes {rate / 1e6:,.0f} MB/s with fsync"
     enough = free >= _LITTLE_DISK
     return Check("disk", "ok" if enough else "note", found, "" if enough else "free some space: checkpoints need it")
 

@@ -6,8 +6,10 @@ MindSpore is looked up, not imported. User names, host names and paths are left 
 import os
 import platform
 import subprocess
+import tempfile
 from importlib import metadata
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from mindmoe.env import usable_cores
@@ -26,6 +28,7 @@ PACKAGES = (
     "mindformers",
     "tensorboardX",
 )
+_PROBE = 64 * 2**20  # [bytes] written to measure a disk
 SOURCE_TREE = Path(__file__).resolve().parents[2]
 
 
@@ -89,3 +92,19 @@ def _git(folder: Path, *arguments: str) -> str:
         ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
     )
     return done.stdout.strip()
+
+
+def disk_rate(folder: Path) -> float:
+    """Durable write speed of a folder's disk [bytes/s].
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    data = os.urandom(2**20)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        began = perf_counter()
+        for _ in range(_PROBE // len(data)):
+            file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        return _PROBE / (perf_counter() - began)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from mindmoe.observe import doctor
+from mindmoe.observe import doctor, environment
 from mindmoe.observe.doctor import Check
 
 
@@ -80,7 +80,7 @@ def test_memory() -> None:
 
 
 def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_PROBE_SIZE", 2**20)
+    monkeypatch.setattr(environment, "_PROBE", 2**20)
     assert "MB/s" in doctor.check_disk(tmp_path).found
     assert list(tmp_path.iterdir()) == []
 

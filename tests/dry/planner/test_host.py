@@ -10,7 +10,7 @@ import pytest
 from mindmoe.errors import UserError
 from mindmoe.load import load_config
 from mindmoe.measure.fit import around_ops, describe, fit_rate
-from mindmoe.measure.main import write
+from mindmoe.measure.main import measure, write
 from mindmoe.measure.steps import RUNS
 from mindmoe.planner.auto import planned, workload_of
 from mindmoe.planner.hardware import Hardware, load_hardware
@@ -82,6 +82,20 @@ def test_the_file_is_read_back_under_its_path_and_its_name(
         assert machine.sources[figure].startswith("[")
     with pytest.raises(UserError, match="--out"):
         write(machine, path / "below" / "a-file.yaml")
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: object) -> str:
+        raise AssertionError("something was measured")
+
+    monkeypatch.setattr("mindmoe.measure.main._run", measured)
+    (tmp_path / "file").touch()
+    for target in (tmp_path, tmp_path / "file" / "below.yaml"):
+        with pytest.raises(UserError, match="cannot write"):
+            measure(target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
 def test_ranks_share_cores_and_memory(machine: Hardware) -> None:
