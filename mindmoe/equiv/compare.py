@@ -1,14 +1,15 @@
 """Puts together what the ranks wrote and compares it with the run on one process (dry)."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 LOSS, GRADIENT, WEIGHT = 1e-5, 1e-5, 1e-6
-"""Largest differences that count as equal in fp32: of the loss [nats]; of a gradient, relative to its own norm; of what
-a rank holds of a weight, relative to that weight, both as root mean squares, or to the scale of initial weights where
-that is larger."""
+"""Largest differences that count as equal in fp32: of the loss [nats]; of a gradient, relative to its own norm (see
+_norm); of what a rank holds of a weight, relative to that weight, both as root mean squares, or to the scale of initial
+weights where that is larger."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,10 +80,7 @@ def compare(baseline: Path, layout: Path, world: int, scale: float) -> Differenc
                     seen[name][box] = True
     for key, ids in known.items():
         routing += int((ids != wanted[key]).sum())
-    norms = {
-        key: float(np.sqrt(square)) / max(float(np.linalg.norm(whole[key].astype(np.float64))), 1e-30)
-        for key, square in squares.items()
-    }
+    norms = {key: float(np.sqrt(square)) / max(_norm(key, whole), 1e-30) for key, square in squares.items()}
     model = {key: value for key, value in weights.items() if not key.startswith("p|adam_")}
     gradient_at, weight_at = max(norms, key=norms.__getitem__), max(model, key=model.__getitem__)
     missing = [key for key, mask in seen.items() if not mask.all()]
@@ -97,6 +95,17 @@ def compare(baseline: Path, layout: Path, world: int, scale: float) -> Differenc
         routing=routing,
         missing=tuple(sorted({key.split("|")[-1] for key in missing})),
     )
+
+
+def _norm(key: str, whole: dict[str, np.ndarray]) -> float:
+    """Norm of a gradient; of a bias that is one number, that of the map it belongs to, weight and bias together.
+
+    One number is a sum over tokens that may cancel to nearly nothing, and then says nothing of the rounding in it.
+    """
+    squares = float(np.sum(np.square(whole[key], dtype=np.float64)))
+    if whole[key].size == 1 and key.endswith(".bias"):
+        squares += float(np.sum(np.square(whole[key.removesuffix("bias") + "weight"], dtype=np.float64)))
+    return math.sqrt(squares)
 
 
 def _rms(values: np.ndarray) -> float:

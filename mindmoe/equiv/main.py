@@ -143,7 +143,7 @@ def _report(found: list[tuple[Layout, Difference]], steps: int, out: Path | None
         missing = f", missing {', '.join(at.missing[:3])}" if at.missing else ""
         console.print(f"{layout.name} on {layout.world} ranks: largest {where}{missing}", soft_wrap=True)
     console.print(
-        f"equal: loss within {LOSS:.0e}, every gradient within {GRADIENT:.0e} of its norm, "
+        f"equal: loss within {LOSS:.0e}, every gradient within {GRADIENT:.0e} of its norm (of one number: its map's), "
         f"weights within {WEIGHT:.0e} of theirs (root mean squares; element: the single weight furthest off), "
         "and every assignment the same"
     )

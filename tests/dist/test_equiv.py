@@ -26,8 +26,7 @@ DMR = (
 @pytest.mark.parametrize("router", [DMR, "moe.router={type: moge, num_groups: 4}"], ids=["dmr", "moge"])
 def test_routers_route_the_same_under_every_layout(equiv, tmp_path, router):
     layouts = ["dp2,ep2", "tp2", "pp2"]
-    # With seed 1 the gradient of a difficulty bias, one number, is nearly zero: its norm is no measure of rounding.
-    code, output, found = equiv(tmp_path / "traces", 3, layouts, router, "seed=0")
+    code, output, found = equiv(tmp_path / "traces", 3, layouts, router)
     assert code == 0, output
     assert all(row["equal"] and row["routing"] == 0 for row in found["layouts"])
 

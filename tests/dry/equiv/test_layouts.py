@@ -93,3 +93,15 @@ def test_what_differs_is_seen(traces, spoilt):
 def test_the_furthest_element_is_told(traces):
     found = traces(p=np.array([[1e-7, 0, 0], [0, 0, 0]], np.float32))
     assert found.equal and found.element > 2 * found.weight > 0.0
+
+
+@pytest.mark.parametrize(("off", "equal"), [(1e-6, True), (1e-4, False)])
+def test_a_bias_of_one_number_is_measured_with_its_weight(tmp_path, off, equal):
+    loss, ids, weight = np.ones((1, 4)), np.zeros((2, 1), np.int32), np.ones((1, 3), np.float32)
+    for folder, bias in (("one", 1e-5), ("two", 1e-5 + off)):
+        (tmp_path / folder).mkdir()
+        grads = {"g.0|head.weight|0_0": weight, "g.0|head.bias|0": np.array([bias], np.float32)}
+        np.savez(tmp_path / folder / "rank-0.npz", **{"loss": loss, "p|w|0_0": weight, "r.0.0|0": ids}, **grads)
+    found = compare(tmp_path / "one", tmp_path / "two", 1, 0.02)
+    assert found.equal == equal
+    assert found.gradient == pytest.approx(off / 3**0.5, rel=1e-2)
