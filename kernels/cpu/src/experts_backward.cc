@@ -35,7 +35,7 @@ class Backward {
     std::vector<Piece> work = pieces(grouping_);
     parallel(static_cast<int64_t>(work.size()), [&](int64_t i) { piece(work[i], x, dout, dgates); });
     // The weights' gradients: tiles of all experts' matrices in one parallel call.
-    Tiles first(w_.width, 2 * w_.inner), second(w_.inner, w_.width);
+    Tiles first(w_.width, 2 * w_.inner, grouping_.experts), second(w_.inner, w_.width, grouping_.experts);
     int64_t per_expert = first.count() + second.count() + 1;
     parallel(grouping_.experts * per_expert, [&](int64_t task) {
       int64_t expert = task / per_expert, tile = task % per_expert;

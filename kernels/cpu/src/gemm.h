@@ -40,14 +40,15 @@ bool use_tiles(bool wanted);
 enum class Source { Own, OnednnWidened, Onednn, Amx };
 Source gemm_source();
 
-// How a product's result (m, n) is cut into tasks: a function of the shape alone.
+// How the result (m, n) of one of `copies` products of a shape is cut into tasks: a function of the shape alone.
 struct Tiles {
   int64_t m, n, rows, columns;
 
-  Tiles(int64_t m, int64_t n) : m(m), n(n), rows(std::min<int64_t>(m, 256)), columns(std::min<int64_t>(n, 1024)) {
-    while (count() < 16 && rows > 128) rows = (rows + 1) / 2;
-    while (count() < 8 && columns > 128) columns = ((columns + 1) / 2 + 15) / 16 * 16;
-    while (count() < 8 && rows > 32) rows = (rows + 1) / 2;
+  Tiles(int64_t m, int64_t n, int64_t copies = 1)
+      : m(m), n(n), rows(std::min<int64_t>(m, 256)), columns(std::min<int64_t>(n, 1024)) {
+    while (copies * count() < 16 && rows > 128) rows = (rows + 1) / 2;
+    while (copies * count() < 8 && columns > 128) columns = ((columns + 1) / 2 + 15) / 16 * 16;
+    while (copies * count() < 8 && rows > 32) rows = (rows + 1) / 2;
   }
   int64_t across() const { return (n + columns - 1) / columns; }
   int64_t count() const { return rows == 0 || columns == 0 ? 0 : (m + rows - 1) / rows * across(); }

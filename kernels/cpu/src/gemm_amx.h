@@ -29,17 +29,20 @@ constexpr int64_t kPanel = 2 * kTile;       // rows of a, or columns of b, packe
 constexpr int64_t kTileSize = kTile * kDepth;
 constexpr int64_t kInner = 512;             // inner block: a panel of a stays in L1
 
+MINDMOE_INLINE int64_t up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t columns[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+// A constant, since GCC 12 believes that _tile_loadconfig reads eight bytes and drops the writing of the others.
+constexpr TileConfig kTiles16x64{};
+
 // All eight tiles as 16 rows of 64 bytes, for as long as it lives.
 class Tiles16x64 {
  public:
-  Tiles16x64() {
-    struct alignas(64) {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t columns[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } config;
-    _tile_loadconfig(&config);
-  }
+  Tiles16x64() { _tile_loadconfig(&kTiles16x64); }
   ~Tiles16x64() { _tile_release(); }
   Tiles16x64(const Tiles16x64 &) = delete;
   Tiles16x64 &operator=(const Tiles16x64 &) = delete;
@@ -112,14 +115,23 @@ MINDMOE_INLINE void pack_tile(const T *x, int64_t ld, int64_t lanes, int64_t inn
   for (int i = 0; i < 16; ++i) _mm512_store_si512(to + i * kDepth, v[i]);
 }
 
-// Packs a panel: for each 32 inner values its two tiles. `x` is the first value, `lanes` at most kPanel.
+// Packs `lanes` of them in panels of kPanel, each of which has two tiles for every 32 inner values. It goes along the
+// rows of memory, of which at most 32 are open at a time: rows far apart would be read without the prefetcher.
 template <bool InnerContiguous, bool LaneIsRow, class T>
-void pack_panel(const T *x, int64_t ld, int64_t lanes, int64_t inner, bf16 *to) {
-  for (int64_t k = 0; k < inner; k += kDepth)
-    for (int64_t lane = 0; lane < kPanel; lane += kTile, to += kTileSize)
-      if (lane < lanes)
-        pack_tile<InnerContiguous, LaneIsRow>(x + (InnerContiguous ? lane * ld + k : k * ld + lane), ld,
-                                              std::min(kTile, lanes - lane), std::min(kDepth, inner - k), to);
+void pack_panels(const T *x, int64_t ld, int64_t lanes, int64_t inner, bf16 *to) {
+  int64_t depth = up(inner, kDepth);
+  auto pack = [&](int64_t lane, int64_t k) {
+    pack_tile<InnerContiguous, LaneIsRow>(x + (InnerContiguous ? lane * ld + k : k * ld + lane), ld,
+                                          std::min(kTile, lanes - lane), std::min(kDepth, inner - k),
+                                          to + lane / kPanel * kPanel * depth + k * kPanel + lane % kPanel * kDepth);
+  };
+  if constexpr (InnerContiguous) {
+    for (int64_t lane = 0; lane < lanes; lane += kTile)
+      for (int64_t k = 0; k < inner; k += kDepth) pack(lane, k);
+  } else {
+    for (int64_t k = 0; k < inner; k += kDepth)
+      for (int64_t lane = 0; lane < lanes; lane += kTile) pack(lane, k);
+  }
 }
 
 // Where a block of the result goes: (rows, columns) at c, alpha * block + beta * c.
@@ -127,10 +139,16 @@ struct Target {
   float *c;
   int64_t ld, rows, columns;
   float alpha, beta;
+  bool past_cache = false;  // write around the caches: c is aligned to their lines, and beta is 0
 
   // Tiles can be loaded from, and stored to, c itself.
   bool direct() const {
     return alpha == 1.0f && (beta == 0.0f || beta == 1.0f) && rows % kTile == 0 && columns % kTile == 0;
+  }
+  void stream(const float *block) const {
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < columns; j += kTile)
+        _mm512_stream_ps(c + i * ld + j, _mm512_load_ps(block + i * kPanel + j));
   }
   void add(const float *block) const {
     for (int64_t i = 0; i < rows; ++i) {
@@ -147,7 +165,7 @@ struct Target {
 template <bool TwoRows, bool TwoColumns>
 MINDMOE_INLINE void multiply(int64_t steps, const bf16 *a, const bf16 *b, const Target &to) {
   alignas(64) float buffer[kPanel * kPanel];
-  bool direct = to.direct();
+  bool past_cache = to.past_cache && to.direct(), direct = !past_cache && to.direct();
   float *c = direct ? to.c : buffer;
   int64_t ld = direct ? to.ld : kPanel, stride = ld * 4;
   if (direct && to.beta == 1.0f) {
@@ -179,7 +197,10 @@ MINDMOE_INLINE void multiply(int64_t steps, const bf16 *a, const bf16 *b, const 
   if (TwoColumns) _tile_stored(1, c + kTile, stride);
   if (TwoRows) _tile_stored(2, c + kTile * ld, stride);
   if (TwoRows && TwoColumns) _tile_stored(3, c + kTile * ld + kTile, stride);
-  if (!direct) to.add(buffer);
+  if (past_cache)
+    to.stream(buffer);
+  else if (!direct)
+    to.add(buffer);
 }
 
 inline void multiply(int64_t steps, const bf16 *a, const bf16 *b, const Target &to) {
@@ -194,35 +215,38 @@ inline void multiply(int64_t steps, const bf16 *a, const bf16 *b, const Target &
     multiply<false, false>(steps, a, b, to);
 }
 
+// A large result that outgrows its operands is the gradient of weights: it leaves the caches before it is read again.
+inline bool outgrows(int64_t m, int64_t n, int64_t k, const float *c, int64_t ldc) {
+  bool aligned = reinterpret_cast<uintptr_t>(c) % 64 == 0 && ldc % kTile == 0;
+  return aligned && k <= kInner && m * n > 2 * (m + n) * k && m * n >= 1 << 16;
+}
+
 // As gemm of gemm.h; a and b hold bf16 or fp32.
 template <class A, class B>
 void gemm(Side a_side, Side b_side, int64_t m, int64_t n, int64_t k, float alpha, const A *a, int64_t lda, const B *b,
           int64_t ldb, float beta, float *c, int64_t ldc) {
-  auto up = [](int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; };
   Scratch scratch;
   int64_t deepest = up(std::min(k, kInner), kDepth);
-  bf16 *b_panels = scratch.take<bf16>(up(n, kPanel) * deepest), *a_panel = scratch.take<bf16>(kPanel * deepest);
+  bf16 *a_panels = scratch.take<bf16>(up(m, kPanel) * deepest), *b_panels = scratch.take<bf16>(up(n, kPanel) * deepest);
   Tiles16x64 tiles;
+  bool past_cache = beta == 0.0f && outgrows(m, n, k, c, ldc);
   for (int64_t p = 0; p < k; p += kInner) {
     int64_t inner = std::min(kInner, k - p), depth = up(inner, kDepth);
-    for (int64_t j = 0; j < n; j += kPanel) {
-      int64_t lanes = std::min(kPanel, n - j);
-      if (b_side == kPlain)
-        pack_panel<false, false>(b + p * ldb + j, ldb, lanes, inner, b_panels + j * depth);
-      else
-        pack_panel<true, false>(b + j * ldb + p, ldb, lanes, inner, b_panels + j * depth);
-    }
-    for (int64_t i = 0; i < m; i += kPanel) {
-      int64_t rows = std::min(kPanel, m - i);
-      if (a_side == kPlain)
-        pack_panel<true, true>(a + i * lda + p, lda, rows, inner, a_panel);
-      else
-        pack_panel<false, true>(a + p * lda + i, lda, rows, inner, a_panel);
+    if (a_side == kPlain)
+      pack_panels<true, true>(a + p, lda, m, inner, a_panels);
+    else
+      pack_panels<false, true>(a + p * lda, lda, m, inner, a_panels);
+    if (b_side == kPlain)
+      pack_panels<false, false>(b + p * ldb, ldb, n, inner, b_panels);
+    else
+      pack_panels<true, false>(b + p, ldb, n, inner, b_panels);
+    for (int64_t i = 0; i < m; i += kPanel)
       for (int64_t j = 0; j < n; j += kPanel)
-        multiply(depth / kDepth, a_panel, b_panels + j * depth,
-                 {c + i * ldc + j, ldc, rows, std::min(kPanel, n - j), alpha, p == 0 ? beta : 1.0f});
-    }
+        multiply(depth / kDepth, a_panels + i * depth, b_panels + j * depth,
+                 {c + i * ldc + j, ldc, std::min(kPanel, m - i), std::min(kPanel, n - j), alpha, p == 0 ? beta : 1.0f,
+                  past_cache});
   }
+  if (past_cache) _mm_sfence();  // before another thread hears that c is there
 }
 
 #else

@@ -64,7 +64,8 @@ WRT = (0, 2, 3, 4, 5, 6)
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(("tokens", "k", "experts", "width", "inner"), [
-    (200, 3, 6, 40, 22), (1, 1, 1, 1, 1), (5, 4, 128, 16, 3), (1300, 2, 2, 33, 17)])  # fmt: skip
+    (200, 3, 6, 40, 22), (1, 1, 1, 1, 1), (5, 4, 128, 16, 3), (1300, 2, 2, 33, 17),
+    (48, 2, 16, 256, 256)])  # fmt: skip
 def test_values_and_gradients(case, rng, precision, tokens, k, experts, width, inner):
     values = inputs(rng, tokens, k, experts, width, inner, 1.0)
     case.check(Experts(precision, pack=case.pack), oracle, values, WRT, TOLERANCE[precision])
