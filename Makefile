@@ -39,10 +39,12 @@ setup: $(VENV)/.core
 quickstart: setup
 	@scripts/quickstart.sh $(VENV)
 
-# One process a layer: the dry tests run where MindSpore was never imported.
+# A layer at a time: the dry tests run where MindSpore was never imported. Those of kernels and wet need one core each and
+# share the machine; those of dist start several processes themselves.
 test: $(VENV)/.dev
 	@failed=; for layer in $(LAYERS); do \
-	    echo "==== $$layer"; $(RUN) pytest $$layer || failed="$$failed $$layer"; \
+	    case $$layer in */kernels|*/wet) workers="-n auto --dist worksteal";; *) workers=;; esac; \
+	    echo "==== $$layer"; $(RUN) pytest $$workers $$layer || failed="$$failed $$layer"; \
 	done; [ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
 
 test-fast: $(VENV)/.dev

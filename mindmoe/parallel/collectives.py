@@ -8,7 +8,7 @@ backward of a gather is a reduce-scatter.
 
 import logging
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from math import prod
 from typing import Any
 
@@ -57,22 +57,26 @@ class _Verb(nn.Cell):
     def reduce(self, x: Tensor) -> Tensor:
         if _run_in_jit():  # @jit.cond: True
             return self.on.all_reduce(x)
-        return self.recorded("all_reduce", ledger.all_reduce_bytes(_bytes(x), self.size), self.on.all_reduce, x)
+        return self.eager("all_reduce", ledger.all_reduce_bytes(_bytes(x), self.size), x)
 
     def gather(self, x: Tensor) -> Tensor:
         if _run_in_jit():  # @jit.cond: True
             return self.on.all_gather(x)
-        return self.recorded("all_gather", ledger.gather_bytes(_bytes(x), self.size), self.on.all_gather, x)
+        return self.eager("all_gather", ledger.gather_bytes(_bytes(x), self.size), x)
 
     def scatter(self, x: Tensor) -> Tensor:
         if _run_in_jit():  # @jit.cond: True
             return self.on.reduce_scatter(x)
-        return self.recorded("reduce_scatter", ledger.exchange_bytes(_bytes(x), self.size), self.on.reduce_scatter, x)
+        return self.eager("reduce_scatter", ledger.exchange_bytes(_bytes(x), self.size), x)
 
     def exchange(self, x: Tensor) -> Tensor:
         if _run_in_jit():  # @jit.cond: True
             return self.on.all_to_all(x)
-        return self.recorded("all_to_all", ledger.exchange_bytes(_bytes(x), self.size), self.on.all_to_all, x)
+        return self.eager("all_to_all", ledger.exchange_bytes(_bytes(x), self.size), x)
+
+    def eager(self, verb: str, sent: float, x: Tensor) -> Tensor:
+        """Runs a verb op by op."""
+        return self.recorded(verb, sent, partial(self.on.eager, verb), x)
 
     def recorded(self, kind: str, sent: float, primitive: Callable[..., Tensor], *args: Any) -> Tensor:
         """Runs a primitive op by op."""

@@ -2,8 +2,10 @@
 
 In graphs mccl has one collective for every group, the fp32 all-reduce; everything else is written with it. Integers
 travel as two halves of 16 bits, so they are exact; bf16 and fp16 travel as fp32. Point-to-point messages exist op by op
-only.
+only. Op by op, large floats of ranks on one host go through memory that they share.
 """
+
+from functools import cached_property
 
 import mindspore as ms
 import numpy as np
@@ -11,6 +13,7 @@ from mindspore import Tensor, mint, ops
 
 from mindmoe.parallel.groups import WORLD, Group
 from mindmoe.parallel.primitives import Primitives
+from mindmoe.parallel.shared import MIN_BYTES, Shared, join
 
 _HALF = 1 << 16
 _MESSAGE = 1 << 18  # elements of a point-to-point message: 1 MB of fp32, mccl stalls on messages of 8 MB
@@ -28,6 +31,7 @@ class Composed(Primitives):
         "broadcast": "AllReduce of zeros but on the root",
         "shift": "send and receive; in graphs all_gather, the row before kept",
         "send, receive": "send and receive in messages of 1 MB",
+        "op by op, on one host": "memory that the ranks share, for floats in the first four",
     }
 
     def __init__(self, group: Group):
@@ -36,6 +40,17 @@ class Composed(Primitives):
         # another order. A factor of 1 or 0 would be simplified away, on one rank with the collective before it.
         self.mine = Tensor((np.arange(group.size) == group.index).astype(np.float32))
         self.gather = ops.AllGather(group.name) if group.name == WORLD["cpu"] else None
+
+    @cached_property
+    def shared(self) -> Shared | None:
+        """The memory of this group; all its ranks ask for it first in the same call."""
+        return join(self.group, lambda values: self.reduce(Tensor(values)).asnumpy())
+
+    def eager(self, verb: str, x: Tensor) -> Tensor:
+        """A verb of x op by op."""
+        if x.dtype == ms.int32 or 4 * x.size < MIN_BYTES or self.shared is None:
+            return getattr(self, verb)(x)
+        return self.shared(verb, wire(x)).astype(x.dtype)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over the group, in x's dtype."""

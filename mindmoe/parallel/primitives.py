@@ -14,6 +14,10 @@ class Primitives(nn.Cell):
         self.group, self.size, self.index, self.ranks = group, group.size, group.index, group.ranks
         self.reduce = ops.AllReduce(group=group.name)
 
+    def eager(self, verb: str, x: Tensor) -> Tensor:
+        """A verb of x op by op, where it may be made of something else than in graphs."""
+        return getattr(self, verb)(x)
+
     def send(self, x: Tensor, to: int) -> None:
         """Sends x to the rank in place `to`; not in graphs."""
         raise NotImplementedError

@@ -186,11 +186,13 @@ class TrainStep:
                 grads = self._reduce[chunk](*grads)
             if sums[chunk]:
                 held, sums[chunk] = list(sums[chunk][::-1]), ()  # each is freed once it is added
-                sums[chunk] = tuple(held.pop() + grad for grad in grads)
+                with during("adding up gradients"):
+                    sums[chunk] = tuple(held.pop() + grad for grad in grads)
             else:
                 sums[chunk] = tuple(grads)
 
-        batches = [self.as_tensors(batch) for batch in micro_batches]
+        with during("copying data"):
+            batches = [self.as_tensors(batch) for batch in micro_batches]
         if self.pipeline is not None:
             by_key = self.pipeline.run(batches, scalars, absorb)
             reports = [[by_key[i, chunk] for i in range(len(batches))] for chunk in range(len(self.parts))]

@@ -169,6 +169,20 @@ def check_rows(group: Group, found: dict[str, float]) -> None:
     found[f"{group.ranks} host_sum"] = apart(host_sum(values[group.index], group), sum(values))
 
 
+def check_large(group: Group, found: dict[str, float]) -> None:
+    """What goes through shared memory op by op, in one round of its slots and in several, one call after another."""
+    assert primitives(group).shared is not None
+    for columns in (16_384, 300_007):
+        given = [np.random.default_rng(rank).standard_normal((group.size, columns)).astype(np.float32) for rank in group.ranks]
+        own = Tensor(given[group.index])
+        for verb, call in verbs(group).items():
+            if verb in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all"):
+                for _ in range(5):
+                    difference = apart(call(own).asnumpy(), expected(verb, given, group.index))
+                    key = f"{group.ranks} {verb} large {columns}"
+                    found[key] = max(difference, found.get(key, 0.0))
+
+
 def apart(got: Any, wanted: Any) -> float:
     """The largest difference; shapes must be the same."""
     got, wanted = np.asarray(got), np.asarray(wanted)
@@ -213,6 +227,7 @@ def main(out: Path) -> None:
     for group in own:
         check_verbs(group, found)
         check_rows(group, found)
+        check_large(group, found)
     said = probe_with_a_faulty_rank(groups["world"], 1)
     (out / f"rank-{at.rank}.json").write_text(json.dumps({"apart": found, "probe": said}))
 
