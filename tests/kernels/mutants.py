@@ -153,7 +153,8 @@ def edits(source: str) -> Iterator[tuple[str, int, int, str]]:
         yield from shifts_of_call(source, m[1], m.end() - 1)
     for m in re.finditer(r"(?<!uint64_t )(?<!uint16_t )(?<!float )\b\w+\[", source):
         for a, b in arguments(source, m.end() - 1):
-            yield "offset + 8", a, b, f"({source[a:b].strip()}) + 8"
+            step = 1 if source[a:b] == "0" else 8  # the first of the two words of a mask: far past it lies anything
+            yield f"offset + {step}", a, b, f"({source[a:b].strip()}) + {step}"
     for m in re.finditer(r"; (\w+) < ", source):
         yield "loop one further", m.start(), m.end(), f"; {m[1]} <= "
     for m in re.finditer(r"(?<!; )\b([\w.\[\]()]+) (<|<=|>|>=) (?=\w)", source):
