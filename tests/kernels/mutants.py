@@ -72,6 +72,8 @@ TARGETS = {
     "detail/tensor.h": ("model", ""),
     "detail/vector.h": ("model", ""),
 }
+# the same for files of which that driver does not execute all: asked about what survives it
+SECOND = {"common.h": ("gating", "backward")}
 # Parameters that are all shifted, and calls of which the last arguments are.
 SHIFTED = ("BinaryRepeatParams", "BrcbRepeatParams", "GatherMaskParams", "DataCopyExtParams")
 LAST_ARGUMENTS = {
@@ -153,7 +155,8 @@ def edits(source: str) -> Iterator[tuple[str, int, int, str]]:
         yield from shifts_of_call(source, m[1], m.end() - 1)
     for m in re.finditer(r"(?<!uint64_t )(?<!uint16_t )(?<!float )\b\w+\[", source):
         for a, b in arguments(source, m.end() - 1):
-            yield "offset + 8", a, b, f"({source[a:b].strip()}) + 8"
+            step = 1 if source[a:b] == "0" else 8  # the first of the two words of a mask: far past it lies anything
+            yield f"offset + {step}", a, b, f"({source[a:b].strip()}) + {step}"
     for m in re.finditer(r"; (\w+) < ", source):
         yield "loop one further", m.start(), m.end(), f"; {m[1]} <= "
     for m in re.finditer(r"(?<!; )\b([\w.\[\]()]+) (<|<=|>|>=) (?=\w)", source):
@@ -252,19 +255,25 @@ def judge_driver(driver: str, selection: str, work: Path, precompiled: bool = Tr
     return "killed" if run_tests(driver, library, selection) else "survived"
 
 
+def drivers_of(file: str) -> list[tuple[str, str]]:
+    """The drivers to ask about a header, in turn, with the expression that selects their tests."""
+    return [drivers[file] for drivers in (TARGETS, SECOND) if file in drivers]
+
+
 @functools.cache
 def surroundings(file: str) -> tuple[str, str]:
     """Digests of what a verdict on a header depends on beside its text: sources and flags; the tests."""
-    driver, selection = TARGETS[file]
     headers = [f"-I{folder}" for folder in (KERNELS, KERNELS / "host_model", KERNELS / "op_kernel", TESTS)]
-    command = ["g++", "-std=c++17", "-MM", *headers, str(TESTS / f"drive_{driver}.cpp")]
-    rule = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    sources = {Path(name).resolve() for name in rule.replace("\\\n", " ").split()[1:]} - {KERNELS / path_of(file)}
-    code, tests = hashlib.sha256(f"{FLAGS} {selection}".encode()), hashlib.sha256()
-    for path in sorted(sources):
-        code.update(path.read_bytes())
-    for path in (tests_of(driver), TESTS / "host_model.py", TESTS / "conftest.py"):
-        tests.update(path.read_bytes())
+    code, tests = hashlib.sha256(), hashlib.sha256()
+    for driver, selection in drivers_of(file):
+        command = ["g++", "-std=c++17", "-MM", *headers, str(TESTS / f"drive_{driver}.cpp")]
+        rule = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        sources = {Path(name).resolve() for name in rule.replace("\\\n", " ").split()[1:]} - {KERNELS / path_of(file)}
+        code.update(f"{FLAGS} {selection}".encode())
+        for path in sorted(sources):
+            code.update(path.read_bytes())
+        for path in (tests_of(driver), TESTS / "host_model.py", TESTS / "conftest.py"):
+            tests.update(path.read_bytes())
     return code.hexdigest(), tests.hexdigest()
 
 
@@ -287,7 +296,11 @@ def judge(mutant: Mutant) -> tuple[Mutant, Verdict]:
     original = (work / path).read_text()
     (work / path).write_text(mutant.text)
     try:
-        return mutant, judge_driver(*TARGETS[mutant.file], work, path.parts[0] == "op_kernel")
+        for driver, selection in drivers_of(mutant.file):
+            verdict = judge_driver(driver, selection, work, path.parts[0] == "op_kernel")
+            if verdict != "survived":
+                break
+        return mutant, verdict
     finally:
         (work / path).write_text(original)
 
@@ -349,7 +362,7 @@ def main() -> int:
         print("\n".join(m.key for m in chosen), f"\n{len(chosen)} mutants")
         return 0
     work = prepare()
-    for driver in sorted({TARGETS[file][0] for file in options.only}):
+    for driver in sorted({driver for file in options.only for driver, _ in drivers_of(file)}):
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
         assert judge_driver(driver, "", work) == "survived", f"the {driver} tests fail on the unchanged sources"
         took = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before

@@ -40,6 +40,8 @@ CASES = [
     Case(2, 1, 1, 140, window=90, documents=(100, 40), cores=4),
     Case(1, 2, 1, 70, head_dim=128, sinks=True),
     Case(1, 1, 1, 66, head_dim=80),
+    Case(1, 1, 1, 60, head_dim=16),  # a first block that ends within its last group of 8 rows
+    Case(1, 1, 1, 128, head_dim=16),  # whole blocks only
 ]
 
 
@@ -165,6 +167,15 @@ def test_backward_equals_the_float64_oracle(driver, case, bf16):
     close("attention_delta", delta, want_delta, bf16, atol=6e-2 if bf16 else 1e-5)
     if case.sinks:
         close("attention_delta, sinks", grad_sinks, want_sinks, bf16, atol=2e-1 if bf16 else 3e-5)
+
+
+def test_backward_of_a_sink_with_as_many_partial_sums_as_are_loaded_at_once(driver):
+    """256 blocks of 64 rows; rows, lse and sink are such that every sum is exact."""
+    ones, zeros = np.ones((1, 1, 64 * 256, 16), np.float32), np.zeros((1, 1, 64 * 256), np.float32)
+    delta, grad_sinks = garbage(zeros.shape), garbage((1,))
+    inputs = [ones, ones, zeros, np.zeros(1, np.float32)]
+    driver("attention")("attention_delta", inputs, [delta, grad_sinks], [1, 1, 1, zeros.size, 16, 0], [1.0], cores=1)
+    assert (delta == 16).all() and grad_sinks == -16 * zeros.size
 
 
 @pytest.mark.parametrize("bf16", [False, True])

@@ -133,7 +133,7 @@ def weights_at(x, ids, score, normalize, scale):
     if score == SOFTMAX_AFTER_TOPK:
         w = scores_of(w, SOFTMAX)
     elif normalize:
-        w = w / w.sum(1, keepdims=True)
+        w = w / (w.sum(1, keepdims=True) + 1e-20)
     return w * scale
 
 
@@ -160,6 +160,7 @@ GRAD_CASES = [
     (26, 256, 1, SIGMOID, 0, 1),
     (19, 3, 3, SOFTMAX, 0, 2),
     (70, 128, 8, SOFTMAX, 0, 2),
+    (16, 40, 8, SOFTMAX_AFTER_TOPK, 1, 1),  # a whole tile with gaps behind the experts, every lane of a block
 ]
 
 
@@ -174,7 +175,10 @@ def test_backward_equals_finite_differences(driver, case, bf16, masked):
     grad = rng.standard_normal((rows, topk)).astype(np.float32)
     if masked:  # chosen nevertheless, beside one that is not
         x[rng.random(x.shape) < 0.5] = -np.inf
+        x[::2, 0] = 200  # if not chosen it may not count, though the unused lanes of a row's ids point to it
         x[np.arange(rows), ids[:, 0]] = 0.5
+        if score == SIGMOID:
+            x[-1] = -np.inf  # all sigmoids underflow
     x = value(store(x, bf16), bf16)
     out = garbage(x.shape, bf16)
     driver("gating")(
@@ -189,6 +193,19 @@ def test_backward_equals_finite_differences(driver, case, bf16, masked):
     )
     want = numeric_gradient(x.astype(np.float64), ids, grad.astype(np.float64), score, normalize, 1.25)
     close("moe_gating_grad", value(out, bf16), want, bf16, rtol=4e-3 if bf16 else 0, atol=3e-6)
+
+
+@pytest.mark.parametrize("logit", [-np.inf, np.inf])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_backward_of_infinite_logits_is_that_of_equal_ones(driver, bf16, logit):
+    x, ids = np.full((1, 32), logit, np.float32), np.array([[31, 0]], np.int32)
+    grad, out = np.array([[3, 1]], np.float32), garbage(x.shape, bf16)
+    driver("gating")(
+        "moe_gating_grad", [store(x, bf16), ids, grad], [out], [1, 32, 2, SOFTMAX_AFTER_TOPK, 1, 1, 1], [1.0], bf16=bf16
+    )
+    want = np.zeros(x.shape)
+    want[0, ids[0]] = 0.5, -0.5
+    np.testing.assert_array_equal(value(out, bf16), want)
 
 
 @pytest.mark.parametrize(

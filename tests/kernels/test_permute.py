@@ -112,6 +112,14 @@ def test_capacity_drops_the_lowest_weights_first(driver, case):
     np.testing.assert_array_equal(kept.ravel(), want)
 
 
+def test_capacity_drops_the_first_pair_where_it_weighs_least(driver):
+    """The pairs fill one chunk exactly."""
+    ids, weights = np.zeros((8, 1), np.int32), np.arange(1, 9, dtype=np.float32).reshape(8, 1)
+    kept = np.full(ids.shape, -9, np.int32)
+    driver("permute")("moe_capacity", [ids, weights], [kept], [8, 1, 1, 1, 7], cores=1)
+    np.testing.assert_array_equal(kept.ravel(), [1] + [0] * 7)
+
+
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_combine_sums_the_chosen_rows(driver, case, weighted):

@@ -24,12 +24,13 @@ def backward(x, grad):
 
 
 def inputs(rows, columns, bf16):
-    """Both clamps are hit, from both sides and exactly."""
+    """Both clamps are hit, from both sides and exactly, that of the ups by the last pair as well."""
     rng = np.random.default_rng(rows)
     x = (rng.standard_normal((rows, 2 * columns)) * 6).astype(np.float32)
     x.ravel()[::7] = LIMIT
     x.ravel()[3::11] = -LIMIT
     x.ravel()[5::13] = -60
+    x.ravel()[-2:] = 3, 9
     x = value(store(x, bf16), bf16)
     return x, value(store(rng.standard_normal((rows, columns)), bf16), bf16)
 
