@@ -13,7 +13,17 @@ PART_OF = {"pydantic-core": "pydantic", "botocore": "boto3"}  # which pins it to
 # Used without an import: started as a program, loaded as a plugin, or stubs for the type checker.
 # Pins rich==10.9.0, which excludes ours, so no extra can hold it: docs/routing-lab.md says how to install it.
 APART = {"mindquantum"}
-NOT_IMPORTED = {"mypy", "ruff", "pytest-timeout", "types-psutil", "types-pyyaml", "mindformers", "flask", "flask-cors"}
+NOT_IMPORTED = {
+    "mypy",
+    "ruff",
+    "pytest-timeout",
+    "pytest-xdist",
+    "types-psutil",
+    "types-pyyaml",
+    "mindformers",
+    "flask",
+    "flask-cors",
+}
 
 
 def _name(requirement: str) -> str:
