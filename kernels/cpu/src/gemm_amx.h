@@ -139,16 +139,10 @@ struct Target {
   float *c;
   int64_t ld, rows, columns;
   float alpha, beta;
-  bool past_cache = false;  // write around the caches: c is aligned to their lines, and beta is 0
 
   // Tiles can be loaded from, and stored to, c itself.
   bool direct() const {
     return alpha == 1.0f && (beta == 0.0f || beta == 1.0f) && rows % kTile == 0 && columns % kTile == 0;
-  }
-  void stream(const float *block) const {
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < columns; j += kTile)
-        _mm512_stream_ps(c + i * ld + j, _mm512_load_ps(block + i * kPanel + j));
   }
   void add(const float *block) const {
     for (int64_t i = 0; i < rows; ++i) {
@@ -165,7 +159,7 @@ struct Target {
 template <bool TwoRows, bool TwoColumns>
 MINDMOE_INLINE void multiply(int64_t steps, const bf16 *a, const bf16 *b, const Target &to) {
   alignas(64) float buffer[kPanel * kPanel];
-  bool past_cache = to.past_cache && to.direct(), direct = !past_cache && to.direct();
+  bool direct = to.direct();
   float *c = direct ? to.c : buffer;
   int64_t ld = direct ? to.ld : kPanel, stride = ld * 4;
   if (direct && to.beta == 1.0f) {
@@ -197,10 +191,7 @@ MINDMOE_INLINE void multiply(int64_t steps, const bf16 *a, const bf16 *b, const 
   if (TwoColumns) _tile_stored(1, c + kTile, stride);
   if (TwoRows) _tile_stored(2, c + kTile * ld, stride);
   if (TwoRows && TwoColumns) _tile_stored(3, c + kTile * ld + kTile, stride);
-  if (past_cache)
-    to.stream(buffer);
-  else if (!direct)
-    to.add(buffer);
+  if (!direct) to.add(buffer);
 }
 
 inline void multiply(int64_t steps, const bf16 *a, const bf16 *b, const Target &to) {
@@ -215,10 +206,18 @@ inline void multiply(int64_t steps, const bf16 *a, const bf16 *b, const Target &
     multiply<false, false>(steps, a, b, to);
 }
 
-// A large result that outgrows its operands is the gradient of weights: it leaves the caches before it is read again.
-inline bool outgrows(int64_t m, int64_t n, int64_t k, const float *c, int64_t ldc) {
-  bool aligned = reinterpret_cast<uintptr_t>(c) % 64 == 0 && ldc % kTile == 0;
-  return aligned && k <= kInner && m * n > 2 * (m + n) * k && m * n >= 1 << 16;
+// A large result that outgrows its operands is the gradient of weights: it leaves the caches before it is read again,
+// so it is written past them, whole lines at a time, which need not be read first.
+inline bool outgrows(int64_t m, int64_t n, int64_t k) {
+  return k <= kInner && m * n > 2 * (m + n) * k && m * n >= 1 << 16;
+}
+
+inline void write_past_cache(float *to, const float *from, int64_t n) {
+  int64_t head = std::min<int64_t>(n, (64 - reinterpret_cast<uintptr_t>(to) % 64) % 64 / 4), i = head;
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>(first(head)), _mm512_maskz_loadu_ps(first(head), from));
+  for (; i + kTile <= n; i += kTile) _mm512_stream_ps(to + i, _mm512_loadu_ps(from + i));
+  __mmask16 tail = static_cast<__mmask16>(first(n - i));
+  _mm512_mask_storeu_ps(to + i, tail, _mm512_maskz_loadu_ps(tail, from + i));
 }
 
 // As gemm of gemm.h; a and b hold bf16 or fp32.
@@ -229,7 +228,9 @@ void gemm(Side a_side, Side b_side, int64_t m, int64_t n, int64_t k, float alpha
   int64_t deepest = up(std::min(k, kInner), kDepth);
   bf16 *a_panels = scratch.take<bf16>(up(m, kPanel) * deepest), *b_panels = scratch.take<bf16>(up(n, kPanel) * deepest);
   Tiles16x64 tiles;
-  bool past_cache = beta == 0.0f && outgrows(m, n, k, c, ldc);
+  bool past_cache = beta == 0.0f && outgrows(m, n, k);
+  int64_t pitch = up(n, kPanel) + kTile;  // no power of two
+  float *block = past_cache ? scratch.take<float>(kPanel * pitch) : nullptr;
   for (int64_t p = 0; p < k; p += kInner) {
     int64_t inner = std::min(kInner, k - p), depth = up(inner, kDepth);
     if (a_side == kPlain)
@@ -240,11 +241,15 @@ void gemm(Side a_side, Side b_side, int64_t m, int64_t n, int64_t k, float alpha
       pack_panels<false, false>(b + p * ldb, ldb, n, inner, b_panels);
     else
       pack_panels<true, false>(b + p, ldb, n, inner, b_panels);
-    for (int64_t i = 0; i < m; i += kPanel)
+    for (int64_t i = 0; i < m; i += kPanel) {
+      int64_t rows = std::min(kPanel, m - i), ld = past_cache ? pitch : ldc;
+      float *to = past_cache ? block : c + i * ldc;
       for (int64_t j = 0; j < n; j += kPanel)
         multiply(depth / kDepth, a_panels + i * depth, b_panels + j * depth,
-                 {c + i * ldc + j, ldc, std::min(kPanel, m - i), std::min(kPanel, n - j), alpha, p == 0 ? beta : 1.0f,
-                  past_cache});
+                 {to + j, ld, rows, std::min(kPanel, n - j), alpha, p == 0 ? beta : 1.0f});
+      for (int64_t row = 0; past_cache && row < rows; ++row)
+        write_past_cache(c + (i + row) * ldc, block + row * pitch, n);
+    }
   }
   if (past_cache) _mm_sfence();  // before another thread hears that c is there
 }
