@@ -72,12 +72,14 @@ def join(group: Group, total: Callable[[np.ndarray], np.ndarray]) -> Shared | No
             memory[:8] = (token & (1 << 64) - 1).to_bytes(8, "little")
             parts = [token >> _WORD * i & (1 << _WORD) - 1 for i in range(3)]
             words = np.array([os.getpid(), fd, *parts], np.float32)
-        except (OSError, UserError, AttributeError) as error:
+        except (OSError, UserError) as error:
             log.info("ranks %s share no memory: %s", group.ranks, error)
     pid, file, *parts = (int(word) for word in total(words))
     if group.index and pid:
         token = sum(part << _WORD * i for i, part in enumerate(parts)) & (1 << 64) - 1
         memory = _found(pid, file, group.size, token)
+        if memory is None:
+            log.info("ranks %s share no memory: rank %d does not see that of its first one", group.ranks, group.index)
     everybody = total(np.array([float(memory is not None)], np.float32))[0] == group.size
     if fd >= 0:
         os.close(fd)
@@ -94,7 +96,7 @@ def _bytes(ranks: int) -> int:
 def _made(ranks: int) -> tuple[int, mmap.mmap]:
     """A file without a name, and its mapping; zeros."""
     fd = os.memfd_create("mindmoe")
-    os.ftruncate(fd, _bytes(ranks))
+    os.posix_fallocate(fd, 0, _bytes(ranks))  # now or never: a page that is missing later ends the process
     return fd, mmap.mmap(fd, _bytes(ranks))
 
 
