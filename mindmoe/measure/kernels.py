@@ -4,6 +4,7 @@ Processor time, so that other work on the machine shows little; the scaling alon
 """
 
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ import numpy as np  # noqa: E402
 from mindspore import Tensor, ops  # noqa: E402
 
 from mindmoe.measure.composites import composites  # noqa: E402
+from mindmoe.measure.yardstick import Yardstick  # noqa: E402
 from mindmoe.moe.config import BalanceConfig, MoeConfig  # noqa: E402
 from mindmoe.ops.cpu.attention import Attention  # noqa: E402
 from mindmoe.ops.cpu.cross_entropy import CrossEntropy  # noqa: E402
@@ -150,18 +152,18 @@ def updated(adam: AdamW, square: SquareSum, params: list[tuple[Tensor]], gradien
     return square(gradients), adam(*params, gradients, scalar, scalar, scalar)
 
 
-def composite_times(precision: Precision) -> Iterator[tuple[OpName, str, Count, float]]:
-    """Times of what surrounds collectives; the backward part is what a gradient takes longer than the value."""
+def composite_times(precision: Precision, yardstick: Yardstick) -> Iterator[tuple[OpName, str, Count, float]]:
+    """Times [yardsticks] of what surrounds collectives; backward is what a gradient takes longer than the value."""
     grad = ops.GradOperation(get_all=True, sens_param=True)
     for op, counts, function, args, sens in composites(precision):
-        forward = least(partial(function, *args), time.process_time)
-        both = least(partial(grad(function), *args, sens), time.process_time)
+        forward = yardstick.in_units(partial(typical, partial(function, *args), time.process_time))
+        both = yardstick.in_units(partial(typical, partial(grad(function), *args, sens), time.process_time))
         yield op, "forward", counts[0], forward
         yield op, "backward", counts[1], max(both - forward, 0.1 * forward)
 
 
-def least(run: Callable[[], Any], clock: Callable[[], float], budget: float = 0.25) -> float:
-    """Least time of a call [s] in about `budget` seconds and at least three calls.
+def typical(run: Callable[[], Any], clock: Callable[[], float], budget: float = 0.2) -> float:
+    """Median time of a call [s] in about `budget` seconds and at least three calls.
 
     Between calls that take longer than half a millisecond the core's cache is filled with other data, as other ops of
     a step do; shorter ones show what a call costs.
@@ -170,7 +172,7 @@ def least(run: Callable[[], Any], clock: Callable[[], float], budget: float = 0.
     begin = clock()
     read(run())
     first = clock() - begin
-    times = [first] if first < _SHORT else []
+    times: list[float] = []
     started = time.perf_counter()
     while len(times) < 3 or (time.perf_counter() - started < budget and len(times) < 200):
         if first >= _SHORT:
@@ -178,7 +180,7 @@ def least(run: Callable[[], Any], clock: Callable[[], float], budget: float = 0.
         begin = clock()
         read(run())
         times.append(clock() - begin)
-    return min(times)
+    return statistics.median(times)
 
 
 def read(result: Any) -> None:
@@ -189,35 +191,36 @@ def read(result: Any) -> None:
 
 
 def scaling(pack: Any, cores: int) -> float:
-    """Speed of products on all cores over that on one, divided by the cores, by the clock: other work only lowers it,
-    so the best of several ops of different length counts."""
+    """Speed of the pack's larger ops on all cores over that on one, divided by the cores, by the clock: the median."""
     gains = []
-    for op, direction, count, run in matrix_cases("bf16"):
-        if op == "loss" or direction == "backward" or count.flops < 5e8:
-            continue
-        pack.set_threads(1)
-        alone = least(run, time.perf_counter)
-        pack.set_threads(cores)
-        gains.append(alone / least(run, time.perf_counter) / cores)
-    return min(1.0, max(gains))
+    for cases in (matrix_cases, attention_cases):
+        for _, _, count, run in cases("bf16"):
+            if count.flops < 5e8:
+                continue
+            pack.set_threads(1)
+            alone = typical(run, time.perf_counter)
+            pack.set_threads(cores)
+            gains.append(alone / typical(run, time.perf_counter) / cores)
+    return min(1.0, statistics.median(gains))
 
 
 def main() -> int:
-    """Prints one JSON object: rows of (precision, op, direction, FLOPs, bytes, seconds), and the scaling."""
+    """Prints one JSON object: rows of (precision, op, direction, FLOPs, bytes, yardsticks), the yardsticks, scaling."""
     ms.set_device("CPU")
     ms.runtime.launch_blocking()
     ms.device_context.cpu.op_tuning.threads_num(1)
     pack, cores = load(), usable_cores()
     pack.set_threads(1)
-    rows = []
+    rows, yardstick = [], Yardstick()
     for precision in ("bf16", "fp32"):
         for cases in (matrix_cases, attention_cases, vector_cases):
             for op, direction, count, run in cases(precision):
-                rows.append((precision, op, direction, count.flops, count.moved, least(run, time.process_time)))
-        for op, direction, count, seconds in composite_times(precision):
-            rows.append((precision, op, direction, count.flops, count.moved, seconds))
-    figures = {"isa": pack.isa, "gemm": pack.gemm, "cores": cores, "rows": rows, "scaling": scaling(pack, cores)}
-    json.dump(figures, sys.stdout)
+                took = yardstick.in_units(partial(typical, run, time.process_time))
+                rows.append((precision, op, direction, count.flops, count.moved, took))
+        for op, direction, count, took in composite_times(precision, yardstick):
+            rows.append((precision, op, direction, count.flops, count.moved, took))
+    about = {"isa": pack.isa, "gemm": pack.gemm, "cores": cores, "scaling": scaling(pack, cores)}
+    json.dump({**about, "rows": rows, "yardstick": yardstick.seconds}, sys.stdout)
     return 0
 
 

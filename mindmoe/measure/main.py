@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -48,12 +49,15 @@ def measure(out: Path | None) -> int:
     started = perf_counter()
     _tell("1/4 ops of the pack, one core (about 40 s)")
     kernels = _json(_run([sys.executable, "-m", "mindmoe.measure.kernels"], 1, 1))
-    _tell("2/4 steps of tiny models")
+    _tell("2/4 steps of small models")
     steps = _json(_run([sys.executable, "-m", "mindmoe.measure.steps"], 1, 1))
     verbs: list[Any] = []
     for place, ranks in enumerate(_RANKS):
         _tell(f"{place + 3}/4 collectives of {ranks} ranks")
         verbs += _verbs(ranks, max(1, cores // ranks))
+    unit = statistics.median([*kernels["yardstick"], *steps["yardstick"]])
+    for timings in (kernels, steps):
+        timings["rows"] = [(*row[:-1], row[-1] * unit) for row in timings["rows"]]
     about = {"processor": cpu_model(), "memory": memory("MemTotal") or 2**33, "disk": disk}
     hardware = describe(kernels, verbs, steps, about)
     write(hardware, target)

@@ -39,8 +39,9 @@ class Machine:
         self.kept = 4.0 if precision == "fp32" else 2.0
         threads = max(1, self.host.cores // self.ranks)
         crowd = max(1.0, self.ranks / self.host.cores)
-        self.serial = crowd  # time of one thread over that with a core to itself
-        self.pack = crowd / (threads * self.host.scaling if threads > 1 else 1.0)
+        shared = self.host.scaling if self.ranks > 1 else 1.0  # other ranks keep the other cores busy
+        self.serial = crowd / shared  # time of one thread over that alone on the machine
+        self.pack = crowd / (threads * self.host.scaling if threads > 1 else shared)
 
     def op(self, name: OpName, both: Both, calls: int = 1) -> tuple[float, float]:
         """Forward and backward time of calls of an op of the pack [s]."""
