@@ -5,15 +5,20 @@ pack, and tokens are packed, gathered, sliced and summed by MindSpore.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from mindmoe.moe.dispatch.all_to_all import exchange_rows
+from mindmoe.measure.steps import MODEL
+from mindmoe.model.config import ModelConfig
+from mindmoe.moe.dispatch.all_to_all import RowExchange
 from mindmoe.moe.dispatch.rows import pack_tokens, unpack_tokens
+from mindmoe.ops.cpu.opset import cpu_ops
 from mindmoe.ops.cpu.pack import Precision
+from mindmoe.ops.select import OpShape
 from mindmoe.parallel.collectives import build_all_gather, build_reduce_scatter
 from mindmoe.parallel.groups import Group
 from mindmoe.parallel.tensor import VocabCrossEntropy, build_gather_sequence, build_row_linear
@@ -45,7 +50,7 @@ def composites(precision: Precision) -> Iterator[Composite]:
         gates, ids = _real(tokens, _TOP_K), np.argsort(_RNG.random((tokens, _EXPERTS)), 1)[:, :_TOP_K]
         chosen, flat = Tensor(ids.astype(np.int32)), _real(tokens, dim)
         rows = host.around(4.0 * tokens * _TOP_K * dim)
-        yield "routed_rows", rows, lambda x, g, ids=chosen: _rows(x, g, ids), (flat, gates), flat
+        yield "routed_rows", rows, _rows(precision, chosen), (flat, gates), flat
         gathered = host.around(2 * 4.0 * tokens * (dim + 2 * _TOP_K))
         yield "gathered_tokens", gathered, lambda x, g, ids=chosen: _tokens(x, g, ids), (flat, gates), flat
 
@@ -66,10 +71,13 @@ def _sequence(half: Tensor, partial: Tensor, bias: Tensor) -> Tensor:
     return build_row_linear(lambda x, *_: x, _PAIR)(whole + partial, bias, bias, half)
 
 
-def _rows(x: Tensor, gates: Tensor, ids: Tensor) -> Tensor:
+def _rows(precision: Precision, ids: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """Rows to the ranks of their experts and back, through no experts."""
-    local = Tensor(np.zeros((_EXPERTS // 2, 1), np.float32))
-    return exchange_rows(lambda rows, *_: rows, x, gates, ids, (local,) * 4, _PAIR)
+    model = ModelConfig.model_validate({**MODEL, "num_hidden_layers": 1})
+    shape = OpShape(model=model, moe=None, seq_length=ids.shape[0], precision=precision)
+    kernels = replace(cpu_ops(shape, 1), expert_ffn=lambda rows, *_: rows)
+    local, exchange = Tensor(np.zeros((_EXPERTS // 2, 1), np.float32)), RowExchange(kernels, _EXPERTS, _PAIR)
+    return lambda x, g: exchange(x, g, ids, (local,) * 4)
 
 
 def _tokens(x: Tensor, gates: Tensor, ids: Tensor) -> Tensor:

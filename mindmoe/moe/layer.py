@@ -58,8 +58,7 @@ class MoeLayer(nn.Cell):
         slack = None if dynamic is None else dynamic.budget.slot_slack
         self.limit_slots = None if slack is None else build_slot_limit(moe, slack)
         self.limit = build_capacity_limit(moe, kernels.shape.seq_length) if moe.dispatch.kind == "capacity" else None
-        assert kernels.expert_ffn is not None, "ops of a dense model"
-        self.experts = build_dispatcher(kernels.expert_ffn, moe, groups, parallel, graph, kernels.shape.seq_length)
+        self.experts = build_dispatcher(kernels, moe, groups, parallel, graph)
         self.on, self.off = Tensor(1.0), Tensor(0.0)
 
     def construct(self, x: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, RouterStats]:

@@ -110,7 +110,7 @@ def build_combine() -> Callable[..., Tensor]:
     """
     from_slots = FromSlots()
 
-    def combine(rows: Tensor, slot: Tensor, gates: Tensor, counts: Tensor) -> Tensor:
+    def combine(rows: Tensor, slot: Tensor, gates: Tensor, counts: Tensor | None) -> Tensor:
         num, flat = rows.shape[0], slot.reshape(-1)
         flat = ops.select(flat >= 0, flat, ops.full_like(flat, num))
         index = ops.arange(0, flat.shape[0], dtype=ms.int32)

@@ -20,6 +20,7 @@ from mindmoe.ops.linear import build_linear
 from mindmoe.ops.precision import keep
 from mindmoe.ops.rms_norm import build_rms_norm
 from mindmoe.ops.rope import rope_tables
+from mindmoe.ops.routing import build_combine, build_permute
 from mindmoe.ops.swiglu import build_swiglu
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,9 @@ class OpSet:
         fork: maps a number of readers to x -> (x, ..., x), which sums their gradients.
         router: the static router in one; None in a dense model, and where the layer composes it of plain ops.
         expert_ffn: None in a dense model.
+        permute: maps a number E of targets to x (T, D), ids (T, K) -> rows (T*K, D) in order of id, zeros after them,
+            counts (E) int32, and the row (T, K) int32 of each assignment, -1 where its id is none of 0..E-1.
+        combine: rows (R, D), gates (T, K), slot (T, K) -> (T, D), the sums of gates * rows[slot]; -1 adds nothing.
         adamw: builds the update of a list of parameters.
         arrive: x -> x, marks in a graph what `wait` on the host waits for.
         wait: returns once `arrive` has run, or when waiting is no use; reading the value is what waits for certain.
@@ -58,6 +62,8 @@ class OpSet:
     fork: Callable[[int], Callable[[Tensor], tuple[Tensor, ...]]]
     router: Callable[..., Any] | None
     expert_ffn: Callable[..., Tensor] | None
+    permute: Callable[[int], Callable[..., tuple[Tensor, Tensor, Tensor]]]
+    combine: Callable[..., Tensor]
     cross_entropy: Callable[..., Tensor]
     adamw: Callable[..., Callable[..., Tensor]]
     square_sum: Callable[..., Tensor]
@@ -140,6 +146,21 @@ def reference_ops(shape: OpShape) -> OpSet:
     expert_ffn: Any = None
     if moe is not None:
         expert_ffn = build_expert_ffn(alpha=model.swiglu_alpha, limit=model.swiglu_limit, precision=precision)
+
+    def permute(targets: int) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+        inner = build_permute(targets)
+
+        def permuted(x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            rows, slot, counts = inner(x, ids)
+            return rows, counts, slot
+
+        return permuted
+
+    summed = build_combine()
+
+    def combine(rows: Tensor, gates: Tensor, slot: Tensor) -> Tensor:
+        return summed(rows, slot, gates, None)
+
     linear = build_linear(precision)
     return OpSet(
         name=f"reference, {precision} operands",
@@ -154,6 +175,8 @@ def reference_ops(shape: OpShape) -> OpSet:
         fork=Fork,
         router=None,
         expert_ffn=expert_ffn,
+        permute=permute,
+        combine=combine,
         swiglu=build_swiglu(model.swiglu_alpha, model.swiglu_limit),
         cross_entropy=build_cross_entropy(precision),
         adamw=build_adamw,

@@ -14,7 +14,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor, nn, ops
 from mindspore.graph.api import _run_in_jit
 
 from mindmoe.errors import UserError
@@ -27,6 +27,7 @@ from mindmoe.position import during
 
 log = logging.getLogger(__name__)
 Verb = Callable[[Tensor], Tensor]
+_FEW = 64  # pieces that are worth taking one by one
 
 
 def _on_cpu() -> bool:
@@ -199,25 +200,34 @@ class AllToAllV(_Verb):
         group: where.
         sent: rows for each rank; x holds them in this order.
         received: rows from each rank.
+        rows: of the result, None for as many as are received. Rows of x beyond those to send stay here, and rows of
+            the result beyond those received are zeros: so neither need be empty.
     """
 
-    def __init__(self, group: Group, sent: list[int], received: list[int]):
+    def __init__(self, group: Group, sent: list[int], received: list[int], rows: int | None = None):
         super().__init__(group)
         self.sent, self.received = sent, received
+        self.rows = sum(received) if rows is None else rows
 
     def construct(self, x: Tensor) -> Tensor:
-        """x (sum of sent, ...) -> (sum of received, ...) in order of the source."""
-        return self.move(x, self.sent, self.received)
+        """x (at least sum of sent, ...) -> (rows, ...) in order of the source."""
+        return self.move(x, self.sent, self.received, self.rows)
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
         """Every row goes back where it came from."""
-        return (self.move(dout, self.received, self.sent),)
+        return (self.move(dout, self.received, self.sent, x.shape[0]),)
 
-    def move(self, x: Tensor, sent: list[int], received: list[int]) -> Tensor:
+    def move(self, x: Tensor, sent: list[int], received: list[int], rows: int) -> Tensor:
         """Rows there."""
-        rows = sum(sent) - sent[self.group.index]
-        num_bytes = rows * prod(x.shape[1:]) * x.itemsize
-        return self.recorded("all_to_all_v", num_bytes, self.on.all_to_all_v, x, sent, received)
+        count, away = sum(received), sum(sent) - sent[self.group.index]
+        x = x if x.shape[0] == sum(sent) else x[: sum(sent)]
+        y = self.recorded(
+            "all_to_all_v", away * prod(x.shape[1:]) * x.itemsize, self.on.all_to_all_v, x, sent, received
+        )
+        if rows == count:
+            return y
+        none = ops.zeros((rows - count, *y.shape[1:]), y.dtype)
+        return ops.concat((y, none), 0) if count else none
 
 
 def shift(group: Group, on: Any, x: Tensor) -> Tensor:
@@ -251,10 +261,10 @@ def build_all_gather(group: Group, dim: int) -> Verb:
     """Returns all_gather(x) -> x of every rank laid one after the other along `dim`; backward: reduce-scatter."""
     if group.size == 1:
         return _identity
-    gather = AllGather(group)
+    gather, lay = AllGather(group), _Relaid(dim, group.size, stack=False)
 
     def all_gather(x: Tensor) -> Tensor:
-        return unstacked(gather(x), dim)
+        return lay(gather(x))
 
     return all_gather
 
@@ -263,29 +273,64 @@ def build_reduce_scatter(group: Group, dim: int) -> Verb:
     """Returns reduce_scatter(x) -> own part along `dim` of the sum over the group; backward: all-gather."""
     if group.size == 1:
         return _identity
-    scatter, size = ReduceScatter(group), group.size
+    scatter, lay = ReduceScatter(group), _Relaid(dim, group.size, stack=True)
 
     def reduce_scatter(x: Tensor) -> Tensor:
-        return scatter(stacked(x, dim, size))
+        return scatter(lay(x))
 
     return reduce_scatter
 
 
+class _Relaid(nn.Cell):
+    """Parts along a dimension <-> parts on a new first dimension; each is the other's gradient.
+
+    Args:
+        dim: where the parts lie one after the other.
+        parts: how many.
+        stack: whether they go to the first dimension, or come from there.
+    """
+
+    def __init__(self, dim: int, parts: int, stack: bool):
+        super().__init__(auto_prefix=False)
+        self.dim, self.parts, self.stack = dim, parts, stack
+
+    def construct(self, x: Tensor) -> Tensor:
+        """x (..., parts * n, ...) -> (parts, ..., n, ...), or back."""
+        return stacked(x, self.dim, self.parts) if self.stack else unstacked(x, self.dim)
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
+        """The gradient the other way."""
+        return (unstacked(dout, self.dim) if self.stack else stacked(dout, self.dim, self.parts),)
+
+
 def stacked(x: Tensor, dim: int, parts: int) -> Tensor:
     """x cut into `parts` along `dim`, the parts on a new first dimension."""
-    shape = x.shape
-    x = x.reshape((*shape[:dim], parts, shape[dim] // parts, *shape[dim + 1 :]))
+    shape, size = x.shape, x.shape[dim] // parts
+    inner = (*shape[:dim], size, *shape[dim + 1 :])
     if dim == 0:
-        return x
+        return x.reshape((parts, *inner))
+    if prod(shape[:dim]) <= _FEW and copies_are_slow(x):
+        rows = x.reshape((-1, *shape[dim:]))
+        pieces = [rows[row, part * size : (part + 1) * size] for part in range(parts) for row in range(rows.shape[0])]
+        return ops.concat(pieces, 0).reshape((parts, *inner))
+    x = x.reshape((*shape[:dim], parts, size, *shape[dim + 1 :]))
     return x.transpose((dim, *range(dim), *range(dim + 1, len(shape) + 1)))
 
 
 def unstacked(x: Tensor, dim: int) -> Tensor:
     """x (P, ...) with its first dimension laid out along `dim` of the rest."""
     shape = x.shape[1:]
+    if dim > 0 and copies_are_slow(x):
+        return ops.concat([x[part] for part in range(x.shape[0])], dim)
     if dim > 0:
         x = x.transpose((*range(1, dim + 1), 0, *range(dim + 1, len(shape) + 1)))
     return x.reshape((*shape[:dim], x.shape[dim] * shape[dim], *shape[dim + 1 :]))
+
+
+def copies_are_slow(x: Tensor) -> bool:
+    """Whether whole pieces should be taken from x and put together: MindSpore's transpositions and strided copies on
+    the CPU move 0.13 GB/s. Its graphs cannot slice bf16."""
+    return x.dtype == ms.float32 and _on_cpu()
 
 
 def exchanged_counts(counts: np.ndarray, group: Group) -> np.ndarray:

@@ -31,7 +31,7 @@ class Composed(Primitives):
         "broadcast": "AllReduce of zeros but on the root",
         "shift": "send and receive; in graphs all_gather, the row before kept",
         "send, receive": "send and receive in messages of 1 MB",
-        "op by op, on one host": "memory that the ranks share, for floats in the first four",
+        "op by op, on one host": "memory that the ranks share, for floats in the first five",
     }
 
     def __init__(self, group: Group):
@@ -98,8 +98,12 @@ class Composed(Primitives):
     def all_to_all_v(self, x: Tensor, sent: list[int], received: list[int]) -> Tensor:
         """Rows of x (R, ...) in order of their target -> the rows received, in order of their source; not in graphs.
 
-        In round r ranks i and r - i exchange, the lower one sending first, so that no cycle of ranks waits in sending.
+        Without shared memory, in round r ranks i and r - i exchange, the lower one sending first, so that no cycle of
+        ranks waits in sending.
         """
+        if self.size > 1 and x.dtype != ms.int32 and self.shared is not None:
+            there = wire(x) if x.shape[0] else ops.zeros((1, *x.shape[1:]), ms.float32)
+            return self.shared.all_to_all_v(there, sent, max(1, sum(received)))[: sum(received)].astype(x.dtype)
         starts = [sum(sent[:place]) for place in range(self.size)]
         parts = {self.index: x[starts[self.index] : starts[self.index] + sent[self.index]]}
         for turn in range(self.size):

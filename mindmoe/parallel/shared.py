@@ -37,7 +37,8 @@ class Shared:
     def __init__(self, group: Group, memory: mmap.mmap):
         self.memory = memory  # the ops know its address only
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        self.settings, pack = settings(address, group.size, group.index, _SLOT), load()
+        self.room, pack = (address, group.size, group.index, _SLOT), load()
+        self.settings = settings(*self.room)
         shapes: dict[str, Callable[..., list[int]]] = {
             "all_reduce": lambda x, _: x,
             "all_gather": lambda x, _: [group.size, *x],
@@ -47,10 +48,29 @@ class Shared:
         self.ops = {
             verb: pack.op(f"shared_{verb}", shape, lambda x, _: x, variant=group.name) for verb, shape in shapes.items()
         }
+        self.exchange = pack.op(
+            "shared_all_to_all_v",
+            lambda x, _, rows: [rows[0], *x[1:]],
+            lambda x, *_: x,
+            variant=group.name,
+        )
 
     def __call__(self, verb: str, x: Tensor) -> Tensor:
         """A verb of composed.Composed on x fp32, as it is described there."""
         return self.ops[verb](x.contiguous(), self.settings)
+
+    def all_to_all_v(self, x: Tensor, sent: list[int], rows: int) -> Tensor:
+        """Rows of x (R, ...) fp32 to all ranks: the first sum(sent), in order of their target.
+
+        Args:
+            x: at least one row.
+            sent: rows for each rank.
+            rows: of the result, at least one and at least as many as arrive.
+
+        Returns:
+            (rows, ...) what arrived in order of the source, then zeros.
+        """
+        return self.exchange(x.contiguous(), settings(*self.room, *sent), Tensor(np.zeros(rows, np.int32)))
 
 
 def join(group: Group, total: Callable[[np.ndarray], np.ndarray]) -> Shared | None:

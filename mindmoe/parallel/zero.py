@@ -8,7 +8,7 @@ equal sizes.
 import mindspore as ms
 from mindspore import Tensor, ops
 
-from mindmoe.parallel.collectives import stacked, unstacked
+from mindmoe.parallel.collectives import copies_are_slow, stacked, unstacked
 from mindmoe.parallel.sharding import zero_columns, zero_depth, zero_dim
 
 Shape = tuple[int, ...]
@@ -43,8 +43,11 @@ class ZeroBuffer:
         start = 0
         for i in range(len(self.shapes)):
             dim, size = self.dims[i], self.shapes[i][self.dims[i]]
-            part = rows[:, start : start + self.columns[i]].reshape((self.ranks, *self.part_shape(i)))
-            full = unstacked(part, dim)
+            end, shape = start + self.columns[i], self.part_shape(i)
+            if copies_are_slow(rows):
+                full = ops.concat([rows[rank, start:end].reshape(shape) for rank in range(self.ranks)], dim)
+            else:
+                full = unstacked(rows[:, start:end].reshape((self.ranks, *shape)), dim)
             if full.shape[dim] != size:
                 full = ops.slice(full, (0,) * full.ndim, self.shapes[i])
             tensors = (*tensors, full)

@@ -45,17 +45,29 @@ class Room {
   template <class Read>
   void rounds(const float *x, int64_t rows, int64_t n, Read read) const {
     int64_t most = elements_ / rows;
-    std::vector<const float *> slots(ranks_);
     for (int64_t begin = 0; begin < n; begin += most) {
       int64_t count = std::min(most, n - begin);
-      int64_t turn = (own_round() + 1) % 2;
-      for (int64_t row = 0; row < rows; ++row)
-        std::memcpy(slot(turn, index_) + row * count, x + row * n + begin, count * sizeof(float));
-      meet();
-      for (int64_t rank = 0; rank < ranks_; ++rank) slots[rank] = slot(turn, rank);
-      read(begin, count, slots);
+      round(
+          [&](float *own) {
+            for (int64_t row = 0; row < rows; ++row)
+              std::memcpy(own + row * count, x + row * n + begin, count * sizeof(float));
+          },
+          [&](const std::vector<const float *> &slots) { read(begin, count, slots); });
     }
   }
+
+  // write(own slot), then, once all ranks have done so, read(slots of all ranks).
+  template <class Write, class Read>
+  void round(Write write, Read read) const {
+    int64_t turn = (own_round() + 1) % 2;
+    write(slot(turn, index_));
+    meet();
+    std::vector<const float *> slots(ranks_);
+    for (int64_t rank = 0; rank < ranks_; ++rank) slots[rank] = slot(turn, rank);
+    read(slots);
+  }
+
+  int64_t elements() const { return elements_; }
 
  private:
   // The first lines: arrivals, sleepers, then each rank's own number of rounds, which nobody else looks at.
@@ -102,10 +114,39 @@ void sum_into(float *to, const std::vector<const float *> &slots, int64_t offset
 
 using Slots = std::vector<const float *>;
 
+// What one rank sends to another in an exchange of rows: `count` elements from `begin` on in the sender's stream, which
+// is its rows in order of their target without those that stay.
+struct Piece {
+  int64_t begin, count;
+
+  // copy(place in the window, place in the piece, elements) of what the window [from, from + size) of the stream holds.
+  template <class Copy>
+  void inside(int64_t from, int64_t size, Copy copy) const {
+    int64_t first = std::max(begin, from), last = std::min(begin + count, from + size);
+    if (first < last) copy(first - from, first - begin, last - first);
+  }
+};
+
+// The rows that every rank sends to every other, (sender, target), from each one's own numbers.
+std::vector<int64_t> told(const Room &room, const double *own) {
+  int64_t ranks = room.ranks();
+  std::vector<int64_t> all(ranks * ranks);
+  room.round([&](float *slot) { std::memcpy(slot, own, ranks * sizeof(double)); },
+             [&](const Slots &slots) {
+               for (int64_t rank = 0; rank < ranks; ++rank)
+                 for (int64_t to = 0; to < ranks; ++to) {
+                   double rows;
+                   std::memcpy(&rows, slots[rank] + 2 * to, sizeof(rows));
+                   all[rank * ranks + to] = static_cast<int64_t>(rows);
+                 }
+             });
+  return all;
+}
+
 }  // namespace
 }  // namespace mindmoe
 
-// All: in: x fp32, [address, ranks, own place, elements of a slot]; every rank calls with an equal shape.
+// All but the last: in: x fp32, [address, ranks, own place, elements of a slot]; every rank calls with an equal shape.
 
 // out: the sum of all x
 MINDMOE_OP(shared_all_reduce) {
@@ -143,4 +184,43 @@ MINDMOE_OP(shared_all_to_all) {
     for (size_t rank = 0; rank < slots.size(); ++rank)
       std::memcpy(to + rank * n + begin, slots[rank] + room.index() * count, count * sizeof(float));
   });
+}
+
+// in: x (R, ...), [address, ranks, own place, elements of a slot, rows for each rank], (rows of out) for its shape
+// out: the rows that arrive in order of their source, then zeros. x holds those to send in order of their target.
+MINDMOE_OP(shared_all_to_all_v) {
+  Room room(t[1].f64());
+  int64_t ranks = room.ranks(), me = room.index(), width = t[0].size() / t[0].dim(0), longest = 0, arrived = 0, at = 0;
+  std::vector<int64_t> rows = told(room, t[1].f64() + 4);
+  std::vector<Piece> leave(ranks), arrive(ranks);
+  std::vector<const float *> from(ranks);
+  std::vector<float *> into(ranks);
+  for (int64_t rank = 0; rank < ranks; ++rank) {
+    int64_t stream = 0;
+    for (int64_t to = 0; to < ranks; ++to) {
+      int64_t count = rows[rank * ranks + to] * width;
+      if (rank == me) from[to] = t[0].f32() + at, leave[to] = {stream, to == me ? 0 : count}, at += count;
+      if (to == me) {
+        into[rank] = t[3].f32() + arrived, arrive[rank] = {stream, rank == me ? 0 : count}, arrived += count;
+        if (rank == me) std::memcpy(into[me], from[me], count * sizeof(float));
+      }
+      if (to != rank) stream += count;
+    }
+    longest = std::max(longest, stream);
+  }
+  for (int64_t begin = 0; begin < longest; begin += room.elements())
+    room.round(
+        [&](float *slot) {
+          for (int64_t to = 0; to < ranks; ++to)
+            leave[to].inside(begin, room.elements(), [&](int64_t window, int64_t piece, int64_t count) {
+              std::memcpy(slot + window, from[to] + piece, count * sizeof(float));
+            });
+        },
+        [&](const Slots &slots) {
+          for (int64_t rank = 0; rank < ranks; ++rank)
+            arrive[rank].inside(begin, room.elements(), [&](int64_t window, int64_t piece, int64_t count) {
+              std::memcpy(into[rank] + piece, slots[rank] + window, count * sizeof(float));
+            });
+        });
+  std::fill(t[3].f32() + arrived, t[3].f32() + t[3].size(), 0.0f);
 }

@@ -9,9 +9,10 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindmoe.moe.config import MoeConfig
-from mindmoe.moe.dispatch.rows import WITHOUT_LAST, ExpertFfn, combine, pack_tokens, through_experts, unpack_tokens
+from mindmoe.moe.dispatch.rows import Weights, pack_tokens, unpack_tokens
 from mindmoe.moe.dispatch.sizes import capacity_rows, chunk_tokens
-from mindmoe.ops.permute import FromSlots, ToSlots, with_zero_row
+from mindmoe.ops.permute import ToSlots
+from mindmoe.ops.select import OpSet
 from mindmoe.parallel.collectives import (
     AllToAll,
     AllToAllV,
@@ -43,14 +44,15 @@ class _ExpertTensor(nn.Cell):
 class PaddedAllToAll(_ExpertTensor):
     """With capacity: (E, slots, D) is exchanged, empty slots included."""
 
-    def __init__(self, expert_ffn: ExpertFfn, moe: MoeConfig, groups: Groups, seq_length: int):
+    def __init__(self, kernels: OpSet, moe: MoeConfig, groups: Groups):
         super().__init__(groups)
-        self.expert_ffn, self.num_experts = expert_ffn, moe.num_experts
+        assert kernels.expert_ffn is not None, "ops of a dense model"
+        self.expert_ffn, self.combine, self.num_experts = kernels.expert_ffn, kernels.combine, moe.num_experts
         self.ranks = groups["ep"].size
-        self.chunk = chunk_tokens(moe, seq_length)
+        self.chunk = chunk_tokens(moe, kernels.shape.seq_length)
         self.capacity = capacity_rows(moe, self.chunk)
         self.exchange = AllToAll(groups["ep"]) if self.ranks > 1 else None
-        self.to_slots, self.from_slots = ToSlots(), FromSlots()
+        self.to_slots = ToSlots()
         self.on, self.off = Tensor(1.0), Tensor(0.0)
 
     def construct(
@@ -66,9 +68,10 @@ class PaddedAllToAll(_ExpertTensor):
         number = ops.arange(0, experts, dtype=ms.int32).expand_dims(1)
         number = ops.broadcast_to(number, (experts, rows.shape[0] // experts)).reshape(-1)
         number = ops.select(ops.stop_gradient(rows[:, -1]) > 0.5, number, ops.full_like(number, experts))
-        done = through_experts(self.expert_ffn, rows[:, :-1], number, (gate_up, gate_up_bias, down, self.once(bias)))
-        back = self.from_slots(self.travel(done, False), slot, source)
-        return self.scatter(combine(back, all_gates)).reshape(x.shape)
+        weights, ones = (gate_up, gate_up_bias, down, self.once(bias)), ops.ones((number.shape[0], 1), ms.float32)
+        done = self.expert_ffn(rows[:, :-1], ones, number.expand_dims(1), *weights)
+        slot = ops.select(slot < source.shape[0], slot, ops.full_like(slot, -1)).reshape(all_ids.shape)
+        return self.scatter(self.combine(self.travel(done, False), all_gates, slot)).reshape(x.shape)
 
     def layout(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The slot of each assignment (T*K), M where it is dropped, and the assignment in each slot (M)."""
@@ -100,9 +103,9 @@ class PaddedAllToAll(_ExpertTensor):
 class DroplessAllToAll(_ExpertTensor):
     """Without capacity: exactly the rows that were assigned are exchanged; op by op only."""
 
-    def __init__(self, expert_ffn: ExpertFfn, groups: Groups):
+    def __init__(self, kernels: OpSet, moe: MoeConfig, groups: Groups):
         super().__init__(groups)
-        self.expert_ffn, self.group = expert_ffn, groups["ep"]
+        self.exchange = RowExchange(kernels, moe.num_experts, groups["ep"])
 
     def construct(
         self, x: Tensor, gates: Tensor, ids: Tensor, gate_up: Tensor, gate_up_bias: Tensor, down: Tensor, bias: Tensor
@@ -110,44 +113,51 @@ class DroplessAllToAll(_ExpertTensor):
         """x (B, S, D), gates (T, K), ids (T, K), this rank's weights -> (B, S, D)."""
         tokens, all_gates, all_ids = self.enter(x, gates, ids)
         weights = (gate_up, gate_up_bias, down, self.once(bias))
-        return self.scatter(exchange_rows(self.expert_ffn, tokens, all_gates, all_ids, weights, self.group)).reshape(
-            x.shape
-        )
+        return self.scatter(self.exchange(tokens, all_gates, all_ids, weights)).reshape(x.shape)
 
 
-def exchange_rows(
-    expert_ffn: ExpertFfn,
-    tokens: Tensor,
-    gates: Tensor,
-    ids: Tensor,
-    weights: tuple[Tensor, Tensor, Tensor, Tensor],
-    group: Group,
-) -> Tensor:
+class RowExchange:
     """Tokens through experts that are spread over a group in equal parts; op by op only.
 
     Args:
-        expert_ffn: the op.
-        tokens: (T, D) fp32.
-        gates: (T, K).
-        ids: (T, K) int32 among the experts of the group; their number and more for assignments without one.
-        weights: this rank's experts.
+        kernels: with the ops of an expert FFN.
+        num_experts: of the group.
         group: where they are.
-
-    Returns:
-        (T, D) the weighted sum of each token's experts.
     """
-    local = weights[0].shape[0]
-    flat = ids.asnumpy().reshape(-1)
-    order = np.argsort(flat, kind="stable")
-    order = order[flat[order] < local * group.size]
-    slot = np.full(flat.size, order.size, np.int32)
-    slot[order] = np.arange(order.size)
-    counts = np.bincount(flat[order], minlength=local * group.size).reshape(group.size, local)
-    arrived = exchanged_counts(counts, group)  # (source, local expert)
-    sent, received = counts.sum(1).tolist(), arrived.sum(1).tolist()
-    move, back = AllToAllV(group, sent, received), AllToAllV(group, received, sent)
-    source = np.append(order // ids.shape[1], tokens.shape[0])  # and the row of zeros: no empty gather
-    rows = move(WITHOUT_LAST(ops.gather(with_zero_row(tokens), Tensor(source.astype(np.int32)), 0)))
-    number = np.repeat(np.tile(np.arange(local, dtype=np.int32), group.size), arrived.reshape(-1))
-    done = back(through_experts(expert_ffn, rows, Tensor(number), weights))
-    return combine(ops.gather(with_zero_row(done), Tensor(slot), 0), gates)
+
+    def __init__(self, kernels: OpSet, num_experts: int, group: Group):
+        assert kernels.expert_ffn is not None, "ops of a dense model"
+        self.expert_ffn, self.group = kernels.expert_ffn, group
+        self.permute, self.combine = kernels.permute(num_experts), kernels.combine
+
+    def __call__(self, tokens: Tensor, gates: Tensor, ids: Tensor, weights: Weights) -> Tensor:
+        """The weighted sum of each token's experts.
+
+        A rank that receives nothing computes one row of zeros without an expert: its weights have a gradient too, and
+        with it the collectives that gather them back.
+
+        Args:
+            tokens: (T, D) fp32.
+            gates: (T, K).
+            ids: (T, K) int32 among the experts of the group; their number and more for assignments without one.
+            weights: this rank's experts.
+
+        Returns:
+            (T, D).
+        """
+        local = weights[0].shape[0]
+        rows, counts, slot = self.permute(tokens, ids)
+        leaving = counts.asnumpy().reshape(self.group.size, local)
+        arriving = exchanged_counts(leaving, self.group)  # (source, local expert)
+        sent, received = leaving.sum(1).tolist(), arriving.sum(1).tolist()
+        number = np.repeat(np.tile(np.arange(local), self.group.size), arriving.reshape(-1))
+        number = number if number.size else np.array([local])
+        rows = AllToAllV(self.group, sent, received, number.size)(rows)
+        ones = ops.ones((number.size, 1), ms.float32)
+        done = self.expert_ffn(rows, ones, Tensor(number[:, None].astype(np.int32)), *weights)
+        return self.combine(AllToAllV(self.group, received, sent, rows_of(slot))(done), gates, slot)
+
+
+def rows_of(slot: Tensor) -> int:
+    """The rows of a permutation by slot (T, K)."""
+    return slot.shape[0] * slot.shape[1]

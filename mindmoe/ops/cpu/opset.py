@@ -11,7 +11,7 @@ from mindspore import Tensor, float32
 from mindmoe.ops.cpu.attention import Attention, CachedAttention
 from mindmoe.ops.cpu.cross_entropy import CrossEntropy
 from mindmoe.ops.cpu.embedding import Embedding
-from mindmoe.ops.cpu.experts import Experts
+from mindmoe.ops.cpu.experts import Combine, Experts, Permute
 from mindmoe.ops.cpu.fork import Fork
 from mindmoe.ops.cpu.linear import Linear
 from mindmoe.ops.cpu.optimizer import AdamW, SquareSum
@@ -86,6 +86,8 @@ def cpu_ops(shape: OpShape, threads: int) -> OpSet:
         fork=lambda readers: Fork(readers, pack),
         router=StaticRouter(moe, pack) if moe is not None and StaticRouter.knows(moe) else None,
         expert_ffn=expert_ffn if moe is not None else None,
+        permute=lambda targets: Permute(targets, pack),
+        combine=Combine(pack),
         cross_entropy=cross_entropy,
         adamw=adamw,
         square_sum=SquareSum(pack),

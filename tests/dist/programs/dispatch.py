@@ -36,7 +36,7 @@ def main(out: Path, config_file: Path) -> None:
     config = resolve(load_config(config_file, words), at.world)
     start_device(config, at)
     groups = build_groups(config, Mesh.build(config.parallel, at.world), at.rank)
-    ffn = build_kernels(config, at).expert_ffn
+    kernels = build_kernels(config, at)
     dim, width, experts = config.model.hidden_size, config.model.intermediate_size, config.moe.num_experts
     rng = np.random.default_rng(0)
     shapes = [(experts, dim, 2 * width), (experts, 2 * width), (experts, width, dim), (experts, dim)]
@@ -48,12 +48,12 @@ def main(out: Path, config_file: Path) -> None:
     for routing, (first, last) in ROUTINGS.items():
         ids = rng.integers(first, last, (RANKS, TOKENS, TOP_K)).astype(np.int32)
         everything = (xs.reshape(1, -1, dim), gates.reshape(-1, TOP_K), ids.reshape(-1, TOP_K), *weights)
-        wanted = gradients(ffn, *everything)
+        wanted = gradients(kernels.expert_ffn, *everything)
         mine = [wanted[0].reshape(xs.shape)[at.rank], wanted[1].reshape(xs.shape)[at.rank]]
         mine += [wanted[2].reshape(gates.shape)[at.rank], *(grad[local] for grad in wanted[3:])]
         for dispatcher in ("all_gather", "all_to_all", "two_hop"):
             parallel = config.parallel.model_copy(update={"dispatcher": dispatcher})
-            call = build_dispatcher(ffn, config.moe, groups, parallel, False, TOKENS)
+            call = build_dispatcher(kernels, config.moe, groups, parallel, False)
             own = (xs[at.rank], gates[at.rank], ids[at.rank], *(weight[local] for weight in weights))
             pairs = zip(gradients(call, *own), mine, strict=True)
             apart = [float(np.abs(a - b).max() / max(1.0, np.abs(b).max())) for a, b in pairs]
