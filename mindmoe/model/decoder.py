@@ -83,7 +83,7 @@ class CausalLM(nn.Cell):
         self.rms_norm, self.linear_out = kernels.rms_norm, kernels.linear_out
         self.kv_heads, self.head_dim, self.cache_dtype = model.num_key_value_heads, model.head_dim, kernels.cache_dtype
         self.embedding = build_vocab_embedding(kernels.embedding, groups["tp"])
-        self.cross_entropy = build_vocab_cross_entropy(kernels.cross_entropy, groups["tp"], kernels.shape.precision)
+        self.cross_entropy = build_vocab_cross_entropy(kernels.cross_entropy, kernels.cross_entropy_part, groups["tp"])
         specs = param_specs(model, moe)
         place = _Placer(specs, model, parallel, groups)
 

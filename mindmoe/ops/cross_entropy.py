@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from mindmoe.ops.precision import ROUND
@@ -48,3 +49,47 @@ def build_cross_entropy(precision: str) -> Callable[..., Tensor]:
         return projected(x.reshape((-1, x.shape[-1])), w, labels.reshape(-1), mask.reshape(-1))
 
     return cross_entropy
+
+
+class CrossEntropyPart:
+    """What a part of the vocabulary contributes to the cross-entropy over all of it; neither half has a gradient.
+
+    Labels are counted from the first word of the part.
+    """
+
+    def __init__(self, precision: str):
+        self.cast = ROUND[precision]
+        self.project = ops.MatMul(transpose_b=True)
+        self.plain = ops.MatMul()
+        self.left_t = ops.MatMul(transpose_a=True)
+        self.one_hot = ops.OneHot()
+        self.on, self.off = Tensor(1.0), Tensor(0.0)
+
+    def forward(self, x: Tensor, w: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """x (T, D), w (V / P, D), labels (T) -> log of the denominator over the part (T), label's logit (T) or 0."""
+        logits = self.project(self.cast(x), self.cast(w))
+        label, held = _placed(labels, w.shape[0])
+        return ops.logsumexp(logits, 1), ops.gather_elements(logits, 1, label.expand_dims(1)).squeeze(1) * held
+
+    def backward(self, dnll: Tensor, lse: Tensor, x: Tensor, w: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of x and w; the logits are computed again rather than kept.
+
+        Args:
+            dnll: (T) gradient of each token's loss.
+            lse: (T) log of the denominator over the whole vocabulary.
+            x: (T, D).
+            w: (V / P, D).
+            labels: (T).
+        """
+        x, w = self.cast(x), self.cast(w)
+        p = ops.exp(self.project(x, w) - lse.expand_dims(1))
+        label, held = _placed(labels, w.shape[0])
+        chosen = self.one_hot(label, w.shape[0], self.on, self.off) * held.expand_dims(1)
+        d = self.cast((p - chosen) * dnll.expand_dims(1))
+        return self.plain(d, w), self.left_t(d, x)
+
+
+def _placed(labels: Tensor, words: int) -> tuple[Tensor, Tensor]:
+    """Labels that are in the part, 0 for those elsewhere, and whether they are (T) fp32."""
+    held = ops.logical_and(labels >= 0, labels < words)
+    return labels * held.astype(ms.int32), held.astype(ms.float32)

@@ -12,7 +12,7 @@ from mindmoe.model.config import ModelConfig
 from mindmoe.moe.config import MoeConfig
 from mindmoe.ops.adamw import build_adamw, square_sum
 from mindmoe.ops.attention import build_attention, build_cached_attention
-from mindmoe.ops.cross_entropy import build_cross_entropy
+from mindmoe.ops.cross_entropy import CrossEntropyPart, build_cross_entropy
 from mindmoe.ops.embedding import embedding
 from mindmoe.ops.expert_ffn import build_expert_ffn
 from mindmoe.ops.fork import Fork
@@ -44,6 +44,7 @@ class OpSet:
         permute: maps a number E of targets to x (T, D), ids (T, K) -> rows (T*K, D) in order of id, zeros after them,
             counts (E) int32, and the row (T, K) int32 of each assignment, -1 where its id is none of 0..E-1.
         combine: rows (R, D), gates (T, K), slot (T, K) -> (T, D), the sums of gates * rows[slot]; -1 adds nothing.
+        cross_entropy_part: what a part of the vocabulary contributes, in two halves.
         adamw: builds the update of a list of parameters.
         arrive: x -> x, marks in a graph what `wait` on the host waits for.
         wait: returns once `arrive` has run, or when waiting is no use; reading the value is what waits for certain.
@@ -65,6 +66,7 @@ class OpSet:
     permute: Callable[[int], Callable[..., tuple[Tensor, Tensor, Tensor]]]
     combine: Callable[..., Tensor]
     cross_entropy: Callable[..., Tensor]
+    cross_entropy_part: Any
     adamw: Callable[..., Callable[..., Tensor]]
     square_sum: Callable[..., Tensor]
     arrive: Callable[[Tensor], Tensor]
@@ -179,6 +181,7 @@ def reference_ops(shape: OpShape) -> OpSet:
         combine=combine,
         swiglu=build_swiglu(model.swiglu_alpha, model.swiglu_limit),
         cross_entropy=build_cross_entropy(precision),
+        cross_entropy_part=CrossEntropyPart(precision),
         adamw=build_adamw,
         square_sum=square_sum,
         arrive=keep,

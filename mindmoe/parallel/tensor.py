@@ -6,11 +6,11 @@ fused ops are used as they are.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from mindmoe.ops.precision import ROUND
 from mindmoe.ops.zeros import zeros_like
 from mindmoe.parallel.collectives import AllGather, Verb, build_all_gather, build_reduce_scatter
 from mindmoe.parallel.groups import Group
@@ -67,33 +67,21 @@ class VocabCrossEntropy(nn.Cell):
     """Cross-entropy over a vocabulary that is spread over the group; no rank ever holds the logits of all of it.
 
     The loss is one value on all ranks; each returns its rows' part of the gradient of x, to be summed.
+
+    Args:
+        group: the ranks.
+        part: the op of one part (mindmoe.ops.cross_entropy.CrossEntropyPart).
     """
 
-    def __init__(self, group: Group, precision: str):
+    def __init__(self, group: Group, part: Any):
         super().__init__(auto_prefix=False)
-        self.index = group.index
-        self.gathered = AllGather(group)
-        self.cast = ROUND[precision]
-        self.project = ops.MatMul(transpose_b=True)
-        self.plain = ops.MatMul()
-        self.left_t = ops.MatMul(transpose_a=True)
-        self.one_hot = ops.OneHot()
-        self.yes, self.no = Tensor(1.0), Tensor(0.0)
+        self.index, self.part, self.gathered = group.index, part, AllGather(group)
 
     def construct(self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """x (T, D), w (V/tp, D), labels (T) int32, mask (T) -> scalar sum [nats] and log-denominators (T)."""
-        logits = self.project(self.cast(x), self.cast(w))
-        local, held = self.placed(labels, w.shape[0])
-        chosen = ops.gather_elements(logits, 1, local.expand_dims(1)).squeeze(1) * held
-        parts = self.gathered(ops.stack((ops.logsumexp(logits, 1), chosen)))
+        parts = self.gathered(ops.stack(self.part.forward(x, w, labels - self.index * w.shape[0])))
         log_sum = ops.logsumexp(parts[:, 0], 0)
         return ((log_sum - parts[:, 1].sum(0)) * mask).sum(), log_sum
-
-    def placed(self, labels: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-        """Rows of labels here, 0 for those elsewhere, and whether they are here (T) fp32."""
-        local = labels - self.index * rows
-        held = ops.logical_and(local >= 0, local < rows)
-        return local * held.astype(ms.int32), held.astype(ms.float32)
 
     def bprop(
         self,
@@ -104,25 +92,19 @@ class VocabCrossEntropy(nn.Cell):
         out: tuple[Tensor, Tensor],
         dout: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Gradients of x and w; the logits are computed again rather than kept."""
-        x, w = self.cast(x), self.cast(w)
-        p = ops.exp(self.project(x, w) - out[1].expand_dims(1))
-        local, held = self.placed(labels, w.shape[0])
-        chosen = self.one_hot(local, w.shape[0], self.yes, self.no) * held.expand_dims(1)
-        d = self.cast((p - chosen) * (mask * dout[0]).expand_dims(1))
-        return self.plain(d, w), self.left_t(d, x), zeros_like(labels), zeros_like(mask)
+        """Gradients of x and w."""
+        dx, dw = self.part.backward(mask * dout[0], out[1], x, w, labels - self.index * w.shape[0])
+        return dx, dw, zeros_like(labels), zeros_like(mask)
 
 
-def build_vocab_cross_entropy(
-    cross_entropy: Callable[..., Tensor], group: Group, precision: str
-) -> Callable[..., Tensor]:
+def build_vocab_cross_entropy(cross_entropy: Callable[..., Tensor], part: Any, group: Group) -> Callable[..., Tensor]:
     """Returns loss(x (B, S/tp, D), w (V/tp, D), labels (B, S), mask (B, S)) -> summed loss [nats].
 
     It is equal on all ranks of the group.
     """
     if group.size == 1:
         return cross_entropy
-    gather, spread = build_gather_sequence(group), VocabCrossEntropy(group, precision)
+    gather, spread = build_gather_sequence(group), VocabCrossEntropy(group, part)
 
     def loss(x: Tensor, w: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         full = gather(x)

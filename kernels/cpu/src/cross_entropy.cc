@@ -41,16 +41,34 @@ class CrossEntropy {
     }
   }
 
-  // Also the gradients of sum(weight * nll): dx (rows, width) and dw (words, width).
+  // Where the words are a part of the vocabulary: log of the denominator over this part, and the logit of each label,
+  // zero for one that is elsewhere; both (rows).
+  void parts(float *lse, float *target) const {
+    for (int64_t begin = 0; begin < rows_; begin += block_) {
+      Scratch scratch;
+      Block block(*this, begin, scratch);
+      logits(block, nullptr, nullptr);
+      std::copy_n(block.lse, block.rows, lse + begin);
+      for (int64_t row = 0; row < block.rows; ++row)
+        target[begin + row] = valid(begin + row) ? block.target[row] : 0.0f;
+    }
+  }
+
+  // Also the gradients of sum(weight * nll): dx (rows, width) and dw (words, width). With `lse` (rows), the logs of the
+  // denominators over the whole vocabulary, of which the words are a part, those of this part; nll is not written then.
   template <class Out>
-  void gradients(const float *weight, float *nll, Out *dx, float *dw) const {
+  void gradients(const float *weight, const float *lse, float *nll, Out *dx, float *dw) const {
     for (int64_t begin = 0; begin < rows_; begin += block_) {
       Scratch scratch;
       Block block(*this, begin, scratch);
       T *slopes = scratch.take<T>(block.rows * stride_);
       logits(block, nll, slopes);
+      if (lse != nullptr) std::copy_n(lse + begin, block.rows, block.lse);
       parallel_blocks(block.rows, 16, [&](int64_t from, int64_t to) {
-        for (int64_t row = from; row < to; ++row) dlogits(block, row, weight[begin + row], slopes + row * stride_);
+        for (int64_t row = from; row < to; ++row) {
+          bool counts = lse != nullptr || valid(begin + row);
+          dlogits(block, row, counts ? weight[begin + row] : 0.0f, slopes + row * stride_);
+        }
       });
       parallel_gemm(kTransposed, kPlain, words_, width_, block.rows, slopes, stride_, x_ + begin * width_, width_,
                     begin == 0 ? 0.0f : 1.0f, dw);
@@ -97,7 +115,7 @@ class CrossEntropy {
     });
     for (int64_t row = 0; row < block.rows; ++row) {
       block.lse[row] = log_sum(block.parts + row * tiles_);
-      nll[block.begin + row] = valid(block.begin + row) ? block.lse[row] - block.target[row] : 0.0f;
+      if (nll != nullptr) nll[block.begin + row] = valid(block.begin + row) ? block.lse[row] - block.target[row] : 0.0f;
     }
   }
 
@@ -122,8 +140,6 @@ class CrossEntropy {
 
   // Turns a row of exp(logit - maximum of its tile) into weight * (softmax - one at the label).
   void dlogits(const Block &block, int64_t row, float weight, T *slopes) const {
-    int64_t label = labels_[block.begin + row];
-    if (!valid(block.begin + row)) weight = 0.0f;
     for (int64_t tile = 0; tile < tiles_; ++tile) {
       int64_t column = tile * kTileColumns, columns = std::min(kTileColumns, words_ - column);
       float scale = weight * std::exp(block.parts[row * tiles_ + tile].largest - block.lse[row]);
@@ -131,9 +147,9 @@ class CrossEntropy {
         store(slopes + column + i, load(slopes + column + i, lanes) * scale, lanes);
       });
     }
-    if (weight == 0.0f) return;
+    if (weight == 0.0f || !valid(block.begin + row)) return;
     float probability = std::exp(block.target[row] - block.lse[row]);
-    store(slopes + label, splat(weight * (probability - 1.0f)), SomeLanes{1});
+    store(slopes + labels_[block.begin + row], splat(weight * (probability - 1.0f)), SomeLanes{1});
   }
 
   const T *x_, *w_;
@@ -171,7 +187,7 @@ MINDMOE_OP(cross_entropy_with_gradient) {
     with_type(t[7].is_half(), [&](auto storage) {
       Scratch scratch;
       problem<decltype(tag)>(t[0], t[1], t[2], scratch)
-          .gradients(t[3].f32(), t[6].f32(), data_as<decltype(storage)>(t[7]), t[8].f32());
+          .gradients(t[3].f32(), nullptr, t[6].f32(), data_as<decltype(storage)>(t[7]), t[8].f32());
     });
   });
   t[5].f32()[0] = masked_sum(t[6].f32(), t[3].f32(), t[2].size());
@@ -186,7 +202,28 @@ MINDMOE_OP(cross_entropy_backward) {
   with_type(t[6].f64()[0] != 0, [&](auto tag) {
     with_type(t[7].is_half(), [&](auto storage) {
       problem<decltype(tag)>(t[2], t[3], t[4], scratch)
-          .gradients(weight, nll, data_as<decltype(storage)>(t[7]), t[8].f32());
+          .gradients(weight, nullptr, nll, data_as<decltype(storage)>(t[7]), t[8].f32());
+    });
+  });
+}
+
+// The next two where w is a part of the vocabulary, and labels are counted from its first word.
+
+// in: x (T, D), w (V / P, D), labels (T), [half]; out: log of this part's denominator (T), logit of labels that are here (T)
+MINDMOE_OP(cross_entropy_part_forward) {
+  with_type(t[3].f64()[0] != 0, [&](auto tag) {
+    Scratch scratch;
+    problem<decltype(tag)>(t[0], t[1], t[2], scratch).parts(t[4].f32(), t[5].f32());
+  });
+}
+
+// in: gradient of each token's loss (T), log of the whole denominator (T), x, w, labels, [half]; out: dx, dw
+MINDMOE_OP(cross_entropy_part_backward) {
+  with_type(t[5].f64()[0] != 0, [&](auto tag) {
+    with_type(t[6].is_half(), [&](auto storage) {
+      Scratch scratch;
+      problem<decltype(tag)>(t[2], t[3], t[4], scratch)
+          .gradients(t[0].f32(), t[1].f32(), nullptr, data_as<decltype(storage)>(t[6]), t[7].f32());
     });
   });
 }

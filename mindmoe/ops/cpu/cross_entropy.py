@@ -75,3 +75,30 @@ class _Late(nn.Cell):
     def bprop(self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor, out: Outputs, dout: Outputs) -> Outputs:
         dx, dw = self.backward(dout[0], dout[1], x, w, labels, mask, self.settings)
         return dx, dw, no_gradient(labels), no_gradient(mask)
+
+
+class CrossEntropyPart:
+    """As `mindmoe.ops.cross_entropy.CrossEntropyPart`, without the logits of all tokens in memory.
+
+    Args:
+        precision: of the products' operands.
+        pack: the library, by default the best of this machine.
+    """
+
+    def __init__(self, precision: Precision = "fp32", pack: Pack | None = None):
+        pack = pack or load()
+        self.settings = settings(precision == "bf16")
+        self.first = pack.op(
+            "cross_entropy_part_forward", lambda x, w, labels, *_: (labels, labels), lambda *_: (float32, float32)
+        )
+        self.second = pack.op(
+            "cross_entropy_part_backward", lambda dnll, lse, x, w, *_: (x, w), lambda dnll, lse, x, w, *_: (x, w)
+        )
+
+    def forward(self, x: Tensor, w: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """x (T, D), w (V / P, D), labels (T) -> log of the denominator over the part (T), label's logit (T) or 0."""
+        return self.first(x, w, labels, self.settings)
+
+    def backward(self, dnll: Tensor, lse: Tensor, x: Tensor, w: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of x and w; the logits are computed again."""
+        return self.second(dnll, lse, x, w, labels, self.settings)

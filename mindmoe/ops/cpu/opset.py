@@ -9,7 +9,7 @@ from collections.abc import Callable
 from mindspore import Tensor, float32
 
 from mindmoe.ops.cpu.attention import Attention, CachedAttention
-from mindmoe.ops.cpu.cross_entropy import CrossEntropy
+from mindmoe.ops.cpu.cross_entropy import CrossEntropy, CrossEntropyPart
 from mindmoe.ops.cpu.embedding import Embedding
 from mindmoe.ops.cpu.experts import Combine, Experts, Permute
 from mindmoe.ops.cpu.fork import Fork
@@ -89,6 +89,7 @@ def cpu_ops(shape: OpShape, threads: int) -> OpSet:
         permute=lambda targets: Permute(targets, pack),
         combine=Combine(pack),
         cross_entropy=cross_entropy,
+        cross_entropy_part=CrossEntropyPart(precision, pack),
         adamw=adamw,
         square_sum=SquareSum(pack),
         arrive=Arrive(pack),

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from mindspore import Tensor
 
-from mindmoe.ops.cpu.cross_entropy import CrossEntropy
+from mindmoe.ops import cross_entropy as reference
+from mindmoe.ops.cpu.cross_entropy import CrossEntropy, CrossEntropyPart
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2}
 
@@ -66,3 +68,29 @@ def test_large_logits_do_not_overflow(case, rng):
 def test_kind_of_gradient_is_checked(case):
     with pytest.raises(ValueError, match="gradient='both'"):
         CrossEntropy("fp32", "both", case.pack)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "reference"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("shape", [(300, 40, 2500), (1, 1, 3), (1100, 8, 1026)])
+def test_three_parts_of_a_vocabulary_make_the_whole(case, rng, kind, precision, shape):
+    x, w, labels, weight = inputs(rng, *shape)
+    labels = np.clip(labels, 0, len(w) - 1)
+    op = CrossEntropyPart(precision, case.pack) if kind == "cpu" else reference.CrossEntropyPart(precision)
+    edges = [0, len(w) // 3, len(w) - 1, len(w)]  # unequal parts, the last of one word
+    cuts = [slice(first, last) for first, last in zip(edges[:-1], edges[1:], strict=True)]
+    places = [Tensor((labels - cut.start).astype(np.int32)) for cut in cuts]
+    tensors = [Tensor(x.astype(np.float32)), *(Tensor(w[cut].astype(np.float32)) for cut in cuts)]
+    halves = [op.forward(tensors[0], part, place) for part, place in zip(tensors[1:], places, strict=True)]
+    lse = np.logaddexp.reduce([half[0].asnumpy() for half in halves])
+    nll = lse - np.sum([half[1].asnumpy() for half in halves], 0)
+    (_, wanted), backward = oracle(x, w, labels, weight)
+    dx, dw = backward(1.0, 0.0)
+    back = [
+        op.backward(Tensor(weight.astype(np.float32)), Tensor(lse), tensors[0], part, place)
+        for part, place in zip(tensors[1:], places, strict=True)
+    ]
+    scale = TOLERANCE[precision]
+    assert np.abs(nll - wanted).max() <= scale * max(1.0, np.abs(wanted).max())
+    assert np.abs(sum(part[0].asnumpy() for part in back) - dx).max() <= scale * np.abs(dx).max()
+    assert np.abs(np.concatenate([part[1].asnumpy() for part in back]) - dw).max() <= scale * np.abs(dw).max()
