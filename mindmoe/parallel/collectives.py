@@ -309,27 +309,36 @@ def stacked(x: Tensor, dim: int, parts: int) -> Tensor:
     inner = (*shape[:dim], size, *shape[dim + 1 :])
     if dim == 0:
         return x.reshape((parts, *inner))
-    if prod(shape[:dim]) <= _FEW and copies_are_slow(x):
-        rows = x.reshape((-1, *shape[dim:]))
-        pieces = [rows[row, part * size : (part + 1) * size] for part in range(parts) for row in range(rows.shape[0])]
-        return ops.concat(pieces, 0).reshape((parts, *inner))
-    x = x.reshape((*shape[:dim], parts, size, *shape[dim + 1 :]))
-    return x.transpose((dim, *range(dim), *range(dim + 1, len(shape) + 1)))
+    if _run_in_jit():  # @jit.cond: True
+        return _transposed_from(x.reshape((*shape[:dim], parts, size, *shape[dim + 1 :])), dim)
+    if prod(shape[:dim]) > _FEW or not copies_are_slow(x):
+        return _transposed_from(x.reshape((*shape[:dim], parts, size, *shape[dim + 1 :])), dim)
+    rows = x.reshape((-1, *shape[dim:]))
+    pieces = [rows[row, part * size : (part + 1) * size] for part in range(parts) for row in range(rows.shape[0])]
+    return ops.concat(pieces, 0).reshape((parts, *inner))
+
+
+def _transposed_from(x: Tensor, dim: int) -> Tensor:
+    """x with dimension `dim` moved to the front."""
+    return x.transpose((dim, *range(dim), *range(dim + 1, len(x.shape))))
 
 
 def unstacked(x: Tensor, dim: int) -> Tensor:
     """x (P, ...) with its first dimension laid out along `dim` of the rest."""
     shape = x.shape[1:]
-    if dim > 0 and copies_are_slow(x):
-        return ops.concat([x[part] for part in range(x.shape[0])], dim)
-    if dim > 0:
-        x = x.transpose((*range(1, dim + 1), 0, *range(dim + 1, len(shape) + 1)))
-    return x.reshape((*shape[:dim], x.shape[dim] * shape[dim], *shape[dim + 1 :]))
+    full = (*shape[:dim], x.shape[0] * shape[dim], *shape[dim + 1 :])
+    if dim == 0:
+        return x.reshape(full)
+    if _run_in_jit():  # @jit.cond: True
+        return x.transpose((*range(1, dim + 1), 0, *range(dim + 1, len(shape) + 1))).reshape(full)
+    if not copies_are_slow(x):
+        return x.transpose((*range(1, dim + 1), 0, *range(dim + 1, len(shape) + 1))).reshape(full)
+    return ops.concat([x[part] for part in range(x.shape[0])], dim)
 
 
 def copies_are_slow(x: Tensor) -> bool:
-    """Whether whole pieces should be taken from x and put together: MindSpore's transpositions and strided copies on
-    the CPU move 0.13 GB/s. Its graphs cannot slice bf16."""
+    """Whether x should be taken apart and put together in whole pieces, op by op: MindSpore's transpositions and
+    strided copies of fp32 on the CPU move 0.13 GB/s then."""
     return x.dtype == ms.float32 and _on_cpu()
 
 

@@ -7,6 +7,7 @@ equal sizes.
 
 import mindspore as ms
 from mindspore import Tensor, ops
+from mindspore.graph.api import _run_in_jit
 
 from mindmoe.parallel.collectives import copies_are_slow, stacked, unstacked
 from mindmoe.parallel.sharding import zero_columns, zero_depth, zero_dim
@@ -43,16 +44,21 @@ class ZeroBuffer:
         start = 0
         for i in range(len(self.shapes)):
             dim, size = self.dims[i], self.shapes[i][self.dims[i]]
-            end, shape = start + self.columns[i], self.part_shape(i)
-            if copies_are_slow(rows):
-                full = ops.concat([rows[rank, start:end].reshape(shape) for rank in range(self.ranks)], dim)
-            else:
-                full = unstacked(rows[:, start:end].reshape((self.ranks, *shape)), dim)
+            full = self.joined(rows, start, i)
             if full.shape[dim] != size:
                 full = ops.slice(full, (0,) * full.ndim, self.shapes[i])
             tensors = (*tensors, full)
             start = start + self.columns[i]
         return tensors
+
+    def joined(self, rows: Tensor, start: int, i: int) -> Tensor:
+        """Tensor i with its padding, of the columns of (P, L) from `start` on."""
+        end, shape, dim = start + self.columns[i], self.part_shape(i), self.dims[i]
+        if _run_in_jit():  # @jit.cond: True
+            return unstacked(rows[:, start:end].reshape((self.ranks, *shape)), dim)
+        if not copies_are_slow(rows):
+            return unstacked(rows[:, start:end].reshape((self.ranks, *shape)), dim)
+        return ops.concat([rows[rank, start:end].reshape(shape) for rank in range(self.ranks)], dim)
 
     def row(self, parts: tuple[Tensor, ...]) -> Tensor:
         """This rank's parts, those that are not empty -> its row (L)."""
