@@ -16,12 +16,9 @@ def main(logs: Path, jobs_file: Path, device: str) -> int:
     at = place()
     quiet_mindspore(threads_per_rank(0, at.local_world))
     if is_scheduler():
-        import mindspore as ms
+        from mindmoe.parallel.groups import serve
 
-        from mindmoe.parallel.groups import connect
-
-        ms.set_device({"cpu": "CPU", "ascend": "Ascend"}[device])
-        connect(device)
+        serve(device)
         return 0
     faulthandler.enable()
     faulthandler.register(STACK_SIGNAL, all_threads=True)

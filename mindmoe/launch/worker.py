@@ -45,12 +45,9 @@ def _scheduler(device: str) -> int:
     from mindmoe.env import quiet_mindspore
 
     quiet_mindspore(threads=1)
-    import mindspore as ms
+    from mindmoe.parallel.groups import serve
 
-    from mindmoe.parallel.groups import connect
-
-    ms.set_device({"cpu": "CPU", "ascend": "Ascend"}[device])
-    connect(device)
+    serve(device)
     return 0
 
 

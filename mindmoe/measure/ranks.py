@@ -24,13 +24,13 @@ def main(folder: Path) -> int:
     quiet_mindspore(max(1, usable_cores() // here.local_world))
     import mindspore as ms
 
-    from mindmoe.parallel.groups import Groups, connect
+    from mindmoe.parallel.groups import Groups, connect, serve, set_device
     from mindmoe.parallel.mesh import Mesh
 
-    ms.set_device("CPU")
     if is_scheduler():
-        connect("cpu")
+        serve("cpu")
         return 0
+    set_device("cpu")
     ms.runtime.launch_blocking()
     connect("cpu")
     pairs = Mesh(dp=here.world // 2, tp=2)

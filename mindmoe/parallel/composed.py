@@ -36,6 +36,7 @@ class Composed(Primitives):
 
     def __init__(self, group: Group):
         super().__init__(group)
+        self.reduce = ops.AllReduce(group=group.name)
         # A constant with equal structure on all ranks: their graphs must not differ, or their collectives may come in
         # another order. A factor of 1 or 0 would be simplified away, on one rank with the collective before it.
         self.mine = Tensor((np.arange(group.size) == group.index).astype(np.float32))

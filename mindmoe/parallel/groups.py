@@ -14,6 +14,7 @@ WORLD = {"cpu": "mccl_world_group", "ascend": "hccl_world_group"}
 _CREATED: set[str] = set()
 """Communicators of this process; MindSpore keeps them by name as long as it runs."""
 _BACKEND = {"cpu": "mccl", "ascend": "hccl"}
+_TARGET = {"cpu": "CPU", "ascend": "Ascend"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +44,17 @@ class Group:
 def alone(axis: str = "world", rank: int = 0) -> Group:
     """The group of one rank."""
     return Group(axis=axis, name="", ranks=(rank,), index=0)
+
+
+def set_device(device: str) -> None:
+    """Makes `cpu` or `ascend` the device of this process."""
+    ms.set_device(_TARGET[device])
+
+
+def serve(device: str) -> None:
+    """Serves the cluster as its scheduler until every rank has left; for the process that msrun started as that."""
+    set_device(device)
+    connect(device)
 
 
 def connect(device: str) -> None:

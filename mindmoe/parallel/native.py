@@ -23,6 +23,7 @@ class Native(Primitives):
 
     def __init__(self, group: Group):
         super().__init__(group)
+        self.reduce = ops.AllReduce(group=group.name)
         self.gather = ops.AllGather(group.name)
         self.scatter = ops.ReduceScatter(group=group.name)
         self.exchange = ops.AlltoAll(split_count=group.size, split_dim=0, concat_dim=0, group=group.name)

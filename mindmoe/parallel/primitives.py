@@ -1,7 +1,7 @@
-"""What the collectives of both devices share: a group, and what follows from sending and receiving."""
+"""What all collectives share, whatever they are made of: a group, and what follows from sending and receiving."""
 
 import mindspore as ms
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
 from mindmoe.parallel.groups import Group
 
@@ -12,7 +12,6 @@ class Primitives(nn.Cell):
     def __init__(self, group: Group):
         super().__init__(auto_prefix=False)
         self.group, self.size, self.index, self.ranks = group, group.size, group.index, group.ranks
-        self.reduce = ops.AllReduce(group=group.name)
 
     def eager(self, verb: str, x: Tensor) -> Tensor:
         """A verb of x op by op, where it may be made of something else than in graphs."""

@@ -7,14 +7,15 @@ the own part, and a message is noise.
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, ops
 
 from mindmoe.parallel.groups import Group
+from mindmoe.parallel.primitives import Primitives
 
 _NOISE = 0.02  # of hidden states and of their gradients
 
 
-class StandIn(nn.Cell):
+class StandIn(Primitives):
     """The collectives of one group, without gradients; arguments as in composed.Composed. Op by op only.
 
     Raises:
@@ -27,13 +28,8 @@ class StandIn(nn.Cell):
     ) | {"send, receive": "a stand-in, noise arrives"}
 
     def __init__(self, group: Group):
-        super().__init__(auto_prefix=False)
-        self.size, self.index, self.group = group.size, group.index, group
+        super().__init__(group)
         self.noise = np.random.default_rng(group.ranks[group.index])
-
-    def eager(self, verb: str, x: Tensor) -> Tensor:
-        """A verb of x."""
-        return getattr(self, verb)(x)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """x times the number of ranks."""

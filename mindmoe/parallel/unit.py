@@ -10,7 +10,7 @@ from mindmoe.parallel.collectives import AllGather
 from mindmoe.parallel.groups import Group
 from mindmoe.parallel.sharding import Shard, zero_shard
 from mindmoe.parallel.weights import new_parameter
-from mindmoe.parallel.zero import ZeroBuffer
+from mindmoe.parallel.zero import Whole, ZeroBuffer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,9 +105,10 @@ class _Gather:
     def __init__(self, shapes: list[tuple[int, ...]], group: Group, places: list[int], start: int):
         self.places, self.start = places, start
         self.buffer = ZeroBuffer(shapes, group.size, group.index)
-        self.gather = AllGather(group)
+        self.gather, self.whole = AllGather(group), Whole(self.buffer)
         self.count = sum(self.buffer.size(i) > 0 for i in range(len(shapes)))
 
     def __call__(self, params: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         row = self.buffer.row(params[self.start : self.start + self.count])
-        return self.buffer.whole(self.gather(row))
+        whole = self.whole(self.gather(row))
+        return (whole,) if len(self.places) == 1 else whole

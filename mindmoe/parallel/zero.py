@@ -5,9 +5,13 @@ the parts of several tensors are laid side by side: row r of a (P, L) buffer hol
 equal sizes.
 """
 
+from typing import Any
+
 import mindspore as ms
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
 from mindspore.graph.api import _run_in_jit
+
+from mindmoe.parallel.collectives import copies_are_slow, stacked, unstacked
 
 from mindmoe.parallel.collectives import copies_are_slow, stacked, unstacked
 from mindmoe.parallel.sharding import zero_columns, zero_depth, zero_dim
@@ -104,3 +108,31 @@ class ZeroBuffer:
             return x
         shape = tuple(missing if d == dim else length for d, length in enumerate(x.shape))
         return ops.concat((x, ops.zeros(shape, x.dtype)), dim)
+
+
+class Whole(nn.Cell):
+    """`ZeroBuffer.whole` with a gradient: those of the whole tensors are laid out as one buffer.
+
+    A single tensor comes without a tuple: op by op MindSpore takes a tuple of one for its member in the backward pass.
+
+    MindSpore's own makes a buffer for every tensor, zeros but for its columns, and adds them all up; and its CPU kernel
+    for the gradient of a slice refuses a buffer of more than 2 GiB, which a vocabulary projection fills.
+
+    Args:
+        buffer: how the tensors lie.
+    """
+
+    def __init__(self, buffer: ZeroBuffer):
+        super().__init__(auto_prefix=False)
+        self.buffer = buffer
+
+        self.alone = len(buffer.shapes) == 1
+
+    def construct(self, rows: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """(P, L) -> whole tensors, or the only one."""
+        tensors = self.buffer.whole(rows)
+        return tensors[0] if self.alone else tensors
+
+    def bprop(self, rows: Tensor, out: Any, dout: Any) -> tuple[Tensor]:
+        """The gradients of whole tensors -> (P, L); padding has none."""
+        return (self.buffer.rows((dout,) if self.alone else dout),)

@@ -19,7 +19,7 @@ from mindmoe.optim.optimizer import Optimizer, build_optimizer
 from mindmoe.optim.owned import Owned, chosen_owner
 from mindmoe.optim.reduction import Reduction
 from mindmoe.parallel.collectives import probe, table
-from mindmoe.parallel.groups import Groups, connect
+from mindmoe.parallel.groups import Groups, connect, set_device
 from mindmoe.parallel.held import Held
 from mindmoe.parallel.mesh import Coordinates, Mesh, MeshAxis
 from mindmoe.parallel.sequence import context_positions
@@ -86,7 +86,7 @@ def _once(records: list[Held]) -> list[Held]:
 
 def start_device(config: RunConfig, place: Place, stand_in: bool = False) -> None:
     """Selects the device and, with several ranks that are there, joins the cluster."""
-    ms.set_device({"cpu": "CPU", "ascend": "Ascend"}[config.train.device])
+    set_device(config.train.device)
     if config.train.device == "cpu":
         # Otherwise this thread spins while another one launches its ops: a core lost to every rank.
         ms.runtime.launch_blocking()

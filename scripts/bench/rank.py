@@ -21,14 +21,11 @@ def main() -> None:
     quiet_mindspore(1)
     from mindmoe.data.loader import Batch
     from mindmoe.load import load_config
-    from mindmoe.parallel.groups import connect
+    from mindmoe.parallel.groups import serve
     from mindmoe.train.setup import build_trainer, start_device
 
     if is_scheduler():
-        import mindspore as ms
-
-        ms.set_device("CPU")
-        connect("cpu")
+        serve("cpu")
         return
     config, steps = load_config(sys.argv[1]), int(sys.argv[2])
     start_device(config, here)

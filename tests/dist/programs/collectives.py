@@ -30,7 +30,7 @@ from mindmoe.parallel.collectives import (
     probe,
     shift,
 )
-from mindmoe.parallel.groups import Group, Groups, connect
+from mindmoe.parallel.groups import Group, Groups, connect, serve
 from mindmoe.parallel.mesh import Mesh
 
 DTYPES = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16, "int32": ms.int32}
@@ -213,10 +213,11 @@ def main(out: Path) -> None:
     """Checks the world, the pairs of a mesh, and a group of three of the four ranks."""
     at = place()
     quiet_mindspore(1)
+    if is_scheduler():
+        serve("cpu")
+        return
     ms.set_device("CPU")
     connect("cpu")
-    if is_scheduler():
-        return
     ms.runtime.launch_blocking()  # as mindmoe.train.setup does: no thread spins
     groups = Groups(Mesh(dp=2, tp=2), at.rank, "cpu", [(0, 1, 3)])
     own = [groups["world"], groups["tp"], groups["dp"]]

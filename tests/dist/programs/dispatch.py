@@ -16,7 +16,7 @@ from mindmoe.config import resolve
 from mindmoe.env import is_scheduler, place, quiet_mindspore
 from mindmoe.load import load_config
 from mindmoe.moe.dispatch.build import build_dispatcher
-from mindmoe.parallel.groups import connect
+from mindmoe.parallel.groups import serve
 from mindmoe.parallel.mesh import Mesh
 from mindmoe.train.setup import build_groups, build_kernels, start_device
 
@@ -29,8 +29,7 @@ def main(out: Path, config_file: Path) -> None:
     at = place()
     quiet_mindspore(1)
     if is_scheduler():
-        ms.set_device("CPU")
-        connect("cpu")
+        serve("cpu")
         return
     words = ["parallel.ep=4", "parallel.dispatcher=two_hop", "parallel.node_size=2"]
     config = resolve(load_config(config_file, words), at.world)

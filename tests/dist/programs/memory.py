@@ -8,13 +8,12 @@ import json
 import sys
 from pathlib import Path
 
-import mindspore as ms
 import psutil
 
 from mindmoe.config import resolve
 from mindmoe.env import is_scheduler, place, quiet_mindspore
 from mindmoe.load import load_config
-from mindmoe.parallel.groups import connect
+from mindmoe.parallel.groups import serve
 from mindmoe.train.setup import build_trainer, start_device
 
 
@@ -23,8 +22,7 @@ def main(out: Path, config: Path, layouts: list[str]) -> None:
     at = place()
     quiet_mindspore(1)
     if is_scheduler():
-        ms.set_device("CPU")
-        connect("cpu")
+        serve("cpu")
         return
     runs = [resolve(load_config(config, layout.split("+")), at.world) for layout in layouts]
     start_device(runs[0], at)

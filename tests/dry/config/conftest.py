@@ -1,7 +1,11 @@
 """A small valid config, and a writer of config files."""
 
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -32,6 +36,8 @@ data:
 
 Write = Callable[..., str]
 
+HANG = 2.0  # [s] of processor time; the largest sections take a tenth of it
+
 
 @pytest.fixture
 def valid() -> str:
@@ -51,3 +57,32 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
         return name
 
     return write_file
+
+
+class Work:
+    """Counts the calls made inside a `with` block, of Python functions and from Python into C.
+
+    Their number is the same on an idle and on a busy machine. What C code does by itself is not in it: a pattern that
+    goes over a long text again and again is one call. So the block must also end before HANG, which nothing does that
+    is more than linear in a file of the largest size.
+    """
+
+    calls = 0
+
+    def __enter__(self) -> "Work":
+        self.before, self.start = sys.getprofile(), time.process_time()
+        sys.setprofile(self._note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        sys.setprofile(self.before)
+        assert kind or time.process_time() - self.start < HANG
+
+    def _note(self, frame: FrameType, event: str, argument: Any) -> None:
+        self.calls += event in ("call", "c_call")
+
+
+@pytest.fixture(scope="session")
+def work() -> type[Work]:
+    """What counts calls."""
+    return Work

@@ -1,10 +1,10 @@
-"""Whatever a file or an override holds: a config, or a ConfigError, within 100 ms."""
+"""Whatever a file or an override holds: a config, or a ConfigError, after a bounded number of calls."""
 
 import contextlib
 import random
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,21 +22,24 @@ ODD = [
     *("12:30:45", "10GiB", "-3s", "9" * 30, "9" * 70, "0x10", "&a", "*a", "!!int 3", "!x", "|", ">", "- 1", "a: b"),
     *("? x", "<<", "[", "}", "'", '"', "#", "%YAML 1.1", "---", "...", "\t", "\u2028", "\x85", "\ufeff", "\x1b", "a=b"),
 ]
+CALLS, LARGE = 100_000, 400_000  # ordinary configs make up to 40,000 calls, the largest sections 270,000
 FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def _load(text: str | bytes, folder: Path, overrides: Sequence[str] = ()) -> RunConfig | None:
+def _load(work: Any, text: str | bytes, folder: Path, overrides: Sequence[str] = ()) -> RunConfig | None:
     """The config, or None when it was refused; anything else that happens fails the test."""
     path = folder / "run.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
-    start = time.process_time()
-    try:
-        run = load_config(path, overrides)
-    except UserError as error:
-        assert isinstance(error, ConfigError) or "is not UTF-8" in str(error)
-        assert all(line.isprintable() for line in str(error).splitlines())
-        run = None
-    assert time.process_time() - start < 0.1
+    run, refused = None, None
+    with work() as done:
+        try:
+            run = load_config(path, overrides)
+        except UserError as error:
+            refused = error
+    assert done.calls < CALLS
+    if refused is not None:
+        assert isinstance(refused, ConfigError) or "is not UTF-8" in str(refused)
+        assert all(line.isprintable() for line in str(refused).splitlines())
     return run
 
 
@@ -48,22 +51,22 @@ def _warm() -> None:
 
 @FEW
 @given(data=st.binary(max_size=300))
-def test_random_bytes(tmp_path: Path, data: bytes) -> None:
-    _load(data, tmp_path)
+def test_random_bytes(work: Any, tmp_path: Path, data: bytes) -> None:
+    _load(work, data, tmp_path)
 
 
 @FEW
 @given(text=st.text(st.sampled_from("ab:-,[]{}&*!|>'\"#%@?~. \n\t01e_<=\\\u00e9"), max_size=80))
-def test_random_yaml_like_text(tmp_path: Path, text: str) -> None:
-    _load(text, tmp_path)
+def test_random_yaml_like_text(work: Any, tmp_path: Path, text: str) -> None:
+    _load(work, text, tmp_path)
 
 
 @FEW
 @given(seed=st.integers(0, 2**32), edits=st.integers(1, 6))
-def test_mutated_presets(tmp_path: Path, seed: int, edits: int) -> None:
-    run = _load(_mutated(random.Random(seed), edits), tmp_path)
+def test_mutated_presets(work: Any, tmp_path: Path, seed: int, edits: int) -> None:
+    run = _load(work, _mutated(random.Random(seed), edits), tmp_path)
     if run is not None:  # what was accepted is a config like any other
-        assert _load(dump_config(run), tmp_path) == run
+        assert _load(work, dump_config(run), tmp_path) == run
 
 
 def _mutated(rng: random.Random, edits: int) -> str:
@@ -102,14 +105,14 @@ OVERRIDES = st.builds(lambda key, value: f"{key}={value}", st.sampled_from(KEYS)
 
 @FEW
 @given(overrides=st.lists(OVERRIDES | st.text(max_size=20), max_size=4))
-def test_odd_overrides(tmp_path: Path, valid: str, overrides: list[str]) -> None:
-    _load(valid, tmp_path, overrides)
+def test_odd_overrides(work: Any, tmp_path: Path, valid: str, overrides: list[str]) -> None:
+    _load(work, valid, tmp_path, overrides)
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_every_key_takes_or_refuses_an_odd_value(tmp_path: Path, valid: str, key: str) -> None:
+def test_every_key_takes_or_refuses_an_odd_value(work: Any, tmp_path: Path, valid: str, key: str) -> None:
     for value in ODD[::3]:
-        _load(valid, tmp_path, [f"{key}={value}"])
+        _load(work, valid, tmp_path, [f"{key}={value}"])
 
 
 @pytest.mark.parametrize(
@@ -127,15 +130,11 @@ def test_every_key_takes_or_refuses_an_odd_value(tmp_path: Path, valid: str, key
         ("seed: 0", "k" * 900 + ": 1"),
     ],
 )
-def test_large_sections_take_less_than_100_ms(tmp_path: Path, old: str, new: str) -> None:
+def test_large_sections_take_a_bounded_number_of_calls(work: Any, tmp_path: Path, old: str, new: str) -> None:
     text = PRESET + "\nseed: 0\n"
     assert text.count(old) >= 1
     path = tmp_path / "run.yaml"
     path.write_text(text.replace(old, new))
-    seconds = []
-    for _ in range(3):  # the best of three: the bound is on the work, not on a busy machine
-        start = time.process_time()
-        with contextlib.suppress(ConfigError):
-            load_config(path)
-        seconds.append(time.process_time() - start)
-    assert min(seconds) < 0.1
+    with work() as done, contextlib.suppress(ConfigError):
+        load_config(path)
+    assert done.calls < LARGE

@@ -1,7 +1,7 @@
 """The YAML surface: YAML 1.2 scalars, positions, and bounds that no input gets past."""
 
-import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import yaml
@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from mindmoe import strict_yaml
 from mindmoe.errors import ConfigError
 from mindmoe.strict_yaml import MAX_ALIASES, MAX_DEPTH, MAX_NODES, dump, parse, plain, resolve_scalar
+
+CALLS = 150_000  # many keys make 80,000, everything else fewer
 
 
 @pytest.fixture(params=["libyaml", "python"])
@@ -209,13 +211,10 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_input_takes_less_than_100_ms(name: str) -> None:
-    seconds = []
-    for _ in range(3):  # the best of three: the bound is on the work, not on a busy machine
-        start = time.process_time()
+def test_hostile_input_takes_a_bounded_number_of_calls(work: Any, name: str) -> None:
+    with work() as done:
         _fails(HOSTILE[name])
-        seconds.append(time.process_time() - start)
-    assert min(seconds) < 0.1
+    assert done.calls < CALLS
 
 
 _texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
