@@ -86,6 +86,25 @@ def test_kept_slots_equal_a_loop_over_tokens(variant):
         np.testing.assert_allclose(gates.asnumpy()[t][row < E], scores[t, kept] / scores[t, kept].sum(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("variant", ["threshold", "null"])
+def test_a_selection_bias_of_zero_mean_moves_the_mean_k_by_less_than_1_percent(variant):
+    """A threshold that holds the budget without bias stays; the biases are what 20 steps of their update make."""
+    route, tokens, difficulty = build_router(dmr(variant=variant)), logits(12, 8000), Tensor(np.zeros(8000), ms.float32)
+
+    def routed(bias: np.ndarray, theta: float) -> tuple[float, np.ndarray]:
+        found = route(tokens, Tensor(bias, ms.float32), control(theta), difficulty)
+        return float((found[1].asnumpy() < E).sum(1).mean()), found[3].asnumpy()[:, 1:]
+
+    theta = float(np.quantile(routed(np.zeros(E), 0.0)[1], 1 - (K - 1) / 5))
+    plain = routed(np.zeros(E), theta)[0]
+    assert plain == pytest.approx(K, abs=0.01)
+    for seed in range(5):
+        bias = 0.02 * np.random.default_rng(seed).choice([-1.0, 1.0], E)
+        moved = routed(bias - bias.mean(), theta)[0]
+        print(f"{variant}: mean k {plain:.3f} -> {moved:.3f}")
+        assert moved == pytest.approx(plain, rel=0.01)
+
+
 def test_harder_tokens_get_more_experts_and_more_groups():
     groups = {"num_groups": 4, "easy": 2, "hard": 4, "target": 3.0}
     difficulty = Tensor(np.linspace(-2, 2, T), ms.float32)
