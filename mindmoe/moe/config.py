@@ -327,11 +327,14 @@ class BalanceConfig(Section):
     """Load balancing; every term may be combined with every router, 0 switches a term off.
 
     `aux_coef`: Switch load-balancing loss over the global batch (arXiv 2101.03961 eq. 4).
+    `seq_aux_coef`: the same loss over each sequence by itself (arXiv 2412.19437 eq. 17-20); a sequence is a row of the
+    batch, with all documents that are packed into it.
     `z_coef`: router z-loss (arXiv 2202.08906 eq. 5).
     `bias_rate`: step of the aux-loss-free selection bias (arXiv 2408.15664).
     """
 
     aux_coef: NonNegativeFloat = 0.0
+    seq_aux_coef: NonNegativeFloat = 0.0
     z_coef: NonNegativeFloat = 0.0
     bias_rate: NonNegativeFloat = 0.0
 

@@ -20,9 +20,9 @@ from mindmoe.parallel.groups import Groups
 from mindmoe.parallel.weights import Slots, take
 
 RouterStats = tuple[Tensor, ...]
-"""counts (E), probability sum (E), z sum, entropy sum, dropped: sums over this rank's tokens; and ids (T, K). With
-dynamic routing also the four signals of its controllers (mindmoe/moe/router/dmr.py) and the predicted difficulty of
-each token (T)."""
+"""counts (E), probability sum (E), z sum, entropy sum, dropped: sums over this rank's tokens; and ids (T, K). Counts
+and probabilities are sums over each sequence, (B, E), where there is a loss of them. With dynamic routing also the four
+signals of its controllers (mindmoe/moe/router/dmr.py) and the predicted difficulty of each token (T)."""
 
 Sums = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -45,6 +45,7 @@ class MoeLayer(nn.Cell):
         self.gate_up_bias = slots["experts.gate_up_proj_bias"]
         self.down = slots["experts.down_proj"]
         self.down_bias = slots["experts.down_proj_bias"]
+        self.by_sequence = moe.balance.seq_aux_coef > 0
         self.score = ops.MatMul(transpose_b=True)  # fp32 whatever the operand precision: routing is decided here
         self.fork = kernels.fork(2)
         self.route = build_router(moe)
@@ -116,7 +117,7 @@ class MoeLayer(nn.Cell):
         if control is not None:
             unknown = zeros_like(ops.stop_gradient(logits)[:, 0])
             more = (*signals, unknown if difficulty is None else difficulty)
-        return gates, ids, kept, self.statistics(logits, ids, probs), more
+        return gates, ids, kept, self.statistics(logits, ids, probs, x.shape[0]), more
 
     def difficulty(self, tokens: Tensor, weights: tuple[Tensor, ...]) -> Tensor | None:
         """Predicted difficulty (T) of tokens (T, D): by the head, else by the table, else unknown; or the draw."""
@@ -130,10 +131,13 @@ class MoeLayer(nn.Cell):
             return predict(weight, bias, tokens, features)
         return None if features is None else features[:, 0]
 
-    def statistics(self, logits: Tensor, ids: Tensor, probs: Tensor) -> Sums:
+    def statistics(self, logits: Tensor, ids: Tensor, probs: Tensor, sequences: int) -> Sums:
         """Sums over tokens: counts (E) and entropy carry no gradient, probabilities (E) and z do."""
-        counts = ops.one_hot(ids.reshape(-1), self.num_experts, self.on, self.off).sum(0)
         z = ops.logsumexp(logits, 1)
         p = ops.stop_gradient(probs)
         entropy = -(p * ops.log(p + 1e-20)).sum()
+        if self.by_sequence:
+            counts = ops.one_hot(ids.reshape((sequences, -1)), self.num_experts, self.on, self.off).sum(1)
+            return counts, probs.reshape((sequences, -1, self.num_experts)).sum(1), (z * z).sum(), entropy
+        counts = ops.one_hot(ids.reshape(-1), self.num_experts, self.on, self.off).sum(0)
         return counts, probs.sum(0), (z * z).sum(), entropy

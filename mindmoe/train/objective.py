@@ -6,16 +6,16 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 
 from mindmoe.model.decoder import CausalLM
-from mindmoe.moe.balance import balance_loss
+from mindmoe.moe.balance import balance_loss, z_loss
 from mindmoe.moe.config import DmrConfig, MoeConfig
 from mindmoe.moe.difficulty import build_regression, moments, standardised, table_sums
 from mindmoe.parallel.collectives import build_all_reduce
 from mindmoe.parallel.groups import Groups
 
 Report = tuple[Tensor, ...]
-"""Sums over this rank's tokens: cross-entropy (1); with experts also aux (1), z (1), counts (L, E), entropy (L),
-dropped (L); with dynamic routing the signals of its controllers, each (L, ..), and the sums of the table (2, V) where
-there is one; and, where routing is recorded, ids (L, T, K)."""
+"""Sums over this rank's tokens: cross-entropy (1); with experts also aux (1, or 2 with that of sequences), z (1),
+counts (L, E), entropy (L), dropped (L); with dynamic routing the signals of its controllers, each (L, ..), and the sums
+of the table (2, V) where there is one; and, where routing is recorded, ids (L, T, K)."""
 
 
 class Objective(nn.Cell):
@@ -43,6 +43,9 @@ class Objective(nn.Cell):
         self.net, self.moe, self.record_routing = net, moe, record_routing
         self.all_reduce = build_all_reduce(groups["stage"])
         self.ranks = groups["dp_cp"].size
+        self.seq_coef = moe.balance.seq_aux_coef if moe is not None else 0.0
+        self.of_part, self.of_context = build_all_reduce(groups["tp"]), build_all_reduce(groups["cp"])
+        self.context = groups["cp"].size
         self.none = Tensor(0.0)
         self.aux_coef: Any = moe.balance.aux_coef if moe is not None else 0.0
         if live:
@@ -104,6 +107,9 @@ class Objective(nn.Cell):
             return (y, self.none), (cross_entropy,)
         counts, prob_sum, z_sum, entropy, dropped, ids = stats[:6]
         num_tokens = float(labels.shape[0] * labels.shape[1] * self.ranks)
+        sequences = counts, prob_sum
+        if self.seq_coef > 0:
+            counts, prob_sum = counts.sum(1), prob_sum.sum(1)
         everywhere = counts
         if self.learns:
             mask = self.net.own_part(loss_mask).reshape(-1)
@@ -117,11 +123,20 @@ class Objective(nn.Cell):
             learned = self.regression(stats[10], target, mask, of_all[0]) * micro_weight
         elif self.moe.balance.aux_coef > 0:
             everywhere = self.all_reduce(ops.stop_gradient(counts))
-        aux, z = balance_loss(self.moe, everywhere, prob_sum, z_sum, num_tokens)
-        aux, z = aux * micro_weight, z * micro_weight
+        aux = balance_loss(self.moe, everywhere, prob_sum, num_tokens, num_tokens) * micro_weight
+        z = z_loss(z_sum, num_tokens) * micro_weight
         layers = counts.shape[0]
         balance = (self.aux_coef * aux + self.moe.balance.z_coef * z) * layers
-        report: Report = (cross_entropy, aux.reshape(1) * layers, z.reshape(1) * layers, counts, entropy, dropped)
+        aux = aux.reshape(1)
+        if self.seq_coef > 0:
+            # Behind the collective above, so that their order is one on all ranks.
+            in_sequence = ops.depend(ops.stop_gradient(sequences[0]), everywhere)
+            in_sequence = self.of_context(self.of_part(in_sequence))
+            length = float(labels.shape[1] * self.context)
+            seq = balance_loss(self.moe, in_sequence, sequences[1], num_tokens, length) * micro_weight
+            balance = balance + self.seq_coef * seq * layers
+            aux = ops.concat((aux, seq.reshape(1)))
+        report: Report = (cross_entropy, aux * layers, z.reshape(1) * layers, counts, entropy, dropped)
         if self.dynamic is not None:
             balance = balance + learned
             report = (*report, *stats[6:10])

@@ -44,6 +44,7 @@ class StepResult:
     compute_seconds: float
     update_seconds: float
     aux_loss: float = 0.0
+    seq_aux_loss: float = 0.0
     z_loss: float = 0.0
     routing: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
     signals: tuple[np.ndarray, ...] = ()
@@ -242,7 +243,7 @@ class TrainStep:
         with during("sum of gradients", self.groups["world"].ranks):  # where the host waits for the reductions
             squared = self._square(grads).asnumpy()
         experts = self.moe.num_experts if self.moe else 0
-        sums = np.zeros(5, np.float64)  # cross-entropy, aux, z, squared norm, ranks that were asked to stop
+        sums = np.zeros(6, np.float64)  # cross-entropy, aux, z, squared norm, ranks asked to stop, aux of sequences
         counts = np.zeros((self.num_layers, experts))
         per_layer = np.zeros((2, self.num_layers))  # entropy, dropped
         for part, of_part in zip(self.parts, reports, strict=True):
@@ -252,6 +253,7 @@ class TrainStep:
                 if self.moe:
                     rows = slice(part.layers.start, part.layers.stop)
                     sums[1:3] += values[1][0] / self.num_layers, values[2][0] / self.num_layers
+                    sums[5] += values[1][1:].sum() / self.num_layers
                     counts[rows] += values[3]
                     per_layer[:, rows] += values[4], values[5]
         sums[3] = squared
@@ -266,6 +268,7 @@ class TrainStep:
         return StepResult(
             loss=float(flat[0]) / num_valid,
             aux_loss=float(flat[1]),
+            seq_aux_loss=float(flat[5]),
             z_loss=float(flat[2]),
             grad_norm=float(np.sqrt(flat[3])),
             stop=bool(flat[4] > 0),
