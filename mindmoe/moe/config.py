@@ -162,8 +162,9 @@ class FeaturesConfig(Section):
     `alpha`: weight of the predicted difficulty in the choice of k; 0 leaves it to the scores. `difficulty_head`: a
     linear head per layer predicts how hard the token is. `grad_ema`: a table by token id of the mean log gradient
     norm seen in earlier steps, with forgetting factor `decay` per occurrence; `grad_source` says of which gradient:
-    `head`, of the token's own loss at its logits, or `tap`, of the whole loss at the token's embedding. `domain`: a
-    learned bias of the logits by the source that a sequence comes from.
+    `head`, of the token's own loss at its logits, or `tap`, of the whole loss at the token's embedding. `bigram`: the
+    same by token and the one before it, hashed into `buckets` rows; repeated epochs may be memorised there. `domain`:
+    a learned bias of the logits by the source that a sequence comes from.
     """
 
     alpha: NonNegativeFloat = 0.5
@@ -171,7 +172,14 @@ class FeaturesConfig(Section):
     grad_ema: bool = False
     grad_source: Literal["head", "tap"] = "head"
     decay: float = Field(0.95, gt=0.0, lt=1.0)
+    bigram: bool = False
+    buckets: int = Field(2**18, ge=2, le=2**18)
     domain: bool = False
+
+    @property
+    def has_table(self) -> bool:
+        """Whether gradient norms of earlier steps are kept."""
+        return self.grad_ema or self.bigram
 
 
 class DifficultyConfig(Section):
@@ -230,18 +238,18 @@ class DmrConfig(Scoring):
     @property
     def uses_difficulty(self) -> bool:
         """Whether a layer needs the difficulty of its tokens."""
-        return self.features.difficulty_head or self.features.grad_ema
+        return self.features.difficulty_head or self.features.has_table
 
     @property
     def measures_loss(self) -> bool:
         """Whether the gradient at the logits is measured."""
         learns = self.features.difficulty_head and self.difficulty.target == "loss_head"
-        return learns or (self.features.grad_ema and self.features.grad_source == "head")
+        return learns or (self.features.has_table and self.features.grad_source == "head")
 
     @property
     def taps(self) -> bool:
         """Whether the gradient at the embedding is measured."""
-        return self.features.grad_ema and self.features.grad_source == "tap"
+        return self.features.has_table and self.features.grad_source == "tap"
 
     def problems(self, moe: "MoeConfig") -> Iterator[str]:
         """Budgets and groups that do not hold the target."""
@@ -267,9 +275,9 @@ class DmrConfig(Scoring):
         if self.variant == "random_k" and (self.uses_difficulty or groups.easy < groups.hard):
             yield (
                 "router.variant=random_k must not look at difficulty: set router.features.difficulty_head=false, "
-                "router.features.grad_ema=false and groups.easy = groups.hard"
+                "router.features.grad_ema=false, router.features.bigram=false and groups.easy = groups.hard"
             )
-        if self.features.difficulty_head and self.difficulty.target == "table" and not self.features.grad_ema:
+        if self.features.difficulty_head and self.difficulty.target == "table" and not self.features.has_table:
             yield (
                 "router.difficulty.target=table must have a table: set router.features.grad_ema=true or "
                 "router.difficulty.target=loss_head"

@@ -8,7 +8,7 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from mindmoe.moe.config import DmrConfig, MoeConfig
-from mindmoe.moe.difficulty import predict
+from mindmoe.moe.difficulty import predict, told_by
 from mindmoe.moe.dispatch.build import build_dispatcher
 from mindmoe.moe.dispatch.capacity import build_capacity_limit
 from mindmoe.moe.dispatch.slots import build_slot_limit
@@ -52,7 +52,7 @@ class MoeLayer(nn.Cell):
         self.router = kernels.router
         self.domain = slots.get("router.domain")
         dynamic = moe.router if isinstance(moe.router, DmrConfig) else None
-        self.reads_table = dynamic is not None and dynamic.features.grad_ema
+        self.reads_table = dynamic is not None and dynamic.features.has_table
         self.draws = dynamic is not None and dynamic.variant == "random_k"
         self.domains = dynamic.domain.num + 1 if dynamic is not None else 0
         self.shift = ops.MatMul()
@@ -66,7 +66,7 @@ class MoeLayer(nn.Cell):
     def construct(self, x: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, RouterStats]:
         """x (B, S, D) -> y (B, S, D) and the statistics of this layer.
 
-        What a router reads of the tokens comes after the weights: the table's features (T, 2), a draw
+        What a router reads of the tokens comes after the weights: the features (T, 2 N) of N tables, a draw
         (T) in [0, 1), domains (T) int32.
         """
         to_router, to_experts = self.fork(x)
@@ -120,7 +120,7 @@ class MoeLayer(nn.Cell):
         return gates, ids, kept, self.statistics(logits, ids, probs, x.shape[0]), more
 
     def difficulty(self, tokens: Tensor, weights: tuple[Tensor, ...]) -> Tensor | None:
-        """Predicted difficulty (T) of tokens (T, D): by the head, else by the table, else unknown; or the draw."""
+        """Predicted difficulty (T) of tokens (T, D): by the head, else by a table, else unknown; or the draw."""
         features, place = None, -1 if self.domain is None else -2
         if self.draws:
             return weights[place]
@@ -129,7 +129,7 @@ class MoeLayer(nn.Cell):
         weight, bias = take(weights, self.difficulty_weight), take(weights, self.difficulty_bias)
         if weight is not None and bias is not None:
             return predict(weight, bias, tokens, features)
-        return None if features is None else features[:, 0]
+        return None if features is None else told_by(features)[0]
 
     def statistics(self, logits: Tensor, ids: Tensor, probs: Tensor, sequences: int) -> Sums:
         """Sums over tokens: counts (E) and entropy carry no gradient, probabilities (E) and z do."""

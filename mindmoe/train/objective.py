@@ -8,14 +8,14 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindmoe.model.decoder import CausalLM
 from mindmoe.moe.balance import balance_loss, z_loss
 from mindmoe.moe.config import DmrConfig, MoeConfig
-from mindmoe.moe.difficulty import build_regression, moments, standardised, table_sums
+from mindmoe.moe.difficulty import build_regression, moments, standardised, table_sums, told_by
 from mindmoe.parallel.collectives import build_all_reduce
 from mindmoe.parallel.groups import Groups
 
 Report = tuple[Tensor, ...]
 """Sums over this rank's tokens: cross-entropy (1); with experts also aux (1, or 2 with that of sequences), z (1),
 counts (L, E), entropy (L), dropped (L); with dynamic routing the signals of its controllers, each (L, ..), and the sums
-of the table (2, V) where there is one; and, where routing is recorded, ids (L, T, K)."""
+of the tables (2, V) where there are any, over the rows of all; and, where routing is recorded, ids (L, T, K)."""
 
 
 class Objective(nn.Cell):
@@ -51,14 +51,14 @@ class Objective(nn.Cell):
         if live:
             self.aux_coef = Parameter(Tensor(self.aux_coef, ms.float32), name="aux_coef", requires_grad=False)
         self.dynamic: Any = moe.router if moe is not None and isinstance(moe.router, DmrConfig) else None
-        self.learns, self.from_table, self.sums_table, self.vocab_size = False, False, False, 0
+        self.learns, self.from_table, self.sums_table = False, False, False
         if self.dynamic is not None:
             features, difficulty = self.dynamic.features, self.dynamic.difficulty
             self.learns = features.difficulty_head
             self.from_table = self.learns and difficulty.target == "table"
             self.regression = build_regression(difficulty.loss_coef)
             if net.table is not None and features.grad_source == "head" and net.last:
-                self.sums_table, self.vocab_size = True, net.table.params[0].shape[0]
+                self.sums_table = True
 
     def construct(
         self,
@@ -91,7 +91,7 @@ class Objective(nn.Cell):
             labels: (B, S) int32 next tokens.
             loss_mask: (B, S) 1 where a label counts.
             segment_ids: (B, S) int32 document of each token.
-            tokens: (B, S, 3) int32 id, domain and place of each token.
+            tokens: (B, S, 4) int32 id, domain and place of each token, and the token before it.
             token_weight: 1 / number of counted tokens of the whole batch, over all ranks and micro-batches.
             micro_weight: 1 / number of micro-batches.
 
@@ -114,7 +114,11 @@ class Objective(nn.Cell):
         if self.learns:
             mask = self.net.own_part(loss_mask).reshape(-1)
             known = ops.stop_gradient(self.net.features(tokens)[0]) if self.from_table else None
-            target, mask = (stats[-1], mask) if known is None else (known[:, 0], mask * known[:, 1])
+            if known is None:
+                target = stats[-1]
+            else:
+                target, seen = told_by(known)
+                mask = mask * seen
             # In one collective: two that do not depend on each other might run in another order on another rank.
             both = ops.concat((ops.stop_gradient(counts).reshape(-1), moments(target, mask)))
             both = self.all_reduce(ops.stop_gradient(both))
@@ -141,8 +145,8 @@ class Objective(nn.Cell):
             balance = balance + learned
             report = (*report, *stats[6:10])
             if self.sums_table:
-                own = self.net.own_part(tokens[:, :, 0]), self.net.own_part(loss_mask)
-                report = (*report, table_sums(stats[-1], *own, self.vocab_size))
+                rows = self.net.table_rows(self.net.own_part(tokens))
+                report = (*report, table_sums(stats[-1], rows, self.net.own_part(loss_mask), self.net.table_size))
         if self.record_routing:
             report = (*report, ids)
         return (y, balance), ops.stop_gradient(report)

@@ -227,12 +227,15 @@ class TrainStep:
     def as_tensors(self, batch: Batch) -> tuple[Tensor, ...]:
         """The arrays of a batch on the device, the tokens of this context rank only.
 
-        They are input_ids, labels, loss_mask and segment_ids, each (B, S), and id, domain and place of each token
-        (B, S, 3).
+        They are input_ids, labels, loss_mask and segment_ids, each (B, S), and id, domain and place of each token and
+        the token before it in its document, -1 for none (B, S, 4).
         """
         shape = batch.input_ids.shape
         domains, places = np.broadcast_to(batch.domains[:, None], shape), np.broadcast_to(np.arange(shape[1]), shape)
-        tokens = np.stack((batch.input_ids, domains, places), -1).astype(np.int32)
+        before = np.full(shape, -1)
+        inside = batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]
+        before[:, 1:][inside] = batch.input_ids[:, :-1][inside]
+        tokens = np.stack((batch.input_ids, domains, places, before), -1).astype(np.int32)
         arrays: tuple[np.ndarray, ...] = (batch.input_ids, batch.labels, batch.loss_mask, batch.segment_ids, tokens)
         if self.positions is not None:
             arrays = tuple(np.ascontiguousarray(array[:, self.positions]) for array in arrays)

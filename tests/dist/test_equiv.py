@@ -22,7 +22,8 @@ def test_layouts_equal_one_process(equiv, tmp_path, ranks, layouts):
 
 DMR = (
     "moe.router={type: dmr, score: sigmoid, budget: {k_min: 2, k_max: 8, warmup_steps: 1, slot_slack: null}, "
-    "difficulty: {target: table}, features: {alpha: 0.5, difficulty_head: true, grad_ema: true, domain: true}}"
+    "difficulty: {target: table}, features: {alpha: 0.5, difficulty_head: true, grad_ema: true, bigram: true, "
+    "buckets: 512, domain: true}}"
 )
 
 
