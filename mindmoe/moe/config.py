@@ -38,6 +38,10 @@ class Scoring(Section):
         """Experts that a token may have at most, K of the shapes."""
         return moe.num_experts_per_tok
 
+    def mean_slots(self, moe: "MoeConfig") -> float:
+        """The most experts of a token on average over a micro-batch; as many rows may be computed."""
+        return self.slots(moe)
+
     @property
     def group_share(self) -> float:
         """The share of the groups of experts that a token may choose from."""
@@ -120,6 +124,10 @@ class ExpertChoiceConfig(Scoring):
     def slots(self, moe: "MoeConfig") -> int:
         """k_max."""
         return self.k_max
+
+    def mean_slots(self, moe: "MoeConfig") -> float:
+        """num_experts_per_tok: experts take no more."""
+        return min(self.k_max, moe.num_experts_per_tok)
 
     def problems(self, moe: "MoeConfig") -> Iterator[str]:
         """More slots than experts."""
@@ -224,6 +232,12 @@ class DmrConfig(Scoring):
     def slots(self, moe: "MoeConfig") -> int:
         """budget.k_max."""
         return self.budget.k_max
+
+    def mean_slots(self, moe: "MoeConfig") -> float:
+        """As slot_slack bounds it, without its rounding."""
+        slack = self.budget.slot_slack
+        most = float(self.budget.k_max)
+        return most if slack is None else min(most, moe.num_experts_per_tok * (1.0 + slack))
 
     @property
     def group_share(self) -> float:
