@@ -62,7 +62,7 @@ def main(config_file: Path, graphs: Path) -> int:
     batch, length = config.train.micro_batch_size, config.train.seq_length // mesh.cp
     ids, ones = np.zeros((batch, length), np.int32), np.ones((batch, length), np.float32)
     hidden = np.zeros((batch, length // mesh.tp, config.model.hidden_size), np.float32)
-    one, tokens = np.float32(1.0), np.zeros((batch, length, 3), np.int32)
+    one, tokens = np.float32(1.0), np.zeros((batch, length, 4), np.int32)
     x = ids if piece.first else hidden
     Gradient().compile(*(Tensor(array) for array in (x, ids, ones, ids, tokens, one, one)))
     return 0

@@ -119,7 +119,7 @@ class Block:
         shared = dense if moe.num_shared_experts else []
         if mesh.ep_etp == 1:
             return shared
-        tokens, packed = self.batch * self.part[1], self.dim + 2 * moe.num_experts_per_tok
+        tokens, packed = self.batch * self.part[1], self.dim + 2 * moe.router.slots(moe)
         dispatcher = self.config.parallel.chosen_dispatcher(moe.dispatch.kind, False)
         if dispatcher == "all_gather":
             enter, leave = gather(on, "ep_etp", (tokens, packed)), scatter(on, "ep_etp", (tokens, self.dim))

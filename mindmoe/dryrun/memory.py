@@ -158,10 +158,12 @@ def layer_activations(config: RunConfig, program: StepProgram) -> tuple[float, f
     if moe is not None:
         spread = mesh.ep_etp > 1
         chosen = config.parallel.chosen_dispatcher(moe.dispatch.kind, False)
-        arriving = rows * mesh.etp * moe.num_experts_per_tok  # rows of experts here, if the routing is even
+        router, static = moe.router, not spread or chosen == "all_gather"
+        slots = router.slots(moe) if static else router.mean_slots(moe)
+        arriving = rows * mesh.etp * slots  # rows of experts here, if the routing is even
         ffn += plain * arriving * (2 * kept * model.intermediate_size / mesh.etp + (4 * _FP32 * dim if spread else 0))
         ffn += _FP32 * rows * 6 * moe.num_experts
         if spread:
             seen = rows * (mesh.ep_etp if chosen == "all_gather" else mesh.etp)
-            ffn += 4 * _FP32 * seen * (dim + 2 * moe.num_experts_per_tok)
+            ffn += 4 * _FP32 * seen * (dim + 2 * router.slots(moe))
     return attention, ffn

@@ -12,13 +12,14 @@ from math import prod
 from mindmoe.config import RunConfig
 from mindmoe.dryrun.layer import Block, Op, Rank, forward_only, gather, scatter, zero_gather
 from mindmoe.model.shapes import ParamSpec, param_specs
+from mindmoe.moe.config import MoeConfig
 from mindmoe.parallel.ledger import Call
 from mindmoe.parallel.mesh import Mesh
 from mindmoe.parallel.sharding import buckets, local_shard, replicas, zero_columns
 from mindmoe.pipeline.schedule import Action, Schedule, ScheduleName, Transfer, build_schedule, stage_steps
 from mindmoe.pipeline.split import Piece, build_pieces, holding_stages, stage_pieces
 
-_STEP_SUMS = 5  # of the exchange at the end of a step: cross-entropy, aux, z, squared norm, ranks asked to stop
+_STEP_SUMS = 6  # of the exchange at the end of a step, see StepResult
 
 
 def op_by_op(config: RunConfig) -> RunConfig:
@@ -104,10 +105,18 @@ class StepProgram:
             ops += self.unit(("model.embed_tokens.",)) if self.tied else []
             ops += gather(self.on, "tp", self.hidden)
             ops += forward_only(self.on.of("all_gather", "tp", (2, prod(self.tokens))))
-        if config.moe is not None and config.moe.balance.aux_coef > 0:
-            ops += forward_only(self.on.of("all_reduce", "stage", (len(piece.layers), config.moe.num_experts)))
+        if config.moe is not None:
+            ops += forward_only(self.balance(config.moe, len(piece.layers)))
         forward = [call for op in ops for call in op.forward]
         return Passes(forward, [call for op in reversed(ops) for call in op.backward])
+
+    def balance(self, moe: MoeConfig, layers: int) -> list[Call]:
+        """Sums of the counts of experts for the balancing losses: of all tokens, and of sequences that are split."""
+        found = self.on.of("all_reduce", "stage", (layers, moe.num_experts)) if moe.balance.aux_coef > 0 else []
+        if moe.balance.seq_aux_coef > 0:
+            counts = (layers, self.tokens[0], moe.num_experts)
+            found += [*self.on.of("all_reduce", "tp", counts), *self.on.of("all_reduce", "cp", counts)]
+        return found
 
     def pipeline(self, passes: Sequence[Passes], reductions: Sequence[list[Call]]) -> list[Call]:
         """The calls of a schedule; a stage computes its forward pass again in each backward pass."""

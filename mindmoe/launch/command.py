@@ -121,7 +121,7 @@ def _ascend_variables(config: RunConfig, cards: int) -> list[Variable]:
 
 def hccl_buffer(config: RunConfig) -> int:
     """The largest message of a layer [MiB]: the tokens of a micro-batch, as often as each goes to an expert."""
-    copies = config.moe.num_experts_per_tok if config.moe else 1
+    copies = config.moe.router.mean_slots(config.moe) if config.moe else 1
     size = config.train.micro_batch_size * config.train.seq_length * config.model.hidden_size * _BYTES_BF16 * copies
     return max(1, math.ceil(size / 2**20))
 

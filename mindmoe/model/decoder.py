@@ -9,7 +9,16 @@ from mindmoe.model.block import Block
 from mindmoe.model.config import ModelConfig
 from mindmoe.model.shapes import ParamSpec, param_specs
 from mindmoe.moe.config import DmrConfig, MoeConfig
-from mindmoe.moe.difficulty import GradientTap, log_norm_of, others_of, token_features, uniform_draw
+from mindmoe.moe.control import table_sizes
+from mindmoe.moe.difficulty import (
+    GradientTap,
+    build_table_keys,
+    build_table_rows,
+    log_norm_of,
+    others_of,
+    token_features,
+    uniform_draw,
+)
 from mindmoe.moe.layer import RouterStats
 from mindmoe.ops.select import OpSet
 from mindmoe.ops.zeros import zeros_like
@@ -40,11 +49,29 @@ def stack_layers(collected: tuple[Any, ...]) -> RouterStats:
     return stacked
 
 
-def with_unknown_domain(input_ids: Tensor, start: Tensor | int = 0) -> Tensor:
-    """input_ids (B, S) int32 -> (B, S, 3), each with domain 0 and its place, counted from `start` on."""
+def with_unknown_domain(
+    input_ids: Tensor,
+    segment_ids: Tensor | None = None,
+    start: Tensor | int = 0,
+    before: Tensor | None = None,
+) -> Tensor:
+    """input_ids (B, S) int32 -> (B, S, 4): each with domain 0, its place, and the token before it in its document.
+
+    Args:
+        input_ids: consecutive tokens.
+        segment_ids: (B, S) int32 document of each token, None where there is one.
+        start: place of the first.
+        before: (B, 1) int32 tokens before the first ones, -1 where a sequence begins, as by default.
+    """
     unknown = zeros_like(input_ids)
     places = unknown + ops.arange(0, input_ids.shape[1], dtype=ms.int32) + start
-    return ops.stack((input_ids, unknown, places), -1)
+    previous = unknown[:, :1] - 1 if before is None else before
+    if input_ids.shape[1] > 1:
+        inside = input_ids[:, :-1]
+        if segment_ids is not None:
+            inside = ops.select(segment_ids[:, 1:] == segment_ids[:, :-1], inside, unknown[:, 1:] - 1)
+        previous = ops.concat((previous, inside), 1)
+    return ops.stack((input_ids, unknown, places, previous), -1)
 
 
 class CausalLM(nn.Cell):
@@ -93,7 +120,10 @@ class CausalLM(nn.Cell):
 
         tied = model.tie_word_embeddings
         self.embed: Any = unit(("model.embed_tokens.",)) if piece.first or (tied and piece.last) else None
-        self.table = unit(("model.token_table",)) if "model.token_table" in specs else None
+        sizes = table_sizes(moe, model.vocab_size)
+        self.table, self.table_size = unit(tuple(sizes)) if sizes else None, sum(sizes.values())
+        if moe is not None and sizes:
+            self.table_keys, self.table_rows = build_table_keys(moe), build_table_rows(moe, model.vocab_size)
         dynamic = moe.router if moe is not None and isinstance(moe.router, DmrConfig) else None
         self.draws = dynamic is not None and dynamic.variant == "random_k"
         self.reads_domain = dynamic is not None and dynamic.features.domain
@@ -104,7 +134,7 @@ class CausalLM(nn.Cell):
         self.ordered = groups["tp"].size > 1
         self.sink: Any = None
         if dynamic is not None and dynamic.taps and piece.first:
-            self.sink = ms.Parameter(ops.zeros((2, model.vocab_size), ms.float32), name="tap_sink")
+            self.sink = ms.Parameter(ops.zeros((2, self.table_size), ms.float32), name="tap_sink")
             self.tap = GradientTap()
         self.layers, self.units = nn.CellList(auto_prefix=False), nn.CellList(auto_prefix=False)
         for layer in piece.layers:
@@ -169,20 +199,24 @@ class CausalLM(nn.Cell):
     def hidden(self, input_ids: Tensor, segment_ids: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
         """input_ids (B, S) -> hidden states (B, S/tp, D) before the final norm, and stacked statistics."""
         x = self.embedding(input_ids, *self.embed.whole(self.embed.params))
-        return self.through(x, segment_ids, self.features(with_unknown_domain(input_ids)))
+        return self.through(x, segment_ids, self.features(with_unknown_domain(input_ids, segment_ids)))
 
     def features(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """What routers read of the tokens of this rank besides hidden states.
 
         Args:
-            tokens: (B, S, 3) int32: id, domain, and place in the sequence.
+            tokens: (B, S, 4) int32: id, domain, place in the sequence, and the token before.
 
         Returns:
-            Where they are read: the table's features (T, 2), or a draw (T) in [0, 1); and domains (T) int32.
+            Where they are read: the features (T, 2 N) of N tables, or a draw (T) in [0, 1); and domains (T) int32.
         """
         found: tuple[Tensor, ...] = ()
         if self.table is not None:
-            found = (token_features(self.table.params[0], self.own_part(tokens[:, :, 0])),)
+            keys = self.table_keys(self.own_part(tokens))
+            said = token_features(self.table.params[0], keys[0])
+            for place in range(1, len(keys)):
+                said = ops.concat((said, token_features(self.table.params[place], keys[place])), 1)
+            found = (said,)
         if self.draws:
             own = self.own_part(tokens)
             found = (uniform_draw(own[:, :, 0], own[:, :, 2]),)
@@ -206,19 +240,21 @@ class CausalLM(nn.Cell):
             labels: (B, S) int32; it, loss_mask and segment_ids matter where they are used.
             loss_mask: (B, S).
             segment_ids: (B, S) int32.
-            tokens: (B, S, 3) int32: id, domain, place in the sequence; by default those of a first piece's ids.
+            tokens: (B, S, 4) int32: id, domain, place in the sequence, and the token before; by default those of a
+                first piece's ids.
             token_weight: scalar that the loss of a token is multiplied with, needed where gradients are tapped.
 
         Returns:
             Summed cross-entropy over unmasked tokens [nats] from the last piece, else hidden states; and statistics.
             Where the gradient at the logits is measured, its ln (T) follows the statistics of the last piece.
         """
-        features = self.features(with_unknown_domain(x) if tokens is None else tokens)
+        tokens = with_unknown_domain(x, segment_ids) if tokens is None else tokens
+        features = self.features(tokens)
         if self.first:
             ids = x
             x = self.embedding(ids, *self.embed.whole(self.embed.params))
             if self.sink is not None and token_weight is not None:
-                x = self.tap(x, self.own_part(ids), token_weight, self.sink)
+                x = self.tap(x, self.table_rows(self.own_part(tokens)), token_weight, self.sink)
         x, stats = self.through(x, segment_ids, features)
         if not self.last:
             return x, stats
@@ -253,17 +289,20 @@ class CausalLM(nn.Cell):
             for layer in range(len(self.layers))
         )
 
-    def extend(self, input_ids: Tensor, start: Tensor, last: Tensor, cache: ms.ParameterTuple) -> Tensor:
+    def extend(
+        self, input_ids: Tensor, start: Tensor, last: Tensor, before: Tensor, cache: ms.ParameterTuple
+    ) -> Tensor:
         """Logits (B, V) of the token after input_ids[:, last], the tokens from position start on.
 
         Args:
             input_ids: (B, N) int32. Tokens after `last` only fill up; later calls write over what they left.
             start: (1) int32, tokens before these, all of which the cache has seen.
             last: (1) int32.
+            before: (B, 1) int32 tokens before the first ones, -1 where there are none.
             cache: of `cache()`; extended in place.
         """
         x = self.embedding(input_ids, *self.embed.whole(self.embed.params))
-        features = self.features(with_unknown_domain(input_ids, start))
+        features = self.features(with_unknown_domain(input_ids, start=start, before=before))
         for i, layer in enumerate(self.layers):
             unit = self.units[i]
             x = layer.extend(x, start, cache[i], cache[len(self.layers) + i], *unit.whole(unit.params), *features)

@@ -23,17 +23,17 @@ class Generation:
 
     def __init__(self, net: CausalLM, capacity: int, *, batch: int = 1, chunk: int = 128, graph: bool = True):
         self.capacity, self.chunk = capacity, min(chunk, capacity)
-        self.length = 0
+        self.length, self.before = 0, np.full((batch, 1), -1, np.int32)
         cache = net.cache(batch, capacity)
 
-        def extend(input_ids: Tensor, start: Tensor, last: Tensor) -> Tensor:
-            return net.extend(input_ids, start, last, cache)
+        def extend(input_ids: Tensor, start: Tensor, last: Tensor, before: Tensor) -> Tensor:
+            return net.extend(input_ids, start, last, before, cache)
 
         self._extend = ms.jit(extend) if graph else extend
 
     def restart(self) -> None:
         """Forgets everything."""
-        self.length = 0
+        self.length, self.before = 0, np.full_like(self.before, -1)
 
     def extend(self, tokens: np.ndarray) -> np.ndarray:
         """Appends tokens (B, N) and returns the logits (B, V) of what follows.
@@ -49,7 +49,8 @@ class Generation:
             count = min(left, size)
             piece[:, :count] = tokens[:, at : at + count]
             start, last = (Tensor(np.array([value], np.int32)) for value in (self.length, count - 1))
-            logits = self._extend(Tensor(piece), start, last)
+            logits = self._extend(Tensor(piece), start, last, Tensor(self.before))
+            self.before = np.ascontiguousarray(piece[:, count - 1 : count])
             self.length += count
             at += count
         assert logits is not None

@@ -12,7 +12,7 @@ from typing import Literal
 
 from mindmoe.model.config import ModelConfig
 from mindmoe.moe.config import DmrConfig, MoeConfig
-from mindmoe.moe.control import num_controls
+from mindmoe.moe.control import num_controls, table_sizes
 
 Axis = Literal["vocab", "heads", "kv_heads", "ffn", "expert", "expert_ffn"] | None
 Init = Literal["normal", "zeros", "ones"]
@@ -90,7 +90,8 @@ def _moe_ffn(prefix: str, model: ModelConfig, moe: MoeConfig) -> Iterator[ParamS
             name=f"{prefix}.router.control", shape=(num_controls(moe),), axes=(None,), init="zeros", trainable=False
         )
     if isinstance(moe.router, DmrConfig) and moe.router.features.difficulty_head:
-        yield ParamSpec(name=f"{prefix}.router.difficulty.weight", shape=(hidden + 2,), axes=(None,), init="zeros")
+        read = hidden + 2 * max(1, len(table_sizes(moe, model.vocab_size)))
+        yield ParamSpec(name=f"{prefix}.router.difficulty.weight", shape=(read,), axes=(None,), init="zeros")
         yield ParamSpec(name=f"{prefix}.router.difficulty.bias", shape=(1,), axes=(None,), init="zeros")
     if isinstance(moe.router, DmrConfig) and moe.router.features.domain:
         domains = moe.router.domain.num + 1
@@ -126,12 +127,8 @@ def param_specs(model: ModelConfig, moe: MoeConfig | None) -> dict[str, ParamSpe
     """Every parameter of the model by name, in the order of the forward pass."""
     vocab_shape = (model.vocab_size, model.hidden_size)
     specs = [ParamSpec(name="model.embed_tokens.weight", shape=vocab_shape, axes=("vocab", None))]
-    if moe is not None and isinstance(moe.router, DmrConfig) and moe.router.features.grad_ema:
-        specs.append(
-            ParamSpec(
-                name="model.token_table", shape=(model.vocab_size, 2), axes=(None, None), init="zeros", trainable=False
-            )
-        )
+    for name, rows in table_sizes(moe, model.vocab_size).items():
+        specs.append(ParamSpec(name=name, shape=(rows, 2), axes=(None, None), init="zeros", trainable=False))
     for layer in range(model.num_hidden_layers):
         specs.extend(layer_specs(model, moe, layer))
     specs.append(_norm("model.norm", model.hidden_size))

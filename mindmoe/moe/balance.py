@@ -6,25 +6,35 @@ from mindspore import Tensor, ops
 from mindmoe.moe.config import MoeConfig
 
 
-def balance_loss(
-    moe: MoeConfig, counts: Tensor, prob_sum: Tensor, z_sum: Tensor, num_tokens: float
-) -> tuple[Tensor, Tensor]:
-    """This rank's share of the auxiliary losses of all layers; shares add up over ranks.
+def balance_loss(moe: MoeConfig, counts: Tensor, prob_sum: Tensor, num_tokens: float, counted: float) -> Tensor:
+    """This rank's share of a load-balancing loss of all layers; shares add up over ranks.
+
+    The loss E * sum_e f_e P_e, 1 when balanced, of all tokens together (arXiv 2101.03961 eq. 4) or of each sequence by
+    itself (arXiv 2412.19437 eq. 17-20), then averaged over sequences.
 
     Args:
-        moe: coefficients and sizes.
-        counts: (L, E) assignments of every rank's tokens, no gradient.
-        prob_sum: (L, E) this rank's sum over tokens of the normalised scores.
-        z_sum: (L) this rank's sum over tokens of logsumexp(logits)^2.
+        moe: sizes.
+        counts: (L, E) assignments of every rank's tokens, or (L, B, E) of the whole of each of this rank's sequences,
+            no gradient.
+        prob_sum: of the same shape, sums over this rank's tokens of the normalised scores.
         num_tokens: tokens of every rank in this micro-batch.
+        counted: tokens that `counts` are of: `num_tokens`, or those of a sequence.
 
     Returns:
-        Load-balancing loss (arXiv 2101.03961 eq. 4: E * sum_e f_e P_e, 1 when balanced) and z-loss (arXiv 2202.08906
-        eq. 5), each averaged over layers, without their coefficients.
+        Scalar, averaged over layers, without a coefficient.
     """
-    fraction = ops.stop_gradient(counts) / (num_tokens * moe.num_experts_per_tok)
-    aux = moe.num_experts * (fraction * prob_sum).sum() / (num_tokens * counts.shape[0])
-    return aux, z_sum.sum() / (num_tokens * counts.shape[0])
+    fraction = ops.stop_gradient(counts) / (counted * moe.num_experts_per_tok)
+    return moe.num_experts * (fraction * prob_sum).sum() / (num_tokens * counts.shape[0])
+
+
+def z_loss(z_sum: Tensor, num_tokens: float) -> Tensor:
+    """This rank's share of the z-loss (arXiv 2202.08906 eq. 5), averaged over layers, without its coefficient.
+
+    Args:
+        z_sum: (L) this rank's sum over tokens of logsumexp(logits)^2.
+        num_tokens: tokens of every rank in this micro-batch.
+    """
+    return z_sum.sum() / (num_tokens * z_sum.shape[0])
 
 
 def updated_selection_bias(bias: np.ndarray, counts: np.ndarray, rate: float) -> np.ndarray:

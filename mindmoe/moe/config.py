@@ -38,6 +38,10 @@ class Scoring(Section):
         """Experts that a token may have at most, K of the shapes."""
         return moe.num_experts_per_tok
 
+    def mean_slots(self, moe: "MoeConfig") -> float:
+        """The most experts of a token on average over a micro-batch; as many rows may be computed."""
+        return self.slots(moe)
+
     @property
     def group_share(self) -> float:
         """The share of the groups of experts that a token may choose from."""
@@ -121,6 +125,10 @@ class ExpertChoiceConfig(Scoring):
         """k_max."""
         return self.k_max
 
+    def mean_slots(self, moe: "MoeConfig") -> float:
+        """num_experts_per_tok: experts take no more."""
+        return min(self.k_max, moe.num_experts_per_tok)
+
     def problems(self, moe: "MoeConfig") -> Iterator[str]:
         """More slots than experts."""
         yield from _slot_problems(moe, self.k_max, "router.k_max")
@@ -162,8 +170,9 @@ class FeaturesConfig(Section):
     `alpha`: weight of the predicted difficulty in the choice of k; 0 leaves it to the scores. `difficulty_head`: a
     linear head per layer predicts how hard the token is. `grad_ema`: a table by token id of the mean log gradient
     norm seen in earlier steps, with forgetting factor `decay` per occurrence; `grad_source` says of which gradient:
-    `head`, of the token's own loss at its logits, or `tap`, of the whole loss at the token's embedding. `domain`: a
-    learned bias of the logits by the source that a sequence comes from.
+    `head`, of the token's own loss at its logits, or `tap`, of the whole loss at the token's embedding. `bigram`: the
+    same by token and the one before it, hashed into `buckets` rows; repeated epochs may be memorised there. `domain`:
+    a learned bias of the logits by the source that a sequence comes from.
     """
 
     alpha: NonNegativeFloat = 0.5
@@ -171,7 +180,14 @@ class FeaturesConfig(Section):
     grad_ema: bool = False
     grad_source: Literal["head", "tap"] = "head"
     decay: float = Field(0.95, gt=0.0, lt=1.0)
+    bigram: bool = False
+    buckets: int = Field(2**18, ge=2, le=2**18)
     domain: bool = False
+
+    @property
+    def has_table(self) -> bool:
+        """Whether gradient norms of earlier steps are kept."""
+        return self.grad_ema or self.bigram
 
 
 class DifficultyConfig(Section):
@@ -217,6 +233,12 @@ class DmrConfig(Scoring):
         """budget.k_max."""
         return self.budget.k_max
 
+    def mean_slots(self, moe: "MoeConfig") -> float:
+        """As slot_slack bounds it, without its rounding."""
+        slack = self.budget.slot_slack
+        most = float(self.budget.k_max)
+        return most if slack is None else min(most, moe.num_experts_per_tok * (1.0 + slack))
+
     @property
     def group_share(self) -> float:
         """The target of stage 1."""
@@ -230,18 +252,18 @@ class DmrConfig(Scoring):
     @property
     def uses_difficulty(self) -> bool:
         """Whether a layer needs the difficulty of its tokens."""
-        return self.features.difficulty_head or self.features.grad_ema
+        return self.features.difficulty_head or self.features.has_table
 
     @property
     def measures_loss(self) -> bool:
         """Whether the gradient at the logits is measured."""
         learns = self.features.difficulty_head and self.difficulty.target == "loss_head"
-        return learns or (self.features.grad_ema and self.features.grad_source == "head")
+        return learns or (self.features.has_table and self.features.grad_source == "head")
 
     @property
     def taps(self) -> bool:
         """Whether the gradient at the embedding is measured."""
-        return self.features.grad_ema and self.features.grad_source == "tap"
+        return self.features.has_table and self.features.grad_source == "tap"
 
     def problems(self, moe: "MoeConfig") -> Iterator[str]:
         """Budgets and groups that do not hold the target."""
@@ -267,9 +289,9 @@ class DmrConfig(Scoring):
         if self.variant == "random_k" and (self.uses_difficulty or groups.easy < groups.hard):
             yield (
                 "router.variant=random_k must not look at difficulty: set router.features.difficulty_head=false, "
-                "router.features.grad_ema=false and groups.easy = groups.hard"
+                "router.features.grad_ema=false, router.features.bigram=false and groups.easy = groups.hard"
             )
-        if self.features.difficulty_head and self.difficulty.target == "table" and not self.features.grad_ema:
+        if self.features.difficulty_head and self.difficulty.target == "table" and not self.features.has_table:
             yield (
                 "router.difficulty.target=table must have a table: set router.features.grad_ema=true or "
                 "router.difficulty.target=loss_head"
@@ -327,11 +349,14 @@ class BalanceConfig(Section):
     """Load balancing; every term may be combined with every router, 0 switches a term off.
 
     `aux_coef`: Switch load-balancing loss over the global batch (arXiv 2101.03961 eq. 4).
+    `seq_aux_coef`: the same loss over each sequence by itself (arXiv 2412.19437 eq. 17-20); a sequence is a row of the
+    batch, with all documents that are packed into it.
     `z_coef`: router z-loss (arXiv 2202.08906 eq. 5).
     `bias_rate`: step of the aux-loss-free selection bias (arXiv 2408.15664).
     """
 
     aux_coef: NonNegativeFloat = 0.0
+    seq_aux_coef: NonNegativeFloat = 0.0
     z_coef: NonNegativeFloat = 0.0
     bias_rate: NonNegativeFloat = 0.0
 

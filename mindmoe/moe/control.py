@@ -1,4 +1,4 @@
-"""What holds the mean number of experts of dynamic routing, and the table of past gradient norms (dry, NumPy only).
+"""What holds the mean number of experts of dynamic routing, and the tables of past gradient norms (dry, NumPy only).
 
 A layer's state is one small vector: a switch that is off during the static warm-up, the threshold of the slots, the
 threshold of the groups, two settings that online tuning moves, and for thresholds per expert one figure each. Routers
@@ -16,7 +16,16 @@ DYNAMIC, THRESHOLD, GROUP_THRESHOLD, ALPHA_SHIFT, LOGIT_SHIFT, NUM_CONTROLS = 0,
 weight of difficulty, and of the factor of the logits from 1."""
 
 LEVEL, SEEN = 0, 1
-"""Columns of the table by token id: the mean log gradient norm seen so far, and whether there is one."""
+"""Columns of a table: the mean log gradient norm seen so far, and whether there is one."""
+
+
+def table_sizes(moe: MoeConfig | None, vocab_size: int) -> dict[str, int]:
+    """Rows of every table by the name of its parameter: by token id, then by hashed pairs of tokens."""
+    if moe is None or not isinstance(moe.router, DmrConfig):
+        return {}
+    features = moe.router.features
+    sizes = {"model.token_table": vocab_size} if features.grad_ema else {}
+    return sizes | ({"model.bigram_table": features.buckets} if features.bigram else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +119,13 @@ def updated_control(control: np.ndarray, signals: Signals, moe: MoeConfig, num_t
 
 
 def updated_table(table: np.ndarray, counts: np.ndarray, sums: np.ndarray, decay: float) -> np.ndarray:
-    """The table of mean log gradient norms after a step.
+    """A table of mean log gradient norms after a step.
 
     Args:
         table: (V, 2) before; columns LEVEL and SEEN.
         counts: (V) occurrences in the global batch.
         sums: (V) sum of log gradient norms over them.
-        decay: weight that a level keeps per new occurrence; the first step of an id sets it.
+        decay: weight that a level keeps per new occurrence; the first step of a row sets it.
     """
     now = counts > 0
     mean = sums / np.maximum(counts, 1.0)

@@ -1,9 +1,9 @@
 """How hard a token is: measured after the fact, predicted before routing from what is known then.
 
 Two measures: the gradient of the cross-entropy at the logits, p - y, whose norm needs no backward pass; and the
-gradient of the whole loss at the output of the embedding, which a tap in the backward pass reads. The table by token
-id holds the mean logarithm of one of them over earlier steps; the head of a layer is regressed on this step's, or on
-the table, so no label of a step takes part in the routing of that step.
+gradient of the whole loss at the output of the embedding, which a tap in the backward pass reads. Tables by token id
+and by hashed pairs of tokens hold the mean logarithm of one of them over earlier steps; the head of a layer is
+regressed on this step's, or on a table, so no label of a step takes part in the routing of that step.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,13 @@ from collections.abc import Callable
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from mindmoe.moe.control import LEVEL, SEEN
+from mindmoe.moe.config import DmrConfig, MoeConfig
+from mindmoe.moe.control import LEVEL, SEEN, table_sizes
 from mindmoe.ops.zeros import zeros_like
 
 _NONE = -1e9  # a logit whose exponential is 0
+_DIGIT, _PRIME = 1024, 2**19 - 1  # 4 * 1023 * _PRIME < 2^31: the hash of a pair needs no integers of 64 bits
+_FACTORS = (382_187, 104_729, 275_207, 491_531)
 
 
 def others_of(logits: Tensor, labels: Tensor) -> Tensor:
@@ -62,46 +65,100 @@ def log_gradient_norm(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class GradientTap(nn.Cell):
-    """x as it is; in the backward pass the norm of each token's gradient is summed by token id.
+    """x as it is; in the backward pass the norm of each token's gradient is summed by the rows of the tables.
 
     The sums leave as the gradient of `sink`, so they need neither hidden state nor a second backward pass.
     """
 
-    def construct(self, x: Tensor, ids: Tensor, weight: Tensor, sink: Tensor) -> Tensor:
+    def construct(self, x: Tensor, rows: Tensor, weight: Tensor, sink: Tensor) -> Tensor:
         """x (B, S, D) -> x.
 
         Args:
             x: output of the embedding.
-            ids: (B, S) int32.
+            rows: see `build_table_rows`.
             weight: scalar, what the loss of a token is multiplied with; norms are divided by it.
-            sink: (2, V); its gradient is occurrences, and sums of ln norm, by token id.
+            sink: (2, V) over the rows V of all tables; its gradient is occurrences, and sums of ln norm.
         """
         return x
 
     def bprop(
-        self, x: Tensor, ids: Tensor, weight: Tensor, sink: Tensor, out: Tensor, dout: Tensor
+        self, x: Tensor, rows: Tensor, weight: Tensor, sink: Tensor, out: Tensor, dout: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The gradient as it is, and the sums; a token without gradient does not occur."""
-        rows = dout.astype(ms.float32).reshape((-1, dout.shape[-1])) / weight
-        square = (rows * rows).sum(-1)
+        each = dout.astype(ms.float32).reshape((-1, dout.shape[-1])) / weight
+        square = (each * each).sum(-1)
         counted = (square > 0).astype(ms.float32)
-        sums = table_sums(0.5 * ops.log(ops.maximum(square, 1e-30)), ids, counted, sink.shape[1])
-        return dout, zeros_like(ids), zeros_like(weight), sums
+        sums = table_sums(0.5 * ops.log(ops.maximum(square, 1e-30)), rows, counted, sink.shape[1])
+        return dout, zeros_like(rows), zeros_like(weight), sums
 
 
-def token_features(table: Tensor, input_ids: Tensor) -> Tensor:
-    """What the table says of tokens: (T, 2), the level standardised over known ids and 0 elsewhere, and known or not.
+def bigram_rows(ids: Tensor, before: Tensor, buckets: int) -> Tensor:
+    """Buckets of pairs of tokens, int32 of the shape of `ids`; `before` is -1 where a sequence begins.
+
+    The sum of both tokens' digits (base 1024) times fixed factors, modulo a prime, modulo `buckets`.
+    """
+    first = before + 1
+    total = first % _DIGIT * _FACTORS[0] + first // _DIGIT * _FACTORS[1]
+    total = total + ids % _DIGIT * _FACTORS[2] + ids // _DIGIT * _FACTORS[3]
+    return total % _PRIME % buckets
+
+
+def build_table_keys(moe: MoeConfig) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """Returns keys(tokens) -> for each table the row (B, S) int32 of each token.
+
+    `tokens` (B, S, 4) int32 are id, domain, place in the sequence, and the token before.
+    """
+    assert isinstance(moe.router, DmrConfig)
+    features = moe.router.features
+
+    def keys(tokens: Tensor) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = ()
+        if features.grad_ema:
+            found = (tokens[:, :, 0],)
+        if features.bigram:
+            found = (*found, bigram_rows(tokens[:, :, 0], tokens[:, :, 3], features.buckets))
+        return found
+
+    return keys
+
+
+def build_table_rows(moe: MoeConfig, vocab_size: int) -> Callable[[Tensor], Tensor]:
+    """Returns table_rows(tokens (B, S, 4)) -> (N * T) int32: rows of T tokens, as if N tables lay behind each other."""
+    sizes, keys = tuple(table_sizes(moe, vocab_size).values()), build_table_keys(moe)
+
+    def table_rows(tokens: Tensor) -> Tensor:
+        found = keys(tokens)
+        rows, start = found[0].reshape(-1), sizes[0]
+        for place in range(1, len(sizes)):
+            rows = ops.concat((rows, found[place].reshape(-1) + start))
+            start += sizes[place]
+        return rows
+
+    return table_rows
+
+
+def told_by(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Level (T) and known or not (T) out of the features (T, 2 N) of N tables: the pair of tokens before the token."""
+    level, seen = features[:, 0], features[:, 1]
+    for place in range(2, features.shape[1], 2):
+        level = ops.select(features[:, place + 1] > 0, features[:, place], level)
+        seen = ops.maximum(seen, features[:, place + 1])
+    return level, seen
+
+
+def token_features(table: Tensor, rows: Tensor) -> Tensor:
+    """What a table says of tokens: (T, 2), the level standardised over known rows and 0 elsewhere, and known or not.
 
     Args:
         table: (V, 2), see mindmoe/moe/control.py.
-        input_ids: of any shape with T elements.
+        rows: of any shape with T elements.
     """
     level, seen = table[:, LEVEL], table[:, SEEN]
     known = ops.maximum(seen.sum(), 1.0)
     mean = (level * seen).sum() / known
     deviation = ops.sqrt((ops.square(level - mean) * seen).sum() / known) + 1e-6
     features = ops.stack(((level - mean) / deviation * seen, seen), 1)
-    return ops.stop_gradient(ops.gather(features, input_ids.reshape(-1), 0))
+    return ops.stop_gradient(ops.gather(features, rows.reshape(-1), 0))
 
 
 def uniform_draw(ids: Tensor, places: Tensor) -> Tensor:
@@ -111,10 +168,16 @@ def uniform_draw(ids: Tensor, places: Tensor) -> Tensor:
     return (mixed % size).reshape(-1).astype(ms.float32) / size
 
 
-def table_sums(log_norms: Tensor, input_ids: Tensor, mask: Tensor, vocab_size: int) -> Tensor:
-    """Occurrences and sums of log norms by token id, (2, V), over unmasked tokens (T)."""
-    at, counted = input_ids.reshape(-1, 1), mask.reshape(-1)
-    zeros = ops.zeros((vocab_size,), ms.float32)
+def table_sums(log_norms: Tensor, rows: Tensor, mask: Tensor, size: int) -> Tensor:
+    """Occurrences and sums of log norms by row, (2, V) with V = `size`, over unmasked tokens (T).
+
+    `rows` are those of the tokens in one table, or in several as `build_table_rows` lays them.
+    """
+    at, counted = rows.reshape(-1, 1), mask.reshape(-1)
+    times = at.shape[0] // counted.shape[0]
+    if times > 1:
+        log_norms, counted = ops.tile(log_norms.reshape(-1), (times,)), ops.tile(counted, (times,))
+    zeros = ops.zeros((size,), ms.float32)
     return ops.stack(
         (
             ops.tensor_scatter_add(zeros, at, counted),
@@ -127,10 +190,10 @@ def predict(weight: Tensor, bias: Tensor, x: Tensor, features: Tensor | None) ->
     """The prediction of a head (T); the gradient ends at its weights.
 
     Args:
-        weight: (D + 2), of the hidden state and the two token features.
+        weight: (D + 2 N), of the hidden state and the features of N tables, at least one.
         bias: (1).
         x: (T, D) fp32.
-        features: (T, 2), or None where there is no table.
+        features: (T, 2 N), or None where there is no table.
     """
     hidden = x.shape[1]
     # Adam moves every weight by about its rate: over D of them at once the prediction would jump from step to step.

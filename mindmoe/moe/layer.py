@@ -8,7 +8,7 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from mindmoe.moe.config import DmrConfig, MoeConfig
-from mindmoe.moe.difficulty import predict
+from mindmoe.moe.difficulty import predict, told_by
 from mindmoe.moe.dispatch.build import build_dispatcher
 from mindmoe.moe.dispatch.capacity import build_capacity_limit
 from mindmoe.moe.dispatch.slots import build_slot_limit
@@ -20,9 +20,9 @@ from mindmoe.parallel.groups import Groups
 from mindmoe.parallel.weights import Slots, take
 
 RouterStats = tuple[Tensor, ...]
-"""counts (E), probability sum (E), z sum, entropy sum, dropped: sums over this rank's tokens; and ids (T, K). With
-dynamic routing also the four signals of its controllers (mindmoe/moe/router/dmr.py) and the predicted difficulty of
-each token (T)."""
+"""counts (E), probability sum (E), z sum, entropy sum, dropped: sums over this rank's tokens; and ids (T, K). Counts
+and probabilities are sums over each sequence, (B, E), where there is a loss of them. With dynamic routing also the four
+signals of its controllers (mindmoe/moe/router/dmr.py) and the predicted difficulty of each token (T)."""
 
 Sums = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -45,13 +45,14 @@ class MoeLayer(nn.Cell):
         self.gate_up_bias = slots["experts.gate_up_proj_bias"]
         self.down = slots["experts.down_proj"]
         self.down_bias = slots["experts.down_proj_bias"]
+        self.by_sequence = moe.balance.seq_aux_coef > 0
         self.score = ops.MatMul(transpose_b=True)  # fp32 whatever the operand precision: routing is decided here
         self.fork = kernels.fork(2)
         self.route = build_router(moe)
         self.router = kernels.router
         self.domain = slots.get("router.domain")
         dynamic = moe.router if isinstance(moe.router, DmrConfig) else None
-        self.reads_table = dynamic is not None and dynamic.features.grad_ema
+        self.reads_table = dynamic is not None and dynamic.features.has_table
         self.draws = dynamic is not None and dynamic.variant == "random_k"
         self.domains = dynamic.domain.num + 1 if dynamic is not None else 0
         self.shift = ops.MatMul()
@@ -64,7 +65,7 @@ class MoeLayer(nn.Cell):
     def construct(self, x: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, RouterStats]:
         """x (B, S, D) -> y (B, S, D) and the statistics of this layer.
 
-        What a router reads of the tokens comes after the weights: the table's features (T, 2), a draw
+        What a router reads of the tokens comes after the weights: the features (T, 2 N) of N tables, a draw
         (T) in [0, 1), domains (T) int32.
         """
         to_router, to_experts = self.fork(x)
@@ -115,10 +116,10 @@ class MoeLayer(nn.Cell):
         if control is not None:
             unknown = zeros_like(ops.stop_gradient(logits)[:, 0])
             more = (*signals, unknown if difficulty is None else difficulty)
-        return gates, ids, kept, self.statistics(logits, ids, probs), more
+        return gates, ids, kept, self.statistics(logits, ids, probs, x.shape[0]), more
 
     def difficulty(self, tokens: Tensor, weights: tuple[Tensor, ...]) -> Tensor | None:
-        """Predicted difficulty (T) of tokens (T, D): by the head, else by the table, else unknown; or the draw."""
+        """Predicted difficulty (T) of tokens (T, D): by the head, else by a table, else unknown; or the draw."""
         features, place = None, -1 if self.domain is None else -2
         if self.draws:
             return weights[place]
@@ -127,12 +128,15 @@ class MoeLayer(nn.Cell):
         weight, bias = take(weights, self.difficulty_weight), take(weights, self.difficulty_bias)
         if weight is not None and bias is not None:
             return predict(weight, bias, tokens, features)
-        return None if features is None else features[:, 0]
+        return None if features is None else told_by(features)[0]
 
-    def statistics(self, logits: Tensor, ids: Tensor, probs: Tensor) -> Sums:
+    def statistics(self, logits: Tensor, ids: Tensor, probs: Tensor, sequences: int) -> Sums:
         """Sums over tokens: counts (E) and entropy carry no gradient, probabilities (E) and z do."""
-        counts = ops.one_hot(ids.reshape(-1), self.num_experts, self.on, self.off).sum(0)
         z = ops.logsumexp(logits, 1)
         p = ops.stop_gradient(probs)
         entropy = -(p * ops.log(p + 1e-20)).sum()
+        if self.by_sequence:
+            counts = ops.one_hot(ids.reshape((sequences, -1)), self.num_experts, self.on, self.off).sum(1)
+            return counts, probs.reshape((sequences, -1, self.num_experts)).sum(1), (z * z).sum(), entropy
+        counts = ops.one_hot(ids.reshape(-1), self.num_experts, self.on, self.off).sum(0)
         return counts, probs.sum(0), (z * z).sum(), entropy

@@ -14,6 +14,7 @@ _TAGS = {
     "train": {
         "loss": "loss/train",
         "aux_loss": "loss/load-balancing",
+        "seq_aux_loss": "loss/load-balancing-sequences",
         "z_loss": "loss/router-z",
         "lr": "learning-rate",
         "grad_norm": "grad-norm",

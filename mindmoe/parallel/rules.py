@@ -157,8 +157,9 @@ def routing_problems(moe: MoeConfig | None, parallel: ParallelConfig) -> Iterato
             f"parallel.pp={parallel.pp} must be 1 with moe.router.difficulty.target=loss_head, which the last stage "
             "alone can measure: set moe.router.difficulty.target=table and moe.router.features.grad_ema=true"
         )
-    if router.features.grad_ema and parallel.chunks > 1:
+    if router.features.has_table and parallel.chunks > 1:
+        feature = "grad_ema" if router.features.grad_ema else "bigram"
         yield (
-            f"parallel.chunks={parallel.chunks} must be 1 with moe.router.features.grad_ema, of which a stage holds "
+            f"parallel.chunks={parallel.chunks} must be 1 with moe.router.features.{feature}, of which a stage holds "
             "one table: set parallel.schedule=1f1b and parallel.chunks=1"
         )

@@ -22,12 +22,12 @@ class Piece:
 
     def holds(self, name: str, tied: bool) -> bool:
         """Whether a parameter belongs to this piece; tied embeddings belong to the first and the last one,
-        the token table to all."""
+        tables of gradient norms to all."""
         if name.startswith("model.layers."):
             return int(name.split(".")[2]) in self.layers
         if name == "model.embed_tokens.weight":
             return self.first or (tied and self.last)
-        return name == "model.token_table" or self.last
+        return name.endswith("_table") or self.last
 
 
 def layer_counts(num_layers: int, config: ParallelConfig) -> list[int]:

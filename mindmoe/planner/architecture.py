@@ -45,7 +45,9 @@ class LayerShape:
         kv_width: elements of K and V of one token.
         window: attention window [tokens], 0 for full causal attention.
         dense_ffn: width of the FFN that every token passes (dense layer or shared experts), 0 if none.
-        experts, top_k, expert_ffn: routed experts, 0 for a dense layer.
+        experts, top_k, expert_ffn: routed experts, 0 for a dense layer; `top_k` is the mean of a token's experts.
+        slots, mean_slots: most experts of a token, and most of them on average over a micro-batch, where a router
+            chooses their number; 0 where it is `top_k`.
         expert_biases: gpt-oss experts: biases and a clamped activation, which cost vector work.
         group_share: share of the expert groups that one token may use (group-limited routing).
         params_split: parameters that tensor parallelism splits.
@@ -64,11 +66,17 @@ class LayerShape:
     experts: int = 0
     top_k: int = 0
     expert_ffn: int = 0
+    slots: int = 0
+    mean_slots: float = 0.0
     expert_biases: bool = False
     group_share: float = 1.0
     params_split: int
     params_whole: int
     params_expert: int = 0
+
+    def held_slots(self, static: bool) -> float:
+        """Rows of a token that buffers hold, over all experts: `static` ones have room for every slot."""
+        return (self.slots if static else self.mean_slots) or self.top_k
 
     def context(self, seq_length: int) -> float:
         """Mean number of keys a query sees: S/2 when causal, min(window, S) in a window layer (an upper bound)."""
@@ -182,6 +190,8 @@ def _layer_from_specs(model: ModelConfig, moe: MoeConfig | None, specs: list[Par
             side: Literal["column", "row", "none"] = "none" if "tp" not in axes else "column" if spec.axes[0] else "row"
             name = spec.name.split(".", 3)[-1].removesuffix(".weight")
             gemms.append(Gemm(name, k, n, side, "attention" if name.startswith("self_attn") else "ffn"))
+    slots, mean_slots = (moe.router.slots(moe), moe.router.mean_slots(moe)) if moe else (0, 0.0)
+    dynamic = moe is not None and slots != moe.num_experts_per_tok
     shared = moe.num_shared_experts * model.intermediate_size if moe else model.intermediate_size
     return LayerShape(
         gemms=tuple(gemms),
@@ -193,6 +203,8 @@ def _layer_from_specs(model: ModelConfig, moe: MoeConfig | None, specs: list[Par
         dense_ffn=shared,
         experts=moe.num_experts if moe else 0,
         top_k=moe.num_experts_per_tok if moe else 0,
+        slots=slots if dynamic else 0,
+        mean_slots=mean_slots if dynamic else 0.0,
         expert_ffn=model.intermediate_size if moe else 0,
         expert_biases=True,
         group_share=moe.router.group_share if moe else 1.0,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mindmoe.planner.architecture import Architecture, LayerShape
 from mindmoe.planner.hardware import Hardware
 from mindmoe.planner.layout import RECOMPUTES, ZEROS, Layout, Recompute
-from mindmoe.planner.memory import stage_params
+from mindmoe.planner.memory import stage_params, static_rows
 
 Array = NDArray[np.float64]
 _FP32 = 4.0
@@ -47,7 +47,7 @@ def kept_bytes(
         return total + inputs
     total += inputs + kept * rows * dim + 3 * kept * tokens * layer.dense_ffn / layout.tp
     if layer.experts:
-        arriving = rows * layout.etp * layer.top_k
+        arriving = rows * layout.etp * layer.held_slots(static_rows(layout))
         total += _FP32 * rows * 3 * layer.experts + kept * arriving * 2 * layer.expert_ffn / layout.etp
         if layout.ep * layout.etp > 1:
             routed = layout.dispatcher != "all_gather"
@@ -59,7 +59,7 @@ def kept_bytes(
 def scratch_bytes(architecture: Architecture, layout: Layout, tokens: int, kept: float) -> float:
     """What the pack holds between calls: the largest op's buffers, which are the experts' backward pass."""
     layer, dim = architecture.layers[-1], architecture.hidden_size
-    rows = tokens / layout.tp * layout.etp * layer.top_k
+    rows = tokens / layout.tp * layout.etp * layer.held_slots(static_rows(layout))
     experts = kept * rows * (3 * dim + 3 * layer.expert_ffn / layout.etp)
     attention = 2 * _FP32 * tokens * layer.heads * layer.qk_dim / layout.tp
     return experts + attention + 32 * 2.0**20

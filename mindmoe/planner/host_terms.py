@@ -130,7 +130,7 @@ def _moe(on: Machine, layer: LayerShape, dim: int, work: Work) -> Iterator[Term]
     )
     if spread == 1:
         return
-    packed = _FP32 * rows * (dim + 2 * layer.top_k)
+    packed = _FP32 * rows * (dim + 2 * layer.held_slots(True))
     if work.dispatcher == "all_gather":
         carry = on.verb("all_gather", spread, packed) + on.verb("reduce_scatter", spread, spread * _FP32 * rows * dim)
         forward, backward = (carry + rest for rest in on.around("gathered_tokens", spread * packed))

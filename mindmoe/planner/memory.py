@@ -110,7 +110,7 @@ def activation_bytes(
     norms = rows * 2.0 * 2 * hidden
     activation = tokens * 2.0 * layer.dense_ffn / tp
     if layer.experts:
-        each = rows * layer.top_k * layout.etp * imbalance
+        each = rows * layer.held_slots(static_rows(layout)) * layout.etp * imbalance
         kept += rows * 4.0 * 3 * layer.experts
         kept += each * 2.0 * (hidden + 2 * layer.expert_ffn / layout.etp)  # permuted input, gate and up
         activation += each * 2.0 * (hidden + layer.expert_ffn / layout.etp)  # experts' output, activation
@@ -126,13 +126,23 @@ def in_flight(schedule: ScheduleName, stages: int, microbatches: int, chunks: in
     return tuple(peak_in_flight(actions) for actions in build_schedule(schedule, stages, count, chunks))
 
 
+def static_rows(layout: Layout) -> bool:
+    """Whether the experts' rows have a place for every slot: those that are exchanged are the ones in use."""
+    return layout.ep * layout.etp == 1 or layout.dispatcher == "all_gather"
+
+
 def dispatch_buffers(architecture: Architecture, layout: Layout, tokens: int, imbalance: float) -> float:
-    """Bytes of send and receive buffers of one dispatch; an all-gather receives every token of the group."""
+    """Bytes of send and receive buffers of one dispatch; an all-gather receives every token of the group.
+
+    What comes back of a token has a place for each of its slots.
+    """
     if not architecture.experts or layout.ep == 1:
         return 0.0
     rows, width = tokens / layout.tp, 2.0 * architecture.hidden_size
-    received = rows * layout.ep if layout.dispatcher == "all_gather" else rows * architecture.top_k * imbalance
-    return width * (rows * architecture.top_k + received * layout.etp)
+    layers = [layer for layer in architecture.kinds if layer.experts]
+    back, sent = (max(layer.held_slots(static) for layer in layers) for static in (True, False))
+    received = rows * layout.ep if layout.dispatcher == "all_gather" else rows * sent * imbalance
+    return width * (rows * back + received * layout.etp)
 
 
 def stage_params(architecture: Architecture, layout: Layout, counts: Array) -> Array:

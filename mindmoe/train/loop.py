@@ -176,6 +176,8 @@ class Loop:
             "compute_seconds": result.compute_seconds,
             "update_seconds": result.update_seconds,
         }
+        if result.seq_aux_loss:
+            record["seq_aux_loss"] = result.seq_aux_loss
         if statistics is not None:
             record |= {
                 "load_cv": float(statistics.cv.mean()),

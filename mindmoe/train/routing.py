@@ -1,4 +1,4 @@
-"""Moves the state of dynamic routing after a step: thresholds of every layer, and the table by token id."""
+"""Moves the state of dynamic routing after a step: thresholds of every layer, and tables of gradient norms."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,9 +18,9 @@ class Controllers:
     Args:
         moe: targets and rates.
         layers: layer numbers of each part of the network on this rank.
-        measured: whether the report of each part holds the sums of the table.
+        measured: whether the report of each part holds the sums of the tables.
         controls: of each of those layers, by number.
-        table: by token id, None without one.
+        tables: of gradient norms, in the order of their sums.
     """
 
     def __init__(
@@ -29,14 +29,14 @@ class Controllers:
         layers: list[range],
         measured: list[bool],
         controls: dict[int, Parameter],
-        table: Parameter | None,
+        tables: list[Parameter],
     ):
-        self.moe, self.layers, self.measured, self.controls, self.table = moe, layers, measured, controls, table
+        self.moe, self.layers, self.measured, self.controls, self.tables = moe, layers, measured, controls, tables
 
     def collect(
         self, reports: Sequence[Sequence[Sequence[Any]]], tapped: Sequence[np.ndarray], num_layers: int
     ) -> list[np.ndarray]:
-        """Sums of the signals over this rank's micro-batches, for the whole network: (L, ..) each, the table's (2, V).
+        """Sums of the signals over this rank's micro-batches, for the whole network: (L, ..) each, the tables' (2, V).
 
         Args:
             reports: of each part, for each micro-batch.
@@ -45,8 +45,8 @@ class Controllers:
         """
         widths = [value.shape[1] for value in reports[0][0][_FIRST : _FIRST + _COUNT]]
         sums = [np.zeros((num_layers, width)) for width in widths]
-        if self.table is not None:
-            sums.append(np.zeros((2, self.table.shape[0])))
+        if self.tables:
+            sums.append(np.zeros((2, sum(table.shape[0] for table in self.tables))))
         for total in tapped:
             sums[_COUNT] += total
         for layers, measured, of_part in zip(self.layers, self.measured, reports, strict=True):
@@ -84,11 +84,12 @@ class Controllers:
             )
             moved = updated_control(control.asnumpy(), of_layer, self.moe, float(tokens[layer, 0]), done)
             ops.assign(control, Tensor(moved))  # in place: a compiled step would not see a new tensor
-        if self.table is not None:
-            assert isinstance(self.moe.router, DmrConfig)
-            counts, sums = result.signals[_COUNT]
-            decay = self.moe.router.features.decay
-            ops.assign(self.table, Tensor(updated_table(self.table.asnumpy(), counts, sums, decay)))
+        assert isinstance(self.moe.router, DmrConfig)
+        start, decay = 0, self.moe.router.features.decay
+        for table in self.tables:
+            counts, sums = result.signals[_COUNT][:, start : start + table.shape[0]]
+            ops.assign(table, Tensor(updated_table(table.asnumpy(), counts, sums, decay)))
+            start += table.shape[0]
 
 
 def build_controllers(parts: Sequence[Any], moe: MoeConfig | None) -> Controllers | None:
@@ -98,4 +99,5 @@ def build_controllers(parts: Sequence[Any], moe: MoeConfig | None) -> Controller
     params = {entry.param.name: entry.param for part in parts for entry in part.objective.net.entries}
     controls = {int(name.split(".")[2]): param for name, param in params.items() if name.endswith(".router.control")}
     measured = [part.objective.sums_table for part in parts]
-    return Controllers(moe, [part.layers for part in parts], measured, controls, params.get("model.token_table"))
+    tables = [param for name, param in params.items() if name.endswith("_table")]
+    return Controllers(moe, [part.layers for part in parts], measured, controls, tables)

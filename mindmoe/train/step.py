@@ -44,6 +44,7 @@ class StepResult:
     compute_seconds: float
     update_seconds: float
     aux_loss: float = 0.0
+    seq_aux_loss: float = 0.0
     z_loss: float = 0.0
     routing: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
     signals: tuple[np.ndarray, ...] = ()
@@ -226,12 +227,15 @@ class TrainStep:
     def as_tensors(self, batch: Batch) -> tuple[Tensor, ...]:
         """The arrays of a batch on the device, the tokens of this context rank only.
 
-        They are input_ids, labels, loss_mask and segment_ids, each (B, S), and id, domain and place of each token
-        (B, S, 3).
+        They are input_ids, labels, loss_mask and segment_ids, each (B, S), and id, domain and place of each token and
+        the token before it in its document, -1 for none (B, S, 4).
         """
         shape = batch.input_ids.shape
         domains, places = np.broadcast_to(batch.domains[:, None], shape), np.broadcast_to(np.arange(shape[1]), shape)
-        tokens = np.stack((batch.input_ids, domains, places), -1).astype(np.int32)
+        before = np.full(shape, -1)
+        inside = batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]
+        before[:, 1:][inside] = batch.input_ids[:, :-1][inside]
+        tokens = np.stack((batch.input_ids, domains, places, before), -1).astype(np.int32)
         arrays: tuple[np.ndarray, ...] = (batch.input_ids, batch.labels, batch.loss_mask, batch.segment_ids, tokens)
         if self.positions is not None:
             arrays = tuple(np.ascontiguousarray(array[:, self.positions]) for array in arrays)
@@ -242,7 +246,7 @@ class TrainStep:
         with during("sum of gradients", self.groups["world"].ranks):  # where the host waits for the reductions
             squared = self._square(grads).asnumpy()
         experts = self.moe.num_experts if self.moe else 0
-        sums = np.zeros(5, np.float64)  # cross-entropy, aux, z, squared norm, ranks that were asked to stop
+        sums = np.zeros(6, np.float64)  # cross-entropy, aux, z, squared norm, ranks asked to stop, aux of sequences
         counts = np.zeros((self.num_layers, experts))
         per_layer = np.zeros((2, self.num_layers))  # entropy, dropped
         for part, of_part in zip(self.parts, reports, strict=True):
@@ -252,6 +256,7 @@ class TrainStep:
                 if self.moe:
                     rows = slice(part.layers.start, part.layers.stop)
                     sums[1:3] += values[1][0] / self.num_layers, values[2][0] / self.num_layers
+                    sums[5] += values[1][1:].sum() / self.num_layers
                     counts[rows] += values[3]
                     per_layer[:, rows] += values[4], values[5]
         sums[3] = squared
@@ -266,6 +271,7 @@ class TrainStep:
         return StepResult(
             loss=float(flat[0]) / num_valid,
             aux_loss=float(flat[1]),
+            seq_aux_loss=float(flat[5]),
             z_loss=float(flat[2]),
             grad_norm=float(np.sqrt(flat[3])),
             stop=bool(flat[4] > 0),

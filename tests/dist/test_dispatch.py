@@ -19,5 +19,5 @@ def test_nobody_has_to_get_a_token(start_ranks, tmp_path, corpus):
     start_ranks("dispatch.py", 4, str(tmp_path), str(config))
     for rank in range(4):
         found = json.loads((tmp_path / f"rank-{rank}.json").read_text())
-        assert len(found) == 3 * 4
+        assert len(found) == 3 * 5
         assert not {case: apart for case, apart in found.items() if apart > 1e-5}

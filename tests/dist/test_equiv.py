@@ -1,5 +1,8 @@
 """Layouts of every axis compute what one process computes; `make equiv` runs all of them."""
 
+import json
+
+import numpy as np
 import pytest
 
 
@@ -19,21 +22,37 @@ def test_layouts_equal_one_process(equiv, tmp_path, ranks, layouts):
 
 DMR = (
     "moe.router={type: dmr, score: sigmoid, budget: {k_min: 2, k_max: 8, warmup_steps: 1, slot_slack: null}, "
-    "difficulty: {target: table}, features: {alpha: 0.5, difficulty_head: true, grad_ema: true, domain: true}}"
+    "difficulty: {target: table}, features: {alpha: 0.5, difficulty_head: true, grad_ema: true, bigram: true, "
+    "buckets: 512, domain: true}}"
 )
 
 
-@pytest.mark.parametrize("router", [DMR, "moe.router={type: moge, num_groups: 4}"], ids=["dmr", "moge"])
-def test_routers_route_the_same_under_every_layout(equiv, tmp_path, router):
-    layouts = ["dp2,ep2", "tp2", "pp2"]
-    code, output, found = equiv(tmp_path / "traces", 3, layouts, router)
+MOGE = ["moe.router={type: moge, num_groups: 4}", "moe.balance.seq_aux_coef=0.02"]
+
+
+@pytest.mark.parametrize(
+    ("words", "layouts"),
+    [([DMR], ["dp2,ep2", "tp2", "pp2"]), (MOGE, ["dp2,ep2", "tp2", "pp2", "cp2,ring", "tp2,graph"])],
+    ids=["dmr", "moge"],
+)
+def test_routers_route_the_same_under_every_layout(equiv, tmp_path, words, layouts):
+    code, output, found = equiv(tmp_path / "traces", 3, layouts, *words)
     assert code == 0, output
     assert all(row["equal"] and row["routing"] == 0 for row in found["layouts"])
+    folder = tmp_path / "traces" / "dp2-ep2"
+    ranks = [np.load(folder / f"rank-{rank}.npz") for rank in (0, 1)]
+    for key in ranks[0].files:
+        if key.startswith("p|") and ("table" in key or "control" in key):
+            np.testing.assert_array_equal(ranks[0][key], ranks[1][key])
+    # What travels is the slots in use whose expert is elsewhere: a rank sends its own rows and sends others' back.
+    chosen = [np.concatenate([file[key].ravel() for key in file.files if key.startswith("r.2.")]) for file in ranks]
+    remote = sum(int(((ids >= 0) & (ids < 16) & (ids // 8 != rank)).sum()) for rank, ids in enumerate(chosen))
+    for rank in (0, 1):
+        sent = json.loads((folder / f"sent-{rank}.json").read_text())
+        assert sent["ep"]["all_to_all_v"] == 2 * remote * 48 * 4  # forward and backward, 48 numbers of fp32
 
 
 def test_the_same_layout_twice_is_bitwise_equal(equiv, tmp_path):
-    import numpy as np
-
     # The same layout under another name: one run of one process serves both.
     code, output, _ = equiv(tmp_path / "traces", 2, ["dp2,ep2", "ep2,dp2"])
     assert code == 0, output

@@ -40,8 +40,8 @@ class StaticRouter(nn.Cell):
 
     @staticmethod
     def knows(moe: MoeConfig) -> bool:
-        """Whether it has the rule of selection: static, without a temperature."""
-        return isinstance(moe.router, RouterConfig) and moe.router.tau == 1.0
+        """Whether it has the rule of selection: static, without a temperature; its sums are over all tokens."""
+        return isinstance(moe.router, RouterConfig) and moe.router.tau == 1.0 and not moe.balance.seq_aux_coef
 
     def construct(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, selection_bias: Tensor | None

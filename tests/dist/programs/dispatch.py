@@ -20,7 +20,7 @@ from mindmoe.parallel.groups import serve
 from mindmoe.parallel.mesh import Mesh
 from mindmoe.train.setup import build_groups, build_kernels, start_device
 
-ROUTINGS = {"everywhere": (0, 8), "one node": (0, 4), "the other node": (4, 8), "one expert": (5, 6)}
+ROUTINGS = {"everywhere": (0, 8), "one node": (0, 4), "the other node": (4, 8), "one expert": (5, 6), "unused slots": (0, 9)}
 TOKENS, TOP_K, RANKS = 12, 2, 4
 
 

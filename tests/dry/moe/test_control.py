@@ -69,6 +69,33 @@ def test_mean_k_is_held_while_scores_drift():
     assert np.abs(np.convolve(after, np.ones(100) / 100, "valid")).max() < 0.02 and np.abs(after).max() < 0.15
 
 
+def test_a_frozen_threshold_keeps_the_budget_on_other_tokens():
+    """Inference: scores drift no more and the threshold stays; found on some held-out tokens it is right on others."""
+    config, rng = moe(budget={"warmup_steps": 0}), np.random.default_rng(4)
+
+    def slots(width: float) -> np.ndarray:
+        return -np.cumsum(rng.exponential(width, (T, 7)), 1) + rng.normal(0, 0.3, (T, 1))
+
+    def mean_k(threshold: float, width: float) -> float:
+        return float(np.mean([1 + (slots(width) > threshold).sum(1).mean() for _ in range(4)]))
+
+    control = np.zeros(num_controls(config), np.float32)
+    for step in range(200):
+        margins = slots(0.5)
+        kept = float(T + (margins > control[THRESHOLD]).sum()) if control[DYNAMIC] else float(T * K)
+        counted = Signals(
+            margins=count(margins, MARGIN_BINS),
+            difficulty=np.zeros(DIFFICULTY_BINS.count),
+            kept=kept,
+            scores=np.zeros(1),
+        )
+        control = updated_control(control, counted, config, T, step + 1)
+    assert mean_k(control[THRESHOLD], 0.5) == pytest.approx(K, rel=0.02)
+    assert abs(mean_k(control[THRESHOLD], 0.6) / K - 1) > 0.03  # held-out text of another kind
+    again = threshold_of(count(slots(0.6), MARGIN_BINS), MARGIN_BINS, T * (K - 1))
+    assert mean_k(again, 0.6) == pytest.approx(K, rel=0.02)
+
+
 def test_groups_and_expert_thresholds_follow_their_targets():
     config = moe(groups={"num_groups": 4, "easy": 2, "hard": 4, "target": 2.5}, variant="expert_threshold")
     assert num_controls(config) == NUM_CONTROLS + E

@@ -16,6 +16,7 @@ DMR = "moe.router={type: dmr, budget: {k_min: 2, k_max: 8}, "
 PLACEBO = DMR + "variant: random_k, features: {alpha: 0, difficulty_head: false}}"
 HEAD = DMR + "features: {difficulty_head: true}}"
 TABLE = DMR + "difficulty: {target: table}, features: {difficulty_head: true, grad_ema: true}}"
+PAIRS = DMR + "difficulty: {target: table}, features: {difficulty_head: true, bigram: true}}"
 DOMAIN = DMR + "domain: {num: 2}, features: {domain: true}}"
 
 
@@ -62,6 +63,11 @@ DOMAIN = DMR + "domain: {num: 2}, features: {domain: true}}"
             [TABLE, "parallel.pp=2", "parallel.schedule=interleaved", "parallel.chunks=2"],
             2,
             ["chunks=2", "grad_ema", "1f1b"],
+        ),
+        (
+            [PAIRS, "parallel.pp=2", "parallel.schedule=interleaved", "parallel.chunks=2"],
+            2,
+            ["chunks=2", "bigram", "1f1b"],
         ),
         ([DOMAIN, "data.sources=[a,b,c]"], 1, ["data.sources=3", "domain.num=2"]),
         ([DOMAIN, "data.sources=[a,b]"], 1, []),

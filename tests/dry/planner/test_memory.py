@@ -1,17 +1,20 @@
 """Bytes of a rank: published and hand-counted values, and the order of the policies."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mindmoe.planner.architecture import reference
+from mindmoe.load import load_config
+from mindmoe.planner.architecture import from_config, reference
 from mindmoe.planner.hardware import load_hardware
 from mindmoe.planner.layout import RECOMPUTES, ZEROS, Layout
-from mindmoe.planner.memory import in_flight, state_bytes
+from mindmoe.planner.memory import activation_bytes, dispatch_buffers, in_flight, state_bytes
 from mindmoe.planner.routing import imbalance
 from mindmoe.planner.step import CostModel, Workload
 
+ROOT = Path(__file__).resolve().parents[3]
 GPT_OSS = CostModel(
     load_hardware("ascend-910b2"),
     Workload(architecture=reference("gpt-oss-120b"), seq_length=4096, global_batch_size=1024),
@@ -83,6 +86,46 @@ def test_imbalance_is_the_quantile_of_the_busiest_rank():
 def test_a_capacity_factor_bounds_the_imbalance():
     workload = replace(GPT_OSS.workload, max_imbalance=1.1)
     assert workload.imbalance(8, "worst") == 1.1
+
+
+ROUTERS = {
+    "static": {"type": "static"},
+    "bounded": {"type": "dmr", "budget": {"k_max": 8, "slot_slack": 0.1}},
+    "unbounded": {"type": "dmr", "budget": {"k_max": 8, "slot_slack": None}},
+    "top_p": {"type": "top_p", "p": 0.5, "k_max": 8},
+    "expert_choice": {"type": "expert_choice", "k_max": 8},
+}
+
+
+@pytest.mark.parametrize(
+    ("router", "exchanged", "everywhere"),
+    [
+        ("static", 4, 4),
+        ("bounded", 4.4, 8),
+        ("unbounded", 8, 8),
+        ("top_p", 8, 8),
+        ("expert_choice", 4, 8),
+    ],
+)
+def test_rows_of_routers_that_choose_k_are_held(router, exchanged, everywhere):
+    """All-to-all moves the slots in use, at most as many as the router's bound; static shapes have room for k_max."""
+    run = load_config(ROOT / "configs" / "gpt-oss-120b.yaml")
+    moe = run.moe.model_validate(run.moe.model_dump() | {"router": ROUTERS[router]})
+    architecture, plain = (from_config("gpt-oss", run.model, each) for each in (moe, run.moe))
+    layer, tokens, width = architecture.kinds[0], 4096, 2880
+    for dispatcher, ep, rows in (
+        ("all_to_all", 8, exchanged),
+        ("all_gather", 8, everywhere),
+        ("all_to_all", 1, everywhere),
+    ):
+        layout = Layout(dp=8, ep=ep, dispatcher=dispatcher)
+        kept, other = (
+            activation_bytes(of, of.kinds[0], layout, tokens, "selective", 1.25) for of in (architecture, plain)
+        )
+        assert kept - other == pytest.approx(2 * tokens * (rows - 4) * 1.25 * (width + 2 * layer.expert_ffn))
+        got = dispatch_buffers(architecture, layout, tokens, 1.25)
+        received = ep if dispatcher == "all_gather" else 1.25 * exchanged
+        assert got == pytest.approx(0 if ep == 1 else 2 * width * tokens * (everywhere + received))
 
 
 def test_activations_in_flight_come_from_the_schedule():

@@ -28,6 +28,7 @@ CASES = [
     ("tp2,dp2,ep2,capacity,graph", 1, []),
     ("dp4,ep4,two_hop,node_size2", 1, []),
     ("tp2,ep2,etp1", 0, ["moe.num_shared_experts=1", "moe.balance.aux_coef=0"]),
+    ("tp2,cp2,ring", 0, ["moe.balance.seq_aux_coef=0.01"]),
     ("pp2,tp2,zb_h1", 2, []),
     ("pp2,interleaved,chunks2", 1, []),
     ("pp2,dp2,zero3,full", 2, ["model.tie_word_embeddings=true"]),

@@ -4,7 +4,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from mindmoe.moe.balance import balance_loss, updated_selection_bias
+from mindmoe.moe.balance import balance_loss, updated_selection_bias, z_loss
 from mindmoe.moe.config import MoeConfig
 
 L, T, E, K = 2, 20, 6, 2
@@ -17,16 +17,38 @@ def test_losses():
     ids = np.argsort(-logits, -1)[..., :K]
     counts = np.stack([np.bincount(layer.ravel(), minlength=E) for layer in ids])
     z = np.log(np.exp(logits).sum(-1)) ** 2
-    aux, z_loss = balance_loss(
-        MoeConfig(num_experts=E, num_experts_per_tok=K),
-        Tensor(counts, ms.float32),
-        Tensor(p.sum(1), ms.float32),
-        Tensor(z.sum(1), ms.float32),
-        float(T),
-    )
+    moe = MoeConfig(num_experts=E, num_experts_per_tok=K)
+    aux = balance_loss(moe, Tensor(counts, ms.float32), Tensor(p.sum(1), ms.float32), float(T), float(T))
     want = np.mean([E * (counts[layer] / (T * K) * p[layer].mean(0)).sum() for layer in range(L)])
     np.testing.assert_allclose(aux.asnumpy(), want, rtol=1e-6)
-    np.testing.assert_allclose(z_loss.asnumpy(), z.mean(), rtol=1e-6)
+    np.testing.assert_allclose(z_loss(Tensor(z.sum(1), ms.float32), float(T)).asnumpy(), z.mean(), rtol=1e-6)
+
+
+def deepseek_loss(scores: np.ndarray, ids: np.ndarray) -> float:
+    """Eq. 17-20 of arXiv 2412.19437 for one sequence without its factor, by loops: scores (T, E), ids (T, K)."""
+    tokens, total = len(scores), 0.0
+    for expert in range(E):
+        f = E / (K * tokens) * sum(expert in chosen for chosen in ids)
+        p = sum(row[expert] / row.sum() for row in scores) / tokens
+        total += f * p
+    return total
+
+
+def test_the_loss_of_sequences_is_that_of_deepseek_averaged_over_them():
+    rng, sequences, length = np.random.default_rng(2), 3, 7
+    scores = 1 / (1 + np.exp(-rng.standard_normal((L, sequences, length, E))))
+    ids = np.argsort(-scores, -1)[..., :K]
+    counts = (ids[..., None] == np.arange(E)).sum((2, 3))
+    probs = (scores / scores.sum(-1, keepdims=True)).sum(2)
+    got = balance_loss(
+        MoeConfig(num_experts=E, num_experts_per_tok=K),
+        Tensor(counts, ms.float32),
+        Tensor(probs, ms.float32),
+        float(sequences * length),
+        float(length),
+    )
+    want = [deepseek_loss(scores[layer, row], ids[layer, row]) for layer in range(L) for row in range(sequences)]
+    np.testing.assert_allclose(got.asnumpy(), np.mean(want), rtol=1e-6)
 
 
 def test_bias_update_balances_a_skewed_router():

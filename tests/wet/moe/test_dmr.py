@@ -8,7 +8,9 @@ from mindspore import Tensor
 from mindmoe.moe.config import DmrConfig, MoeConfig, RouterConfig
 from mindmoe.moe.control import DYNAMIC, GROUP_THRESHOLD, NUM_CONTROLS, THRESHOLD
 from mindmoe.moe.difficulty import (
+    bigram_rows,
     build_regression,
+    build_table_rows,
     log_gradient_norm,
     log_norm_of,
     moments,
@@ -16,6 +18,7 @@ from mindmoe.moe.difficulty import (
     standardised,
     table_sums,
     token_features,
+    told_by,
     uniform_draw,
 )
 from mindmoe.moe.dispatch.slots import build_slot_limit, slot_rows
@@ -86,6 +89,25 @@ def test_kept_slots_equal_a_loop_over_tokens(variant):
         np.testing.assert_allclose(gates.asnumpy()[t][row < E], scores[t, kept] / scores[t, kept].sum(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("variant", ["threshold", "null"])
+def test_a_selection_bias_of_zero_mean_moves_the_mean_k_by_less_than_1_percent(variant):
+    """A threshold that holds the budget without bias stays; the biases are what 20 steps of their update make."""
+    route, tokens, difficulty = build_router(dmr(variant=variant)), logits(12, 8000), Tensor(np.zeros(8000), ms.float32)
+
+    def routed(bias: np.ndarray, theta: float) -> tuple[float, np.ndarray]:
+        found = route(tokens, Tensor(bias, ms.float32), control(theta), difficulty)
+        return float((found[1].asnumpy() < E).sum(1).mean()), found[3].asnumpy()[:, 1:]
+
+    theta = float(np.quantile(routed(np.zeros(E), 0.0)[1], 1 - (K - 1) / 5))
+    plain = routed(np.zeros(E), theta)[0]
+    assert plain == pytest.approx(K, abs=0.01)
+    for seed in range(5):
+        bias = 0.02 * np.random.default_rng(seed).choice([-1.0, 1.0], E)
+        moved = routed(bias - bias.mean(), theta)[0]
+        print(f"{variant}: mean k {plain:.3f} -> {moved:.3f}")
+        assert moved == pytest.approx(plain, rel=0.01)
+
+
 def test_harder_tokens_get_more_experts_and_more_groups():
     groups = {"num_groups": 4, "easy": 2, "hard": 4, "target": 3.0}
     difficulty = Tensor(np.linspace(-2, 2, T), ms.float32)
@@ -154,6 +176,44 @@ def test_the_table_sums_and_reads_by_token_id():
     known = table[table[:, 1] > 0, 0]
     level = np.where(table[:, 1] > 0, (table[:, 0] - known.mean()) / known.std(), 0.0)
     np.testing.assert_allclose(features, np.stack([level, table[:, 1]], 1)[ids.reshape(-1)], atol=1e-4)
+
+
+def test_pairs_of_tokens_fall_evenly_into_buckets_and_order_matters():
+    rng, buckets = np.random.default_rng(13), 2**18
+    ids, before = rng.integers(0, 201_088, (2, 3000)).astype(np.int32), rng.integers(-1, 201_088, (2, 3000))
+    ids[0, 0], before[0, 0] = 2**20 - 1, 2**20 - 2  # the largest digits
+    got = bigram_rows(Tensor(ids), Tensor(before, ms.int32), buckets).asnumpy()
+    first, second = before.astype(object) + 1, ids.astype(object)
+    factors = (382_187, 104_729, 275_207, 491_531)
+    digits = (first % 1024, first // 1024, second % 1024, second // 1024)
+    want = sum(digit * factor for digit, factor in zip(digits, factors, strict=True)) % (2**19 - 1) % buckets
+    np.testing.assert_array_equal(got, want.astype(np.int64))
+    expected = buckets * (1 - (1 - 1 / buckets) ** got.size)  # different buckets that 6,000 balls fall into
+    assert len(np.unique(got)) > 0.995 * expected
+    few = rng.integers(0, 512, (2, 20_000)).astype(np.int32)  # a small vocabulary: nearly all pairs
+    pairs = np.unique(few, axis=1)
+    rows = bigram_rows(Tensor(pairs[0]), Tensor(pairs[1]), buckets).asnumpy()
+    assert len(np.unique(rows)) > 0.98 * buckets * (1 - (1 - 1 / buckets) ** len(rows))
+    swapped = bigram_rows(Tensor(pairs[1]), Tensor(pairs[0]), buckets).asnumpy()
+    assert (rows == swapped).mean() < 0.01
+
+
+def test_two_tables_lie_one_behind_the_other_and_the_pair_speaks_before_the_token():
+    features = {"alpha": 0.5, "grad_ema": True, "bigram": True, "buckets": 7}
+    moe, rng = dmr(features=features), np.random.default_rng(14)
+    tokens = rng.integers(0, 5, (2, 3, 4)).astype(np.int32)
+    rows = build_table_rows(moe, 5)(Tensor(tokens))
+    pairs = bigram_rows(Tensor(tokens[..., 0]), Tensor(tokens[..., 3]), 7).asnumpy()
+    np.testing.assert_array_equal(rows.asnumpy(), np.concatenate([tokens[..., 0].ravel(), 5 + pairs.ravel()]))
+    norms, mask = rng.standard_normal(6).astype(np.float32), np.array([1, 1, 0, 1, 1, 0], np.float32)
+    counts, sums = table_sums(Tensor(norms), rows, Tensor(mask), 12).asnumpy()
+    assert counts[:5].sum() == counts[5:].sum() == 4
+    for row in range(7):
+        np.testing.assert_allclose(sums[5 + row], norms[(pairs.ravel() == row) & (mask > 0)].sum(), atol=1e-6)
+    said = np.array([[1.0, 1, 2, 1], [1, 1, 0, 0], [0, 0, 3, 1], [0, 0, 0, 0]], np.float32)
+    level, seen = (part.asnumpy() for part in told_by(Tensor(said)))
+    np.testing.assert_array_equal(level, [2, 1, 3, 0])
+    np.testing.assert_array_equal(seen, [1, 1, 1, 0])
 
 
 def test_regression_is_the_mean_huber_loss_of_each_layer_whatever_the_parts_of_a_batch():

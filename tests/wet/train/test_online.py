@@ -1,6 +1,7 @@
 """Online tuning of a real run: settings reach the step in both modes, nothing waits, and a log replays to the bit."""
 
 import json
+import threading
 import time
 
 import numpy as np
@@ -80,6 +81,36 @@ def test_a_log_is_replayed_to_the_bit_without_a_solver(tuned_run, batch):
         off.append(trainer.step.run(step, [rows], float(rows.loss_mask.sum()), 3e-3, False).loss)
     first = log[0]["step"]
     assert off[:first] == losses[:first] and off[first:] != losses[first:]
+
+
+def test_no_step_waits_for_a_proposal(tuned_run):
+    """The solver answers after ten steps: until then the incumbent trains on, and no call lasts."""
+    asked, answer = threading.Event(), threading.Event()
+    config = tuned_run(window_steps=1)
+    trainer = build_trainer(config, ALONE)
+    RunFolder.of(config).path.mkdir(parents=True, exist_ok=True)
+    online = Online(config, trainer.step, trainer.groups, 0)
+    ask = online.proposals.tuner.ask
+
+    def slow(trials):
+        asked.set()
+        assert answer.wait(60.0)
+        return ask(trials)
+
+    online.proposals.tuner.ask = slow
+    longest, explored = 0.0, []
+    for step in range(STEPS):
+        if step == 12:
+            answer.set()
+            online.proposals.asked.result(60.0)
+        started = time.monotonic()
+        online.before(step)
+        online.after(step, 4.0, 0.3, 0.1)
+        longest = max(longest, time.monotonic() - started)
+        explored.append(online.exploring)
+    online.close()
+    assert asked.is_set() and not any(explored[:12]) and any(explored[12:])
+    assert longest < 5.0  # a wait would last a minute
 
 
 @pytest.mark.parametrize("mode", ["pynative", "graph"])

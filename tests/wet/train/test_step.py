@@ -40,6 +40,25 @@ def test_accumulation_equals_one_large_micro_batch(tiny_run, batch):
     assert np.delete(first, slice(2, None, 4)) == pytest.approx(np.delete(second, slice(2, None, 4)), rel=2e-6)
 
 
+def test_the_balance_of_sequences_does_not_depend_on_the_cut_into_micro_batches(tiny_run, batch):
+    """A sequence is balanced by itself, so the mean over them is linear in the batch; weighted so that it is felt."""
+    balance = {"aux_coef": 0.0, "seq_aux_coef": 0.5, "z_coef": 0.0}
+    steps, runs = [batch(4, seed) for seed in range(3)], {}
+    for mode in ("pynative", "graph"):
+        for cut in (lambda rows: [rows], halves):
+            trainer = build_trainer(tiny_run(moe={"balance": balance}, train={"mode": mode}), ALONE)
+            runs[mode, cut is halves] = run(trainer, [cut(rows) for rows in steps])
+            result = trainer.step.run(3, cut(batch(4, 9)), 64.0, 1e-2, False)
+            runs[mode, cut is halves].append(result.seq_aux_loss)
+    first = runs["pynative", False]
+    assert first[-1] > 1.0  # 1 when each sequence is balanced
+    for other in runs.values():
+        assert np.delete(other, slice(2, 12, 4)) == pytest.approx(np.delete(first, slice(2, 12, 4)), rel=5e-6)
+    without = tiny_run(moe={"balance": balance | {"seq_aux_coef": 0.0}})
+    plain = run(build_trainer(without, ALONE), [[rows] for rows in steps])
+    assert plain[0] == pytest.approx(first[0], rel=1e-6) and abs(plain[1] / first[1] - 1) > 1e-3  # the gradient's norm
+
+
 def test_graph_equals_pynative(tiny_run, batch):
     steps = [halves(batch(4, seed)) for seed in range(3)]
     traces = [run(build_trainer(tiny_run(train={"mode": mode}), ALONE), steps) for mode in ("pynative", "graph")]
