@@ -12,8 +12,6 @@ from mindspore import Tensor, nn, ops
 from mindspore.graph.api import _run_in_jit
 
 from mindmoe.parallel.collectives import copies_are_slow, stacked, unstacked
-
-from mindmoe.parallel.collectives import copies_are_slow, stacked, unstacked
 from mindmoe.parallel.sharding import zero_columns, zero_depth, zero_dim
 
 Shape = tuple[int, ...]
