@@ -16,9 +16,9 @@ Array = NDArray[np.float64]
 _FP32 = 4.0
 _BUCKET = 3 * 16 * 2.0**20  # a bucket of gradients before, in and after its collective
 _INITIAL = 1.0  # copies of the weights that building the model leaves with the allocator
-_ROUTED_COPIES, _GATHERED_COPIES, _SEQUENCE_COPIES, _LOGITS_COPIES = 8.0, 4.0, 3.0, 10.0
-"""Tensors that MindSpore's own ops keep: of rows and of tokens on the way to experts, of a gathered sequence, and of
-logits that are split over ranks."""
+_ROUTED_COPIES, _GATHERED_COPIES, _SEQUENCE_COPIES = 5.0, 4.0, 3.0
+"""Tensors that are kept: of rows on the way to experts (in order, moved, computed, moved back, and one gradient), of
+tokens that all ranks have, and of a gathered sequence."""
 _STAGES = np.array(ZEROS, dtype=float).reshape(-1, 1, 1)
 
 
@@ -110,8 +110,7 @@ def host_memory_terms(
         activations = activations + (_FP32 * tokens / layout.tp * dim * held * chunks)[:, None]
     working = np.max(by_policy[0][:, None] * (counts > 0), axis=1)
     table = _FP32 * architecture.vocab_size / layout.tp
-    head = 2 * (table * dim + _FP32 * tokens * dim) if layout.tp == 1 else table * tokens * _LOGITS_COPIES
-    working[:, last] += head
+    working[:, last] += 2 * (table * dim + _FP32 * tokens * dim)
     whole = params.sum(axis=0)[:, None, None] * _FP32
     gathered = np.where(_STAGES == 3, 3 * whole, 0.0)
     scratch = scratch_bytes(architecture, layout, tokens, kept)
