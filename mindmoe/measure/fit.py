@@ -69,17 +69,17 @@ def around_ops(hardware: Hardware, rows: Sequence[tuple[int, int, float]]) -> tu
 
     Args:
         hardware: with these three at zero.
-        rows: layers, micro-batches and seconds of steps of tiny models, in the order of `measure.steps.RUNS`.
+        rows: layers, micro-batches and seconds of steps of small models, in the order of `measure.steps.RUNS`.
     """
-    rest = [seconds - _counted(hardware, layers, count) for layers, count, seconds in rows]
+    rest = [seconds - counted(hardware, layers, count) for layers, count, seconds in rows]
     (few, _, _), (many, _, _), (_, count, _) = rows
     layer = max(0.0, (rest[1] - rest[0]) / (many - few))
     micro_batch = max(0.0, (rest[2] - rest[0]) / (count - 1) - few * layer)
     return 1e6 * layer, 1e6 * micro_batch, 1e6 * max(0.0, rest[0] - few * layer - micro_batch)
 
 
-def _counted(hardware: Hardware, layers: int, micro_batches: int) -> float:
-    """What the planner predicts for a tiny step [s]."""
+def counted(hardware: Hardware, layers: int, micro_batches: int) -> float:
+    """What the planner predicts for a step of a small model of `measure.steps` [s]."""
     from mindmoe.planner.layout import Layout
 
     model = ModelConfig.model_validate({**MODEL, "num_hidden_layers": layers})
@@ -91,7 +91,7 @@ def _counted(hardware: Hardware, layers: int, micro_batches: int) -> float:
 
 
 def hardware_cores(hardware: Hardware) -> int:
-    """Ranks at which each has one core, as the tiny steps were measured."""
+    """Ranks at which each has one core, as the small steps were measured."""
     return 1 if hardware.host is None else hardware.host.cores
 
 

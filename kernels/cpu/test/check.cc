@@ -263,8 +263,7 @@ static void in_a_child_process() {
 void products(bool half) {
   dense(half, 1, 1, 1);
   dense(half, 67, 35, 131);
-  attention(half, 1, 0);
-  attention(half, 77, 0);
+  for (int64_t length : {1, 77}) attention(half, length, 0);
   attention(half, 601, 130);
   mixture(half, 1, 1, 1, 1);
   mixture(half, 91, 5, 37, 19);
@@ -284,10 +283,7 @@ int main() {
     CHECK(route_forward, {logits, random({12}), set}, {gates, ids});
     CHECK(route_backward, {random({45, 3}), logits, ids, set}, {empty({45, 12})});
   }
-  for (bool sigmoid : {false, true}) {
-    router(1, 1, sigmoid);
-    router(150, 19, sigmoid);
-  }
+  for (bool sigmoid : {false, true}) router(1, 1, sigmoid), router(150, 19, sigmoid);
   auto x = random({35, 1001});
   CHECK(sum_tensors, {x, x, x}, {empty(x->shape_)});
   CHECK(arrive, {x}, {empty(x->shape_)});

@@ -9,7 +9,7 @@ import pytest
 
 from mindmoe.errors import UserError
 from mindmoe.load import load_config
-from mindmoe.measure.fit import around_ops, describe, fit_rate
+from mindmoe.measure.fit import around_ops, counted, describe, fit_rate
 from mindmoe.measure.main import measure, write
 from mindmoe.measure.steps import RUNS
 from mindmoe.planner.auto import planned, workload_of
@@ -126,16 +126,15 @@ def test_idle_stages_leave_their_cores_to_others(machine: Hardware) -> None:
     assert crowded(load_hardware("h100"), running, busy) == 8.0
 
 
-def test_what_surrounds_ops_is_the_rest_of_tiny_steps(machine: Hardware) -> None:
-    few, many, several = RUNS
-
-    def rows(layer: float, micro_batch: float, step: float) -> list[tuple[int, int, float]]:
-        counted = around_ops(machine, [(*run, 0.0) for run in RUNS])
-        assert counted == (0.0, 0.0, 0.0)  # nothing is left where the ops take longer than the step
-        return [(*run, 5.0 + step + run[1] * (micro_batch + run[0] * layer)) for run in (few, many, several)]
-
-    layer, micro_batch, step = around_ops(machine, rows(0.01, 0.02, 0.03))
-    assert layer == pytest.approx(1e4, rel=0.3) and micro_batch == pytest.approx(2e4, rel=0.5) and step > 3e4
+def test_what_surrounds_ops_is_the_rest_of_small_steps(machine: Hardware) -> None:
+    assert machine.host is not None
+    nothing = {"layer_us": 0.0, "micro_batch_us": 0.0, "step_us": 0.0}
+    bare = machine.model_copy(update={"host": machine.host.model_copy(update=nothing)})
+    assert around_ops(bare, [(*run, 0.0) for run in RUNS]) == (0.0, 0.0, 0.0)  # ops that take longer than the step
+    layer, micro_batch, step = 0.01, 0.02, 0.03
+    rest = [step + count * (micro_batch + layers * layer) for layers, count in RUNS]
+    rows = [(*run, counted(bare, *run) + seconds) for run, seconds in zip(RUNS, rest, strict=True)]
+    assert around_ops(bare, rows) == pytest.approx((1e4, 2e4, 3e4))
 
 
 @pytest.mark.parametrize("change", [{"ep": 2}, {"pp": 2, "dp": 1}, {"tp": 2, "etp": 2, "dp": 1}])
