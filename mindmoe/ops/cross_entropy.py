@@ -17,28 +17,19 @@ class ProjectedCrossEntropy(nn.Cell):
 
     def __init__(self, precision: str):
         super().__init__(auto_prefix=False)
-        self.cast = ROUND[precision]
-        self.project = ops.MatMul(transpose_b=True)
-        self.plain = ops.MatMul()
-        self.left_t = ops.MatMul(transpose_a=True)
-        self.one_hot = ops.OneHot()
-        self.on, self.off = Tensor(1.0), Tensor(0.0)
+        self.all = CrossEntropyPart(precision)
 
     def construct(self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         """x (T, D), w (V, D), labels (T) int32, mask (T) -> scalar sum [nats]."""
-        logits = self.project(self.cast(x), self.cast(w))
-        log_sum = ops.logsumexp(logits, 1)
-        chosen = ops.gather_elements(logits, 1, labels.expand_dims(1)).squeeze(1)
+        log_sum, chosen = self.all.forward(x, w, labels)
         return ((log_sum - chosen) * mask).sum()
 
     def bprop(
         self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor, out: Tensor, dout: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Gradients of x and w; the logits are computed again rather than kept."""
-        x, w = self.cast(x), self.cast(w)
-        p = ops.softmax(self.project(x, w), 1)
-        d = self.cast((p - self.one_hot(labels, w.shape[0], self.on, self.off)) * (mask * dout).expand_dims(1))
-        return self.plain(d, w), self.left_t(d, x), zeros_like(labels), zeros_like(mask)
+        dx, dw = self.all.backward(mask * dout, None, x, w, labels)
+        return dx, dw, zeros_like(labels), zeros_like(mask)
 
 
 def build_cross_entropy(precision: str) -> Callable[..., Tensor]:
@@ -71,18 +62,19 @@ class CrossEntropyPart:
         label, held = _placed(labels, w.shape[0])
         return ops.logsumexp(logits, 1), ops.gather_elements(logits, 1, label.expand_dims(1)).squeeze(1) * held
 
-    def backward(self, dnll: Tensor, lse: Tensor, x: Tensor, w: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(self, dnll: Tensor, lse: Tensor | None, x: Tensor, w: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of x and w; the logits are computed again rather than kept.
 
         Args:
             dnll: (T) gradient of each token's loss.
-            lse: (T) log of the denominator over the whole vocabulary.
+            lse: (T) log of the denominator over the whole vocabulary, None where the part is all of it.
             x: (T, D).
             w: (V / P, D).
             labels: (T).
         """
         x, w = self.cast(x), self.cast(w)
-        p = ops.exp(self.project(x, w) - lse.expand_dims(1))
+        logits = self.project(x, w)
+        p = ops.softmax(logits, 1) if lse is None else ops.exp(logits - lse.expand_dims(1))
         label, held = _placed(labels, w.shape[0])
         chosen = self.one_hot(label, w.shape[0], self.on, self.off) * held.expand_dims(1)
         d = self.cast((p - chosen) * dnll.expand_dims(1))

@@ -220,6 +220,8 @@ class AllToAllV(_Verb):
     def move(self, x: Tensor, sent: list[int], received: list[int], rows: int) -> Tensor:
         """Rows there."""
         count, away = sum(received), sum(sent) - sent[self.group.index]
+        if x.shape[0] < sum(sent) or rows < count:
+            raise ValueError(f"all_to_all_v: {x.shape[0]} rows to send sent={sent}, {rows} for received={received}")
         x = x if x.shape[0] == sum(sent) else x[: sum(sent)]
         y = self.recorded(
             "all_to_all_v", away * prod(x.shape[1:]) * x.itemsize, self.on.all_to_all_v, x, sent, received
