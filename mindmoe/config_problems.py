@@ -13,7 +13,8 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from mindmoe.strict_yaml import MAX_PROBLEMS, Node, resolve_scalar, shown
+from mindmoe.files import shown
+from mindmoe.strict_yaml import MAX_PROBLEMS, Node, resolve_scalar
 
 _NAMED_KEY = re.compile(r"([A-Za-z_][A-Za-z0-9_.]*)=")
 

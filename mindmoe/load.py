@@ -16,8 +16,9 @@ from mindmoe import strict_yaml
 from mindmoe.config import RunConfig, cross_problems
 from mindmoe.config_problems import describe, located
 from mindmoe.errors import ConfigError, UserError
+from mindmoe.files import read_text, shown
 from mindmoe.schema import Section
-from mindmoe.strict_yaml import MAX_DEPTH, MAX_NODES, Node, plain, shown, size
+from mindmoe.strict_yaml import MAX_DEPTH, MAX_NODES, Node, plain, size
 
 _MAX_INCLUDES = 4
 _OVERRIDE_KEY = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
@@ -131,7 +132,7 @@ def _read_with_includes(path: Path) -> tuple[Node, list[str]]:
 
 
 def _read_mapping(path: Path) -> tuple[Node, list[str]]:
-    document = strict_yaml.parse(strict_yaml.read_text(path), str(path))
+    document = strict_yaml.parse(read_text(path), str(path))
     root = document.root
     if root is None or root.value is None:
         raise ConfigError([*document.problems, f"{path}: the file is empty: start from a preset under configs/"])

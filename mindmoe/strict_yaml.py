@@ -16,9 +16,9 @@ from typing import Any
 
 import yaml
 
-from mindmoe.errors import ConfigError, UserError
+from mindmoe.errors import ConfigError
+from mindmoe.files import read_text, shown
 
-MAX_BYTES = 10**6
 MAX_DEPTH = 64
 MAX_ALIASES = 100
 MAX_NODES = 5_000  # after expansion of aliases: what makes an alias bomb harmless
@@ -98,39 +98,24 @@ def size(node: Node) -> int:
     return 1 + sum(map(size, node.children))
 
 
-def read_text(path: Path) -> str:
-    """The text of a config file.
+def load(path: Path) -> Any:
+    """The plain value of a YAML file that is no config of a run, such as a description of hardware.
 
     Raises:
-        UserError: there is no such regular file, it is too large, or it is not UTF-8.
+        FileError: it cannot be read.
+        ConfigError: everything that is wrong with it.
     """
-    name = shown(str(path), 300)
-    try:
-        if path.is_dir():
-            raise UserError(f"{name} is a directory", "give the path of a YAML file")
-        if not path.exists():
-            raise UserError(f"{name} does not exist", "check the path")
-        if not path.is_file():  # reading a pipe or a device may never end
-            raise UserError(f"{name} is not a regular file", "give the path of a YAML file")
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"{name} cannot be read: {error.strerror}", "check the path") from error
-    if len(data) > MAX_BYTES:
-        raise UserError(f"{name} is larger than {MAX_BYTES} bytes", "give a config file, not a data file")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        byte = f"0x{data[error.start]:02x}"
-        raise UserError(f"{name}:{line}: byte {byte} is not UTF-8", "save the file as UTF-8") from None
+    document = parse(read_text(path), shown(str(path), 300))
+    if document.problems:
+        raise ConfigError(document.problems)
+    return plain(document.root) if document.root else None
 
 
 def parse(text: str, source: str, *, lines: bool = True) -> Document:
     """The document in `text`.
 
     Args:
-        text: at most MAX_BYTES of YAML.
+        text: YAML of at most `files.SMALL` bytes.
         source: the name to put before line numbers, usually the file.
         lines: whether positions carry line numbers (an override has none).
 
@@ -274,12 +259,6 @@ class _Builder:
 def _height(node: Node) -> int:
     """The number of levels below the node."""
     return max((1 + _height(child) for child in node.children), default=0)
-
-
-def shown(text: str, limit: int = 60) -> str:
-    """The text as it may stand in a message: on one line, at most `limit` characters, control characters escaped."""
-    short = text if len(text) <= limit else text[: limit - 3] + "..."
-    return short if short and short.isprintable() else repr(short)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -16,10 +16,11 @@ import yaml
 
 from mindmoe.config import RunConfig
 from mindmoe.errors import ConfigError, UserError
+from mindmoe.files import read_text
 from mindmoe.interop.mindformers_keys import DROPPED, LOST, MODEL_DROPPED, MODEL_RENAMED
 from mindmoe.interop.mindformers_rows import Fate, Import, leaves_of, number_of, whole_of
 from mindmoe.load import load_config
-from mindmoe.strict_yaml import dump, read_text
+from mindmoe.strict_yaml import dump
 
 _SCHEDULES = {
     "ConstantWarmUpLR": "constant",

@@ -212,11 +212,11 @@ def test_unreadable_files_are_told_apart(write: Write, tmp_path: Path) -> None:
     write("just text\n", "text.yaml")
     for path, problem in {
         "gone.yaml": "gone.yaml does not exist: check the path",
-        ".": ". is a directory: give the path of a YAML file",
-        "pipe": "pipe is not a regular file: give the path of a YAML file",
+        ".": ". is a directory: give the path of a file",
+        "pipe": "pipe is not a regular file: give the path of a file",
         "latin.yaml": "latin.yaml:1: byte 0xff is not UTF-8: save the file as UTF-8",
-        "large.yaml": "large.yaml is larger than 1000000 bytes: give a config file, not a data file",
-        "nul\0": "'nul\\x00' does not exist: check the path",
+        "large.yaml": "large.yaml is larger than 1000000 bytes: give the file that belongs here",
+        "nul\0": "'nul\\x00' is no path: check the path",
         "empty.yaml": "empty.yaml: the file is empty: start from a preset under configs/",
         "text.yaml": "text.yaml:1: a config must be a mapping: write `key: value` lines",
     }.items():
