@@ -10,7 +10,7 @@ using mindmoe::tiling::AttentionRequest;
 namespace optiling {
 
 // Fills a cube tiling of the library from the shape that the plan asks for.
-static bool TileCube(gert::TilingContext *context, AscendC::tiling::TCubeTiling &cube, ge::DataType type,
+static bool TileCube(gert::TilingContext *context, ::TCubeTiling &cube, ge::DataType type,
                      bool transposeA, bool transposeB)
 {
     using matmul_tiling::CubeFormat;

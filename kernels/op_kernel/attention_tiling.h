@@ -13,7 +13,7 @@ struct AttentionTilingData {
     uint32_t cores;         // vector cores; a cube core serves two of them
     uint32_t blockQ, blockK;
     float scale;
-    AscendC::tiling::TCubeTiling scores;   // [blockQ, headDim] x [blockK, headDim]^T
-    AscendC::tiling::TCubeTiling product;  // weights times rows of headDim values
+    ::TCubeTiling scores;   // [blockQ, headDim] x [blockK, headDim]^T
+    ::TCubeTiling product;  // weights times rows of headDim values
 };
 #endif

@@ -12,5 +12,6 @@
 #endif
 // GetTaskRation (8.1) became GetTaskRatio (9.x) and GetBlockNum counts cube cores in MIX kernels: the number of
 // vector cores therefore travels in the tiling data and neither function is used. WholeReduce*, BlockReduce*,
-// GatherMask and CompareScalar are deprecated names in 9.x that keep their 8.1 signatures.
+// GatherMask and CompareScalar are deprecated names in 9.x that keep their 8.1 signatures. TCubeTiling is global in 8.1,
+// and a member of AscendC::tiling that the global name stands for in 9.x: everything here says ::TCubeTiling.
 #endif

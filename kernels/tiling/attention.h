@@ -56,7 +56,7 @@ inline void setCubeShapes(AttentionTilingData &t, AttentionPass pass)
 {
     const auto q = static_cast<int32_t>(t.blockQ), k = static_cast<int32_t>(t.blockK);
     const auto d = static_cast<int32_t>(t.headDim);
-    const auto set = [](AscendC::tiling::TCubeTiling &cube, int32_t m, int32_t n, int32_t inner) {
+    const auto set = [](::TCubeTiling &cube, int32_t m, int32_t n, int32_t inner) {
         cube.M = cube.singleCoreM = m;
         cube.N = cube.singleCoreN = n;
         cube.Ka = cube.Kb = cube.singleCoreK = inner;

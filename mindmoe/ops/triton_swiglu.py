@@ -67,9 +67,10 @@ def swiglu_grad_kernel(  # type: ignore[no-untyped-def]
         total += tl.reduce(d * (up + 1.0) * gate * s, 0, _add)
         dgate = tl.where(raw_gate <= limit, w * d * (up + 1.0) * s * (1.0 + alpha * gate * (1.0 - s)), 0.0)
         dup = tl.where(tl.abs(raw_up) <= limit, w * d * gate * s, 0.0)
-        target = dh + row * 2 * columns + 2 * column
-        tl.store(target, dgate.to(dh.dtype.element_ty), mask=inside)
-        tl.store(target + 1, dup.to(dh.dtype.element_ty), mask=inside)
+        # One contiguous store of interleaved pairs: Triton-Ascend aborts on two masked stores of stride 2.
+        both = tl.reshape(tl.join(dgate, dup), (2 * BLOCK,))
+        place = 2 * start + tl.arange(0, 2 * BLOCK)
+        tl.store(dh + row * 2 * columns + place, both.to(dh.dtype.element_ty), mask=place < 2 * columns)
     tl.store(dweight + row, total)
 
 

@@ -1,5 +1,5 @@
 // The part of CANN's registration interface that op_host uses, enough to call its functions in a test: names and
-// signatures only, own code.
+// signatures only, own code. C++11, as CANN compiles op_host.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -117,6 +117,10 @@ public:
 
 }  // namespace gert
 
+namespace optiling {
+class TCubeTiling {};  // CANN's own of that name in the namespace of tiling functions; it is not the one to fill
+}  // namespace optiling
+
 namespace ops {
 
 enum Option { REQUIRED, OPTIONAL };
@@ -147,9 +151,9 @@ struct OpAICoreDef {
 class OpDef {
 public:
     explicit OpDef(const char *) {}
-    OpParamDef &Input(const char *) { return *inputs.emplace_back(std::make_unique<OpParamDef>()); }
-    OpParamDef &Output(const char *) { return *outputs.emplace_back(std::make_unique<OpParamDef>()); }
-    OpAttrDef &Attr(const char *) { return *attrs.emplace_back(std::make_unique<OpAttrDef>()); }
+    OpParamDef &Input(const char *) { return added(inputs); }
+    OpParamDef &Output(const char *) { return added(outputs); }
+    OpAttrDef &Attr(const char *) { return added(attrs); }
     OpDef &SetInferShape(ge::graphStatus (*f)(gert::InferShapeContext *)) { shape = f; return *this; }
     OpDef &SetInferDataType(ge::graphStatus (*f)(gert::InferDataTypeContext *)) { type = f; return *this; }
     OpAICoreDef &AICore() { return aicore; }
@@ -159,6 +163,13 @@ public:
     ge::graphStatus (*shape)(gert::InferShapeContext *) = nullptr;
     ge::graphStatus (*type)(gert::InferDataTypeContext *) = nullptr;
     OpAICoreDef aicore;
+
+private:
+    template <typename T> static T &added(std::vector<std::unique_ptr<T>> &list)
+    {
+        list.emplace_back(new T);
+        return *list.back();
+    }
 };
 
 inline std::map<std::string, std::unique_ptr<OpDef>> &registry()
@@ -169,7 +180,7 @@ inline std::map<std::string, std::unique_ptr<OpDef>> &registry()
 
 }  // namespace ops
 
-#define OP_ADD(op) static const bool added##op = (ops::registry()[#op] = std::make_unique<op>(#op), true)
+#define OP_ADD(op) static const bool added##op = (ops::registry()[#op].reset(new op(#op)), true)
 
 namespace platform_ascendc {
 class PlatformAscendC {
@@ -194,6 +205,6 @@ public:
     int32_t SetOrgShape(int32_t, int32_t, int32_t) { return 0; }
     int32_t SetBias(bool) { return 0; }
     int32_t SetBufferSpace(int32_t, int32_t, int32_t) { return 0; }
-    int64_t GetTiling(AscendC::tiling::TCubeTiling &) { return 0; }
+    int64_t GetTiling(::TCubeTiling &) { return 0; }
 };
 }  // namespace matmul_tiling

@@ -9,7 +9,7 @@ using Mm = Matmul<Plain, MatmulType<TPosition::GM, CubeFormat::ND, float, true>,
 
 void matmul(Mm &mm)  // output[0..63] = input[0..63] as 8x8 times itself transposed
 {
-    static const tiling::TCubeTiling shape{8, 8, 8, 8, 8, 8, 8};
+    static const ::TCubeTiling shape{8, 8, 8, 8, 8, 8, 8};
     TPipe pipe;
     REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), mm, &shape);
     mm.SetTensorA(input());
@@ -242,7 +242,7 @@ const Table kExamples = {
      }},
     {"Matmul of a transposed left operand",
      [] {
-         static const tiling::TCubeTiling shape{4, 8, 8, 8, 4, 8, 8};
+         static const ::TCubeTiling shape{4, 8, 8, 8, 4, 8, 8};
          Matmul<MatmulType<TPosition::GM, CubeFormat::ND, float, true>, Plain, Plain> m;
          TPipe pipe;
          REGIST_MATMUL_OBJ(&pipe, GetSysWorkSpacePtr(), m, &shape);

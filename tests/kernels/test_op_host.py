@@ -1,8 +1,11 @@
 """Registration of the ops against a stand-in for CANN's interface: shapes, types, and the plan of the shared tiling."""
 
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
-from host_model import KernelError
+from host_model import ROOT, KernelError
 
 T, K, E, D = 500, 4, 128, 64
 Q, KV, ROWS = (2, 8, 300, 64), (2, 2, 300, 64), (2, 8, 300)
@@ -94,3 +97,44 @@ def test_the_sink_epilogue(driver):
 
 def test_a_broken_rule_refuses_the_launch(driver):
     assert ask(driver, "MoeGating", [(T, 300), None], [K, 0, 1, 1, 1, 1.0], False) == ("refused", [])
+
+
+CANN = {"8.1": [], "9.x": ["-DHOST_MODEL_CANN_9"]}  # where TCubeTiling is declared; both have the global name
+
+
+def complaints(kernels, cann, standard="c++11"):
+    """What the compiler says of op_host in a folder like kernels/, against the stand-in for a release; nothing is good.
+
+    CANN compiles op_host as C++11: the templates of 8.1 and the classic ones of 9.x say so.
+    """
+    includes = [kernels, ROOT / "kernels" / "host_model", kernels / "op_kernel"]
+    includes += [ROOT / "tests" / "kernels", ROOT / "tests" / "kernels" / "cann"]
+    command = ["g++", f"-std={standard}", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-pedantic-errors"]
+    command += [*CANN[cann], *(f"-I{folder}" for folder in includes), *sorted((kernels / "op_host").glob("*.cpp"))]
+    return subprocess.run(command, capture_output=True, text=True).stderr
+
+
+@pytest.mark.parametrize("standard", ["c++11", "c++17"])
+@pytest.mark.parametrize("cann", CANN)
+def test_op_host_compiles_as_cann_compiles_it(cann, standard):
+    assert complaints(ROOT / "kernels", cann, standard) == ""
+
+
+@pytest.mark.parametrize(
+    ("file", "ours", "other", "said", "broken"),
+    [
+        ("op_kernel/attention_tiling.h", "::TCubeTiling", "AscendC::tiling::TCubeTiling", "AscendC", ["8.1"]),
+        ("tiling/attention.h", "::TCubeTiling", "AscendC::tiling::TCubeTiling", "AscendC", ["8.1"]),
+        ("op_host/attention.cpp", "::TCubeTiling", "AscendC::tiling::TCubeTiling", "AscendC", ["8.1"]),
+        ("op_host/attention.cpp", "::TCubeTiling", "TCubeTiling", "optiling::TCubeTiling", ["8.1", "9.x"]),
+        ("tiling/attention.h", "[](::TCubeTiling &cube", "[](auto &cube", "c++14", ["8.1", "9.x"]),
+    ],
+)
+def test_what_one_release_lacks_is_noticed(tmp_path, file, ours, other, said, broken):
+    for folder in ("op_host", "op_kernel", "tiling"):
+        shutil.copytree(ROOT / "kernels" / folder, tmp_path / folder)
+    text = (tmp_path / file).read_text()
+    assert ours in text
+    (tmp_path / file).write_text(text.replace(ours, other))
+    for cann in CANN:
+        assert (said in complaints(tmp_path, cann)) == (cann in broken)

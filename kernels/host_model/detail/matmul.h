@@ -27,7 +27,7 @@ template <class A, class B, class C> class Matmul {
                   "A2: bfloat16 or float in, float out");
 
 public:
-    void Init(const tiling::TCubeTiling *t)
+    void Init(const ::TCubeTiling *t)
     {
         SetOrgShape(t->M, t->N, t->Ka, t->Kb);
         maxM_ = t->singleCoreM;
@@ -144,7 +144,7 @@ namespace host_model {
 
 inline void registerMatmuls() {}
 template <class M, class... Rest>
-inline void registerMatmuls(M &matmul, const AscendC::tiling::TCubeTiling *t, Rest &&...rest)
+inline void registerMatmuls(M &matmul, const ::TCubeTiling *t, Rest &&...rest)
 {
     matmul.Init(t);
     registerMatmuls(rest...);
