@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("mindmoe", deadline=None)  # how long an example takes is the machine's
+settings.load_profile("mindmoe")
 
 os.environ.setdefault("GLOG_v", "3")  # MindSpore's own log: errors only
 

@@ -72,7 +72,7 @@ class Cli:
     def run(self, *words: str) -> tuple[int, str]:
         """Runs to the end; exit code and output."""
         process = self.start(*words)
-        output, _ = process.communicate(timeout=280)
+        output, _ = process.communicate(timeout=580)
         return process.returncode, output
 
     def metrics(self, name: str) -> Path:
@@ -100,7 +100,7 @@ class Cli:
         """Returns once the run has recorded a step."""
         from mindmoe.observe.metrics import read_metrics
 
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 400
         while time.monotonic() < deadline:
             path = self.metrics(name)
             done = [r["step"] for r in read_metrics(path) if r["kind"] == "train"] if path.exists() else []
@@ -149,7 +149,7 @@ def start_ranks(tmp_path: Path) -> Callable[..., None]:
         command += [f"--local_worker_num={ranks}", f"--master_port={free_port('127.0.0.1')}"]
         command += [f"--log_dir={tmp_path / 'logs'}", "--tail_worker_log=-1", str(script), *words]
         env = {**worker_environment(1, ranks, str(Path(sys.executable).parent)), "GLOG_v": "3"}
-        done = subprocess.run(command, env=env, timeout=280, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = subprocess.run(command, env=env, timeout=580, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         logs = [path.read_text(errors="replace")[-2000:] for path in sorted((tmp_path / "logs").glob("worker_*.log"))]
         assert done.returncode == 0, "\n".join([done.stdout[-2000:], *logs])
 
@@ -164,7 +164,7 @@ def equiv(corpus: Path, root: Path) -> Callable[..., tuple[int, str, dict]]:
         command = [sys.executable, "-m", "mindmoe", "equiv", str(root / "configs" / "equiv.yaml"), *words]
         command += [f"data.sources={corpus}", "model.vocab_size=384", "moe.dispatch.capacity_chunk=16"]
         command += [f"train.steps={steps}", "--out", str(out), "--layouts", *layouts]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=290)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=580)
         found = out / "equiv.json"
         return done.returncode, done.stdout + done.stderr, json.loads(found.read_text()) if found.exists() else {}
 

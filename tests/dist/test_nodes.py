@@ -113,7 +113,7 @@ def start(cli, script: str) -> tuple[subprocess.Popen, Callable[[str, float], st
     return process, wait_for
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_nodes_survive_a_cut_network_and_a_lost_node(cli, network, trace):
     """Three nodes, two at a time: the cable of node 1 is pulled, then put back; then node 1 loses its power."""
     nodes = network(3)
@@ -129,17 +129,17 @@ def test_nodes_survive_a_cut_network_and_a_lost_node(cli, network, trace):
         "launch.timeout=0",
     )
     process, wait_for = start(cli, script)
-    wait_for(r"attempt 1 on 2 nodes \(\w+n0, \w+n1\), 1 to spare", 60)
+    wait_for(r"attempt 1 on 2 nodes \(\w+n0, \w+n1\), 1 to spare", 400)
     cli.wait_for_step("cluster", 4, process)
     nodes.cable(1, "down")
-    wait_for(r"attempt 1 failed: ", 90)
+    wait_for(r"attempt 1 failed: ", 400)
     nodes.cable(1, "up")
-    wait_for(r"attempt 2 on 2 nodes \(\w+n0, \w+n1\)", 60)
+    wait_for(r"attempt 2 on 2 nodes \(\w+n0, \w+n1\)", 400)
     wait_for_resume(cli, 2, process)
     nodes.power_off(1)
-    wait_for(r"attempt 2 failed: node 1 \(\w+n1\) gave no sign of life", 90)
-    wait_for(r"attempt 3 on 2 nodes \(\w+n0, \w+n2\)", 60)
-    assert process.wait(timeout=240) == 0, (cli.folder / "start.out").read_text()
+    wait_for(r"attempt 2 failed: node 1 \(\w+n1\) gave no sign of life", 400)
+    wait_for(r"attempt 3 on 2 nodes \(\w+n0, \w+n2\)", 400)
+    assert process.wait(timeout=400) == 0, (cli.folder / "start.out").read_text()
     assert [step for step, *_ in enumerate(trace("cluster"), 1)] == list(range(1, 15))
     assert not any(nodes.pids(index) for index in range(3))
 
@@ -148,7 +148,7 @@ def wait_for_resume(cli, steps: int, process: subprocess.Popen) -> None:
     """Returns once the run has gone on for some steps after a restart."""
     from mindmoe.observe.metrics import read_metrics
 
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline:
         records = read_metrics(cli.metrics("cluster"))
         begun = [i for i, r in enumerate(records) if r["kind"] == "event" and r["event"] == "resume"]

@@ -34,6 +34,7 @@ def test_some_steps_are_copied_and_found_where_they_are(ram: Path, saver: Module
     for step in range(1, 8):
         one.save(step, lambda _, now=step: np.full(50, now, np.float32))
         one.wait()
+        second.join()  # what is being copied would not be pruned
     one.close()
     copied = second.poll()
     assert [c.step for c in copied] == [2, 4, 6] and all(c.place and c.error is None for c in copied)
@@ -78,7 +79,7 @@ def test_what_is_being_copied_is_not_pruned(ram: Path, saver: ModuleType, monkey
     go, real = threading.Event(), tier._copy_file
 
     def slow(source: Path, target: Path) -> None:
-        go.wait(10)
+        go.wait()
         real(source, target)
 
     monkeypatch.setattr(tier, "_copy_file", slow)
@@ -87,6 +88,7 @@ def test_what_is_being_copied_is_not_pruned(ram: Path, saver: ModuleType, monkey
         one.wait()
     assert steps(ram / "near") == [3, 2]
     go.set()
+    second.join()
     one.close()
     assert steps(ram / "far") == [2]
     one.save(5, lambda _: np.zeros(50, np.float32))

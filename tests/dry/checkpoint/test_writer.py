@@ -40,22 +40,22 @@ def run(
     source: Path,
     world: int,
     steps: int,
-    timeout: float,
-    kill: tuple[int, float] | None = None,
+    victim: int | None = None,
     every: str = "",
     **faults: str,
 ) -> list[list[list[str]]]:
     """Runs all ranks to their end; the words of each line each of them printed.
 
     Args:
-        kill: a rank, and how long after the first published step it is killed [s].
+        victim: a rank that kills itself; once it has gone, time passes quickly for the others.
         every: the fault of ranks that have none of their own.
         faults: by `rankR`.
     """
+    (root / rank.DEAD).unlink(missing_ok=True)
     generation = store.claim(root)
     processes = [
         subprocess.Popen(
-            [sys.executable, str(rank.__file__), str(root), str(r), str(world), generation, str(steps), str(timeout)]
+            [sys.executable, str(rank.__file__), str(root), str(r), str(world), generation, str(steps)]
             + faults.get(f"rank{r}", every).split(),
             stdout=subprocess.PIPE,
             text=True,
@@ -63,13 +63,17 @@ def run(
         )
         for r in range(world)
     ]
-    if kill is not None:
-        deadline = time.monotonic() + 60
-        while not list_steps(root) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(kill[1])
-        processes[kill[0]].kill()
-    return [[line.split(maxsplit=3) for line in p.communicate(timeout=60)[0].splitlines()] for p in processes]
+    try:
+        if victim is not None:
+            processes[victim].wait()
+            (root / rank.DEAD).touch()
+            while any(process.poll() is None for process in processes):
+                rank.advance(root, rank.TIMEOUT / 4)
+                time.sleep(0.02)
+        return [[line.split(maxsplit=2) for line in process.communicate()[0].splitlines()] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def is_whole(root: Path, rank: ModuleType, step: int) -> bool:
@@ -85,7 +89,7 @@ def is_whole(root: Path, rank: ModuleType, step: int) -> bool:
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_all_ranks_save_one_step(ram: Path, rank: ModuleType, root: Path, world: int) -> None:
-    printed = run(ram, rank, root, world, 5, 20)
+    printed = run(ram, rank, root, world, 5)
     assert [[line[:2] for line in lines] for lines in printed] == [[[str(s), "saved"] for s in range(1, 6)]] * world
     assert is_whole(ram, rank, 5)
     assert len(list_steps(ram)) == 3
@@ -97,12 +101,10 @@ def test_all_ranks_save_one_step(ram: Path, rank: ModuleType, root: Path, world:
 @pytest.mark.parametrize("fault", ["fail", "slow"])
 @pytest.mark.parametrize("culprit", ["rank0", "rank2"])
 def test_a_rank_that_fails_or_is_slow(ram: Path, rank: ModuleType, root: Path, fault: str, culprit: str) -> None:
-    timeout = 1.5
-    printed = run(ram, rank, root, 4, 4, timeout, **{culprit: f"{fault} 2"})
+    printed = run(ram, rank, root, 4, 4, **{culprit: f"{fault} 2"})
     for lines in printed:
         assert [line[1] for line in lines] == ["saved", "failed", "saved", "saved"]
-        assert float(lines[1][2]) < 5 * timeout
-        assert ("No space left" if fault == "fail" else "checkpoint.timeout") in lines[1][3]
+        assert ("No space left" if fault == "fail" else "checkpoint.timeout") in lines[1][2]
     assert is_whole(ram, rank, 4)
 
 
@@ -110,14 +112,15 @@ def test_a_rank_that_fails_or_is_slow(ram: Path, rank: ModuleType, root: Path, f
 def test_a_commit_that_takes_longer_than_anybody_waits(
     ram: Path, rank: ModuleType, root: Path, kind: str, word: str
 ) -> None:
-    """Followers that have waited long enough end the save, or find it published: no rank believes something else."""
-    timeout = 1.0
-    printed = run(ram, rank, root, 3, 3, timeout, rank0=f"{kind} 2")
+    """Followers that have waited long enough end the save, or find it published: no rank believes something else.
+
+    Rank 0 goes on only when they have, so that they end at all shows that their waiting is bounded.
+    """
+    printed = run(ram, rank, root, 3, 3, rank0=f"{kind} 2")
     for lines in printed:
         assert [line[1] for line in lines] == ["saved", word, "saved"]
     for lines in printed[1:]:
-        assert float(lines[1][2]) < 4 * timeout, "bounded"
-        assert word == "saved" or "checkpoint.timeout" in lines[1][3]
+        assert word == "saved" or "checkpoint.timeout" in lines[1][2]
     assert is_whole(ram, rank, 3)
     assert {store.step_of(path) for path in list_steps(ram)} == ({1, 3} if word == "failed" else {1, 2, 3})
 
@@ -129,8 +132,9 @@ def test_kill_of_a_random_rank_at_a_random_moment(
 ) -> None:
     """The survivors agree and end; the newest complete step is found, and no step that a rank called saved is lost."""
     rng = random.Random(f"{world} {seed}")
-    victim = rng.randrange(world)
-    printed = run(ram, rank, root, world, 500, 0.5, kill=(victim, rng.uniform(0.0, 0.6)), every="end 0")
+    victim, changes = rng.randrange(world), rng.randrange(1, 60)
+    printed = run(ram, rank, root, world, 500, victim=victim, every="end 0", **{f"rank{victim}": f"kill {changes}"})
+    assert len(printed[victim]) < 500, "it was killed"
     survivors = [lines for index, lines in enumerate(printed) if index != victim]
     told = [[line[:2] for line in lines] for lines in survivors]
     assert all(lines == told[0] for lines in told), "of one mind"
@@ -143,12 +147,12 @@ def test_kill_of_a_random_rank_at_a_random_moment(
 
 @pytest.mark.parametrize("culprit", [0, 3])
 def test_a_rank_that_dies(ram: Path, rank: ModuleType, root: Path, culprit: int) -> None:
-    printed = run(ram, rank, root, 4, 2, 1.0, **{f"rank{culprit}": "die 2"})
+    printed = run(ram, rank, root, 4, 2, victim=culprit, **{f"rank{culprit}": "die 2"})
     for index, lines in enumerate(printed):
         expected = ["saved"] if index == culprit else ["saved", "failed"]
         assert [line[1] for line in lines] == expected, "the survivors agree, and do not wait for ever"
     assert is_whole(ram, rank, 1)
-    run(ram, rank, root, 2, 3, 20)  # another number of ranks takes over
+    run(ram, rank, root, 2, 3)  # another number of ranks takes over
     assert is_whole(ram, rank, 3)
     assert not list(ram.glob(".tmp-step*")), "what the dead run left is gone"
 
@@ -192,15 +196,23 @@ def test_training_goes_on_and_never_has_two_copies_under_way(
     one.save(1, lambda _: live)
     live += 1  # the next step changes the weights while they are being written
     assert one.busy and not one.poll() and not list_steps(ram), "nothing is acknowledged before it is durable"
+    real_join, waiting = one._join, threading.Event()
+
+    def join(timeout: float | None) -> bool:
+        waiting.set()
+        return real_join(timeout)
+
+    monkeypatch.setattr(one, "_join", join)
     second = threading.Thread(target=one.save, args=(2, lambda _: live))
     second.start()
-    time.sleep(0.1)
-    assert second.is_alive(), "the second save waits for the first"
+    waiting.wait()
+    time.sleep(0.1)  # how long it waits is part of what it tells
+    assert second.is_alive() and not list_steps(ram), "the second save waits for the first"
     gate.release()
     second.join()
     gate.release()
     first, last = sorted(one.wait(), key=lambda outcome: outcome.step)
-    assert first.path and last.path and last.stall >= 0.05 and last.copy < last.stall
+    assert first.path and last.path and last.stall >= 0.1 and last.copy < last.stall
     assert [float(store.load(path)[0]["w"][0]) for path in (first.path, last.path)] == [0.0, 1.0]
     assert len(buffers) == 1, "the staging buffer is used again"
 
@@ -231,15 +243,14 @@ def test_leaving_while_a_save_is_written(
     release, real = threading.Event(), writer.write_image
 
     def stuck(path: Path, image: Image) -> ShardRecord:
-        release.wait(20)
+        release.wait()
         return real(path, image)
 
     monkeypatch.setattr(writer, "write_image", stuck)
     one = alone(ram, {"w": Box("F32", (10,), (10,), (0,))}, saver)
     one.save(1, lambda _: np.zeros(10, np.float32))
-    started = time.monotonic()
-    one.close(timeout=0.2)
-    assert time.monotonic() - started < 5 and "given up" in caplog.text
+    one.close(timeout=0.2)  # returns although the save is stuck
+    assert "given up" in caplog.text
     assert not list_steps(ram)
     release.set()
     assert one.wait()[0].path is not None

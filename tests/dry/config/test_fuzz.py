@@ -23,7 +23,7 @@ ODD = [
     *("? x", "<<", "[", "}", "'", '"', "#", "%YAML 1.1", "---", "...", "\t", "\u2028", "\x85", "\ufeff", "\x1b", "a=b"),
 ]
 CALLS, LARGE = 100_000, 400_000  # ordinary configs make up to 40,000 calls, the largest sections 270,000
-FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def _load(work: Any, text: str | bytes, folder: Path, overrides: Sequence[str] = ()) -> RunConfig | None:

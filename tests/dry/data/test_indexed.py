@@ -140,7 +140,7 @@ def test_missing_half_is_named(tmp_path: Path) -> None:
         IndexedDataset(prefix)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     documents=st.lists(st.lists(st.lists(st.integers(0, 65_535), max_size=5), max_size=3), max_size=6),
     dtype=st.sampled_from(["u2", "i4", "i8"]),

@@ -1,6 +1,6 @@
 """Batches: pure in (seed, step), equal under any split among ranks, complete, and honest about what they read."""
 
-import time
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -146,14 +146,17 @@ def test_valid_is_in_file_order_and_ends(write_folder: Write) -> None:
 
 
 def test_resume_far_into_a_run_is_instant(folder: Path) -> None:
-    """Best of five, opening included: at most 50 ms at step 10**7, and no slower than at step 10."""
+    """Opening included, step 10**7 takes hardly more calls than step 10: permutations of other epochs walk a bit on."""
+    calls = {}
     for step in (10, 10**7):
-        best = 1.0
-        for _ in range(5):
-            start = time.perf_counter()
+        events: list[str] = []
+        sys.setprofile(lambda frame, event, argument, seen=events: seen.append(event))
+        try:
             batches(str(folder)).batch(step, 0, 6)
-            best = min(best, time.perf_counter() - start)
-        assert best < 0.05
+        finally:
+            sys.setprofile(None)
+        calls[step] = len(events)
+    assert calls[10**7] < 2 * calls[10]
 
 
 def test_a_prepared_set_by_its_prefix(folder: Path) -> None:

@@ -228,12 +228,8 @@ def test_no_process_outlives_a_kill(tmp_path: Path, corpus: Path, root: Path) ->
         stream.seek(0)
         children = [int(pid) for pid in stream.read().split()]
     assert done.returncode == -signal.SIGKILL and len(children) == 2
-    deadline = time.monotonic() + 20
-    while (left := [pid for pid in children if alive(pid)]) and time.monotonic() < deadline:
+    while any(alive(pid) for pid in children):  # an orphan would stay, and the time of the test run out
         time.sleep(0.05)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert left == []
 
 
 def alive(pid: int) -> bool:

@@ -21,6 +21,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_phases_are_read_with_group_call_and_number(file):
+    before = time.time()
     with during("step", number=5), during("gradients (graph)"):
         for _ in range(3):
             with during("all_to_all_v over ep", (0, 1)):
@@ -28,7 +29,7 @@ def test_phases_are_read_with_group_call_and_number(file):
     assert str(at) == "step 5, gradients (graph), all_to_all_v over ep [0-1], call 3"
     assert [phase.first for phase in at.phases] == [True, True, False]
     assert at.calls == {(0, 1): 3}
-    assert time.time() - at.since < 5
+    assert before <= at.since <= time.time()
     after = read(file)
     assert after.phases == () and after.count > at.count and after.calls == {(0, 1): 3}
 
@@ -92,14 +93,14 @@ def test_a_reader_never_sees_a_half_written_record(tmp_path):
     )
     process = subprocess.Popen([sys.executable, "-c", writer, str(path)])
     try:
-        deadline, seen = time.monotonic() + 30, 0
-        while seen < 300 and time.monotonic() < deadline:
+        seen = 0
+        while seen < 300:
+            assert process.poll() is None
             if (at := read(path)) is not None and at.count > 1:
                 seen += 1
                 names = [phase.name for phase in at.phases]
                 assert names in ([], ["a" * 3000], ["a" * 3000, "b"])
                 assert (at.count - 1) % 4 in ({0: {0}, 1: {1, 3}, 2: {2}}[len(names)])
-        assert seen == 300
     finally:
         process.kill()
         process.wait()

@@ -12,7 +12,7 @@ from mindmoe.parallel.groups import Group
 
 def both(spoil=lambda index, words: words) -> list:
     """What `join` gives each of two ranks; `spoil` changes what a rank hears."""
-    met, lock, found = threading.Barrier(2, timeout=20), threading.Lock(), [None, None]
+    met, lock, found = threading.Barrier(2, timeout=200), threading.Lock(), [None, None]
     summed: dict[int, np.ndarray] = {}
 
     def total_of(index: int):

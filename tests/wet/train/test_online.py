@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -45,12 +44,13 @@ def tuned_run(tiny_run):
     return build
 
 
-def train(config, batch, steps=STEPS, start=0, pause=0.0) -> tuple[list[float], Online, object]:
+def train(config, batch, steps=STEPS, start=0, answered=False) -> tuple[list[float], Online, object]:
     trainer = build_trainer(config, ALONE)
     RunFolder.of(config).path.mkdir(parents=True, exist_ok=True)
     online, losses = Online(config, trainer.step, trainer.groups, start), []
     for step in range(start, steps):
-        time.sleep(pause)  # so that a proposal can arrive: a step never waits for one
+        if answered and online.proposals.asked is not None:
+            online.proposals.asked.result()  # a step itself never waits for a proposal
         online.before(step)
         rows = batch(4, step)
         result = trainer.step.run(step, [rows], float(rows.loss_mask.sum()), 3e-3, False)
@@ -66,7 +66,7 @@ def records(config) -> list[dict]:
 
 def test_a_log_is_replayed_to_the_bit_without_a_solver(tuned_run, batch):
     config = tuned_run()
-    losses, _, _ = train(config, batch, pause=0.02)
+    losses, _, _ = train(config, batch, answered=True)
     log = records(config)
     assert any(line["exploring"] for line in log) and any("accepted" in line for line in log)
     assert {line["source"] for line in log if "source" in line} <= {"initial", "random"}
@@ -94,23 +94,20 @@ def test_no_step_waits_for_a_proposal(tuned_run):
 
     def slow(trials):
         asked.set()
-        assert answer.wait(60.0)
+        answer.wait()
         return ask(trials)
 
     online.proposals.tuner.ask = slow
-    longest, explored = 0.0, []
+    explored = []
     for step in range(STEPS):
         if step == 12:
             answer.set()
-            online.proposals.asked.result(60.0)
-        started = time.monotonic()
-        online.before(step)
+            online.proposals.asked.result()
+        online.before(step)  # a wait before step 12 would never end
         online.after(step, 4.0, 0.3, 0.1)
-        longest = max(longest, time.monotonic() - started)
         explored.append(online.exploring)
     online.close()
     assert asked.is_set() and not any(explored[:12]) and any(explored[12:])
-    assert longest < 5.0  # a wait would last a minute
 
 
 @pytest.mark.parametrize("mode", ["pynative", "graph"])
@@ -144,7 +141,7 @@ def test_settings_that_change_under_way_equal_settings_from_the_start(tuned_run,
 
 def test_a_continued_run_takes_up_the_log_and_drops_what_is_run_again(tuned_run, batch):
     config = tuned_run()
-    train(config, batch, pause=0.02)
+    train(config, batch, answered=True)
     before = records(config)
     cut = before[-2]["step"]
     trainer = build_trainer(config, ALONE)
