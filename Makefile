@@ -1,7 +1,8 @@
 # make quickstart   set up, then pretrain a small MoE on this machine and look at the result
 # make test         set up, then run every test
-# make test-fast    the layers that never start MindSpore: seconds
+# make test-fast    the layers that never start MindSpore: within a minute
 # make check        lint, format, types and house rules
+# make ci           check, then every layer of test that check has not run
 # make format       rewrite the sources in the one format
 # make bench        train steps side by side with Hugging Face in PyTorch, and layouts of 1, 2 and 4 ranks
 # make equiv        every layout compared with one process (half an hour)
@@ -13,11 +14,11 @@
 
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python -m
-LAYERS := $(wildcard $(addprefix tests/,house dry kernels wet dist))
+LAYERS := $(wildcard $(addprefix tests/,house dry golden kernels wet dist))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: equiv help setup quickstart test test-fast check format bench docs mutants lock clean
+.PHONY: equiv help setup quickstart test test-fast check ci format bench docs mutants lock clean
 
 help:
 	@sed -n 's/^# make /  make /p' $(firstword $(MAKEFILE_LIST))
@@ -39,22 +40,26 @@ setup: $(VENV)/.core
 quickstart: setup
 	@scripts/quickstart.sh $(VENV)
 
-# A layer at a time: the dry tests run where MindSpore was never imported. Those of kernels and wet need one core each and
-# share the machine; those of dist start several processes themselves.
+# A layer at a time: the dry tests run where MindSpore was never imported. Those of dry, kernels and wet need one core
+# each and share the machine; those of golden and dist start several processes themselves.
+SHARED := -n auto --dist worksteal
 test: $(VENV)/.dev
 	@failed=; for layer in $(LAYERS); do \
-	    case $$layer in */kernels|*/wet) workers="-n auto --dist worksteal";; *) workers=;; esac; \
+	    case $$layer in */dry|*/kernels|*/wet) workers="$(SHARED)";; *) workers=;; esac; \
 	    echo "==== $$layer"; $(RUN) pytest $$workers $$layer || failed="$$failed $$layer"; \
 	done; [ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
 
 test-fast: $(VENV)/.dev
-	$(RUN) pytest tests/house tests/dry
+	$(RUN) pytest $(SHARED) tests/house tests/dry
 
 check: $(VENV)/.dev
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(RUN) pytest -q tests/house
+
+ci: check
+	$(MAKE) test LAYERS="$(filter-out tests/house,$(LAYERS))"
 
 format: $(VENV)/.dev
 	$(RUN) ruff check --fix .

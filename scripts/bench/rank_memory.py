@@ -49,12 +49,17 @@ def main(page: Path) -> None:
     ]
     for world, rank, words in RANKS:
         predicted, measured = run(world, rank, words)
-        layout = " ".join(word.removeprefix("parallel.").removeprefix("train.") for word in words)
         error = 100 * (predicted / measured - 1)
-        lines.append(f"| {world} | {rank} | {layout} | {predicted / GIB:.2f} | {measured / GIB:.2f} | {error:+.0f}% |")
+        layout, sizes = layout_name(words), f"{predicted / GIB:.2f} | {measured / GIB:.2f}"
+        lines.append(f"| {world} | {rank} | {layout} | {sizes} | {error:+.0f}% |")
         print(lines[-1], flush=True)
     table = "\n".join(lines) + "\n"
     page.write_text(_BLOCK.sub(lambda match: match[1] + table + match[2], page.read_text("utf-8")), encoding="utf-8")
+
+
+def layout_name(words: list[str]) -> str:
+    """The settings of a rank as the table names them."""
+    return " ".join(word.removeprefix("parallel.").removeprefix("train.") for word in words)
 
 
 def run(world: int, rank: int, words: list[str]) -> tuple[float, float]:

@@ -123,5 +123,6 @@ def test_512_ranks_of_gpt_oss_120b_agree_within_a_minute(root):
     programs = [StepProgram(config, mesh, rank).calls() for rank in range(512)]
     found = agree(programs, rendezvous=True)
     assert not found.problems
-    assert found.calls > 500_000
     assert time.process_time() - started < 60
+    page = " ".join((root / "docs" / "cluster.md").read_text("utf-8").split())
+    assert f"512 ranks of gpt-oss-120b make {found.calls:,} calls a step" in page

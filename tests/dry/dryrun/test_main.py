@@ -1,5 +1,8 @@
 """The command without building anything: exit codes, refusals, and the memory that is predicted."""
 
+import importlib.util
+import re
+
 import pytest
 
 from mindmoe.config import resolve
@@ -12,6 +15,7 @@ from mindmoe.errors import UserError
 from mindmoe.load import load_config
 from mindmoe.model.shapes import param_specs
 from mindmoe.parallel.mesh import Mesh
+from mindmoe.planner.auto import planned
 
 
 def test_all_ranks_of_a_run_are_checked(laid, capsys):
@@ -76,3 +80,35 @@ def test_zero_leaves_a_share_of_the_state(root):
     assert states[1].moments == pytest.approx(states[0].moments / 16, rel=0.1)  # experts have 16 replicas, the rest 128
     assert states[1].masters == states[1].moments / 2
     assert states[3].weights == pytest.approx(states[0].weights / 16, rel=0.1)
+
+
+def derived(path, words, world, rank):
+    """Parameters, predicted GiB and calls of a rank, as the page prints them."""
+    run = planned(load_config(path, words), world)
+    program = StepProgram(run, Mesh.build(run.parallel, world), rank)
+    expected = rank_memory(program)
+    return f"{expected.parameters:,}", f"{expected.total / 2**30:.2f}", f"{len(program.calls())}"
+
+
+def test_the_page_has_the_derived_figures_of_ranks_at_true_size(root):
+    """What was measured stands beside them and is no figure of this test."""
+    page = (root / "docs" / "cluster.md").read_text("utf-8")
+    words = re.search(r"--rank 255 --out \S+ (.*\n.*)\n```", page)[1].replace("\\", "").split()
+    rows = re.findall(r"^\| (\d+) \| \d \| ([\d,]+) \| ([\d.]+) \| [\d.]+ \| (\d+) \| \d+ \|$", page, re.MULTILINE)
+    assert [int(rank) for rank, *_ in rows] == [0, 255, 511]
+    for rank, *figures in rows:
+        assert tuple(figures) == derived(root / "configs" / "gpt-oss-120b.yaml", words, 512, int(rank))
+
+
+def test_the_page_has_the_predictions_that_its_script_makes(root):
+    spec = importlib.util.spec_from_file_location("bench", root / "scripts" / "bench" / "rank_memory.py")
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    page = (root / "docs" / "cluster.md").read_text("utf-8")
+    block = page.split("<!-- dryrun:memory -->")[1]
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| (\S.*) \| ([\d.]+) \| ([\d.]+) \| (.\d+)% \|$", block, re.MULTILINE)
+    assert len(rows) >= 2
+    for world, rank, layout, predicted, measured, error in rows:
+        (words,) = [w for n, r, w in bench.RANKS if (n, r, bench.layout_name(w)) == (int(world), int(rank), layout)]
+        assert predicted == derived(bench.CONFIG, [*bench.COMMON, *words], int(world), int(rank))[1]
+        assert int(error) == pytest.approx(100 * (float(predicted) / float(measured) - 1), abs=1)
