@@ -1,9 +1,7 @@
-"""States whose every byte is known, and folders in memory so that fsync costs nothing."""
+"""States whose every byte is known."""
 
 import importlib.util
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -11,8 +9,6 @@ import pytest
 
 from mindmoe.checkpoint import store
 from mindmoe.checkpoint.retention import Retention
-
-RAM = Path("/dev/shm")
 
 
 @pytest.fixture(scope="session")
@@ -23,14 +19,6 @@ def saver() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture
-def ram() -> Iterator[Path]:
-    """An empty folder, in memory where the system has such a place."""
-    folder = Path(tempfile.mkdtemp(dir=RAM if RAM.is_dir() else None))
-    yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.fixture
