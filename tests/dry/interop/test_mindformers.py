@@ -1,12 +1,15 @@
 """Configs of MindFormers become ours: every key is accounted for, and figures that follow from several keys agree."""
 
 import math
+import random
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mindmoe.cli import main
+from mindmoe.errors import UserError
 from mindmoe.interop.mindformers import import_mindformers, write_import
 from mindmoe.load import load_config
 from mindmoe.optim.schedule import learning_rate
@@ -225,7 +228,10 @@ def test_fewer_experts_ranks_than_wanted_are_told(imported):
         ("run_mode: predict", "run_mode=predict"),
         ("a: 1", "neither runner_config"),
         ("[1, 2]", "no mapping"),
-        ("a: [", "is not YAML"),
+        ("a: [", "not valid YAML"),
+        ("training: {steps: 1}\ntraining: {steps: 2}", "duplicate key"),
+        ("<<: {a: 1}", "write the keys out"),
+        ("training: !!python/object:os.system {}", "is not allowed"),
         ("training: {steps: many}", "steps"),
         ("runner_config: {batch_size: 2}\nlr_schedule: {learning_rate: fast}", "learning_rate"),
     ],
@@ -270,3 +276,169 @@ def test_the_rate_is_theirs_of_the_next_step(imported, kind):
         else:
             expected = end + (rate - end) * 0.5 * (1 + math.cos(math.pi * share))
         assert learning_rate(run.optim, step, total) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def row_of(found, key):
+    rows = [row for row in found.rows if row.key.endswith(key)]
+    return next((row for row in rows if row.key == key), rows[0])
+
+
+@pytest.mark.parametrize(
+    ("gone", "key", "section", "name", "value"),
+    [
+        (", betas: [0.9, 0.99]", "optimizer.betas", "optim", "beta2", 0.999),
+        (", weight_decay: 0.02", "optimizer.weight_decay", "optim", "weight_decay", 0.0),
+        (", eps: 1e-6", "optimizer.eps", "optim", "eps", 1e-8),
+        ("type: CosineWithWarmUpLR, ", "lr_schedule.type", "optim", "schedule", "constant"),
+        (", lr_end: 3e-5", "", "optim", "min_lr_ratio", 0.0),
+        (", warmup_ratio: 0.1", "lr_schedule.warmup_steps", "optim", "warmup_steps", 0),
+        ("    compute_dtype: bfloat16\n", "compute_dtype", "train", "precision", "bf16"),
+        ("seed: 7\n", "seed", "", "seed", 1),
+        (", max_grad_norm: 0.5", "", "optim", "clip_norm", 1.0),
+        ("use_clip_grad: True, ", "use_clip_grad", "optim", "clip_norm", 0.0),
+        ("gradient_accumulation_steps: 3", "", "train", "global_batch_size", 80),
+    ],
+)
+def test_a_key_that_is_left_out_has_mindformers_default_and_is_told(imported, gone, key, section, name, value):
+    assert gone in FIRST
+    text = FIRST.replace(f", {gone}" if gone.startswith("gradient") else gone, "")
+    found, run = imported(text)
+    assert getattr(getattr(run, section) if section else run, name) == value
+    if key:
+        row = row_of(found, key)
+        assert "left out: MindFormers takes" in row.note
+    told = {row.key: row for row in found.rows}
+    for key, expected in (("rope_theta", 10000.0), ("rms_norm_eps", 1e-5), ("attention_bias", False)):
+        assert told[f"model.model_config.{key}"].value == getattr(run.model, key) == expected
+
+
+def test_a_model_that_mindformers_knows_has_its_own_defaults(imported):
+    found, run = imported(SECOND.replace("model: {", "model: {model_type: qwen3_moe, "))
+    assert (run.model.rms_norm_eps, run.model.max_position_embeddings) == (1e-6, 32768)
+    assert run.moe.router.norm_topk is False and row_of(found, "qk_layernorm").fate == "lost"
+    _, run = imported(SECOND.replace("model: {", "model: {model_type: glm4_moe, "))
+    assert run.moe.router.score == "sigmoid" and run.moe.balance.bias_rate == 0.001
+    assert (run.optim.beta2, run.optim.weight_decay) == (0.95, 0.1)
+
+
+@pytest.mark.parametrize("value", ["sqrtsoftplus", "relu", "3", "[sigmoid]", "Sigmoid"])
+@pytest.mark.parametrize("key", ["scoring_func", "moe_router_score_function", "use_gating_sigmoid"])
+def test_an_unknown_score_function_is_lost(imported, key, value):
+    found, run = imported(FIRST.replace("scoring_func: sigmoid", f"{key}: {value}"))
+    row = row_of(found, key)
+    assert row.fate == "lost" and "mindmoe has softmax, sigmoid" in row.note
+    assert run.moe.router.score == "softmax"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("compute_dtype: bfloat16", "compute_dtype: float16", "compute_dtype"),
+        ("CosineWithWarmUpLR", "PolynomialWithWarmUpLR", "lr_schedule.type"),
+        ("device_target: CPU", "device_target: GPU", "device_target"),
+        ("mode: 1", "mode: 7", "context.mode"),
+        ("norm_topk_prob: True", "norm_topk_prob: perhaps", "norm_topk_prob"),
+        ("betas: [0.9, 0.99]", "betas: 0.9", "optimizer.betas"),
+        ("type: AdamW", "type: PmaAdamW", "optimizer.type"),
+        ('["3", a, "1", b]', '["x", a]', "data_path"),
+        ("moe_router_load_balancing_type: gbs_aux_loss", "moe_router_load_balancing_type: sinkhorn", "balancing_type"),
+        ("topk_group: 2", "topk_group: 1", "n_group"),
+    ],
+)
+def test_a_value_outside_of_what_is_known_is_lost(imported, old, new, key):
+    assert old in FIRST
+    found, _ = imported(FIRST.replace(old, new))
+    assert row_of(found, key).fate == "lost" and row_of(found, key).note
+
+
+@pytest.mark.parametrize("word", ["yes", "on", "True", "true"])
+def test_switches_are_read_as_mindformers_reads_them(imported, word):
+    _, run = imported(FIRST.replace("norm_topk_prob: True", f"norm_topk_prob: {word}"))
+    assert run.moe.router.norm_topk is True
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("num_experts_per_tok: 4", "num_experts_chosen: 4"),
+        ("num_experts_per_tok: 4", "moe_router_topk: 4"),
+        ("n_routed_experts: 16", "expert_num: 16"),
+        ("num_attention_heads: 8", "n_head: 8"),
+        ("num_hidden_layers: 4", "n_layer: 4"),
+        ("moe_intermediate_size: 32", "moe_ffn_hidden_size: 32"),
+        ("routed_scaling_factor: 2.5", "moe_router_topk_scaling_factor: 2.5"),
+        ("n_group: 4", "moe_router_num_groups: 4"),
+        ("moe_router_enable_expert_bias: True", "balance_via_topk_bias: True"),
+        ("moe_router_bias_update_rate: 0.002", "topk_bias_update_rate: 0.002"),
+        ("scoring_func: sigmoid", "use_gating_sigmoid: True"),
+        ("n_shared_experts: 1", "shared_expert_num: 1"),
+    ],
+)
+def test_mindformers_other_names_of_a_key_mean_the_same(imported, ours, theirs):
+    found, run = imported(FIRST)
+    _, other = imported(FIRST.replace(ours, theirs))
+    assert run == other
+    found, _ = imported(FIRST.replace(ours, f"{ours}\n    {theirs.split(':')[0]}: 3"))
+    assert row_of(found, theirs.split(":")[0]).fate == "lost"
+
+
+def test_the_loss_over_sequences_has_its_own_coefficient(imported):
+    found, run = imported(FIRST.replace("gbs_aux_loss", "seq_aux_loss"))
+    assert (run.moe.balance.aux_coef, run.moe.balance.seq_aux_coef) == (0.0, 1e-4)
+    assert row_of(found, "moe_aux_loss_coeff").target == "moe.balance.seq_aux_coef"
+    found, run = imported(FIRST)
+    assert (run.moe.balance.aux_coef, run.moe.balance.seq_aux_coef) == (1e-4, 0.0)
+    assert "each micro-batch of all ranks, averaged" in row_of(found, "load_balancing_type").note
+
+
+@pytest.mark.parametrize("sizes", ["[0, 0, 0]", "[-1, 0, 0]", "[3, 0, 0]", "[]", "[many]", "[True]", "0"])
+def test_no_number_follows_from_a_placeholder(tmp_path, sizes):
+    path = tmp_path / "theirs.yaml"
+    path.write_text(FIRST.replace("[4800, 0, 0]", sizes))
+    found = import_mindformers(path)
+    assert "steps" not in found.config["train"] and "warmup_steps" not in found.config["optim"]
+    for key in ("total_steps", "epochs", "warmup_ratio"):
+        assert row_of(found, key).fate == "lost"
+    path.write_text(FIRST.replace("    hidden_size: 64\n", ""))
+    assert "head_dim" not in import_mindformers(path).config["model"]
+    path.write_text(FIRST.replace("    num_attention_heads: 8\n", ""))
+    assert not {"head_dim", "num_key_value_heads"} & import_mindformers(path).config["model"].keys()
+
+
+def test_names_of_a_file_are_escaped(tmp_path, capsys):
+    path = tmp_path / "theirs.yaml"
+    path.write_text(FIRST + '"a\\nmoe: 1\\e[31m": 1\n')
+    write_import(path, tmp_path / "ours.yaml")
+    assert "\x1b" not in capsys.readouterr().out
+    assert load_config(tmp_path / "ours.yaml").moe.num_experts == 16
+
+
+def test_any_keys_gone_or_replaced_are_imported_or_refused(tmp_path):
+    rng = random.Random(0)
+    values = ["null", "-1", "0", "1e400", "1e30", "9" * 60, "x", "[]", "{}", "[1, [2]]", "{a: 1}", "true", ".nan", "''"]
+    path, out = tmp_path / "theirs.yaml", tmp_path / "ours.yaml"
+    for trial in range(400):
+        document = yaml.safe_load(FIRST if trial % 2 else SECOND)
+        sections = [node for node in every_mapping(document) if node]
+        for _ in range(rng.randrange(1, 5)):
+            node = rng.choice(sections)
+            if node and rng.random() < 0.3:
+                del node[rng.choice(list(node))]
+            elif node:
+                node[rng.choice(list(node))] = f"@{rng.choice(values)}@"
+        path.write_text(re.sub(r"'?@(.*?)@'?", r"\1", yaml.safe_dump(document, width=10**6).replace("''", "'")))
+        out.unlink(missing_ok=True)
+        try:
+            assert write_import(path, out) in (0, 1)
+        except UserError as error:
+            assert error.remedy or "error" in str(error)
+
+
+def every_mapping(node):
+    if isinstance(node, dict):
+        yield node
+        for value in node.values():
+            yield from every_mapping(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from every_mapping(value)
