@@ -23,7 +23,7 @@ def import_main(folder: Path, run: RunConfig) -> int:
         UserError: it is another model, is damaged, or the run exists.
     """
     run = resolve(run, 1)
-    check_same_model(folder, run)
+    told = check_same_model(folder, run)
     home = RunFolder.of(run)
     home.check_continues(run)
     with FolderSource(folder) as source:
@@ -32,6 +32,8 @@ def import_main(folder: Path, run: RunConfig) -> int:
     with store.open_step(path) as checkpoint:
         tensors = checkpoint.tensors
         print(f"{path}: {len(tensors)} tensors, {size_text(checkpoint.manifest.size)}, content {total_digest(tensors)}")
+    for line in told:
+        print(line)
     print("train or launch the same config to continue from these weights")
     return 0
 

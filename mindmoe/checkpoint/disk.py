@@ -149,8 +149,8 @@ def read_pages(fd: int, view: memoryview, position: int) -> int:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[int]:
-    """A descriptor of a file that did not exist before, mode 0600; on leaving without an error it is fsynced."""
-    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    """A descriptor of a file that did not exist before; on leaving without an error it is fsynced."""
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         yield fd
         os.fsync(fd)
@@ -183,13 +183,13 @@ def sync_dir(path: Path) -> None:
 
 
 def make_dirs(path: Path) -> None:
-    """Creates a folder and its missing parents durably, mode 0700 for those created."""
+    """Creates a folder and its missing parents durably."""
     missing = [path]
     while not missing[-1].exists():
         missing.append(missing[-1].parent)
     for folder in reversed(missing[:-1]):
         try:
-            os.mkdir(folder, 0o700)
+            os.mkdir(folder)
         except FileExistsError:  # another rank was faster
             continue
         sync_dir(folder.parent)

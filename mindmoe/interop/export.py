@@ -19,6 +19,7 @@ import numpy as np
 from mindmoe.checkpoint import disk
 from mindmoe.checkpoint.chunks import encode_header, numpy_dtype
 from mindmoe.errors import UserError
+from mindmoe.files import shown
 from mindmoe.interop.hf_config import check_representable, config_json
 from mindmoe.interop.mxfp4 import dequantize, packed_shapes, quantize
 from mindmoe.interop.source import INDEX, Source, to_bf16
@@ -30,6 +31,8 @@ Form = Literal["bf16", "mxfp4"]
 MAX_FILE = 5 * 10**9  # [bytes], Hugging Face's usual size of a part
 _SLAB = 2**26  # [bytes] of fp32 values converted at a time, or one row
 BIAS = ".router.selection_bias"
+_NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+_NAMED = 50  # tensors in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +188,7 @@ def export(
     with disk.reported(f"export to {out}"):
         disk.make_dirs(aside)
         try:
-            _write_folder(aside, source, parts, config_json(model, experts, form == "mxfp4"), error)
+            _write_folder(aside, source, parts, config_json(model, experts, form == "mxfp4", _NO_TOKENS), error)
             os.rename(aside, out)
         except BaseException:
             disk.remove(aside)
@@ -198,19 +201,20 @@ def check_names(there: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple
     """Refuses tensors that do not fit a model; selection biases may be there.
 
     Raises:
-        UserError: names all that are missing, unexpected or of another shape.
+        UserError: names what is missing, unexpected or of another shape.
     """
     extra = {name for name in there if not name.endswith(BIAS)}
     wrong = [f"missing {name}" for name in wanted.keys() - there.keys()]
-    wrong += [f"unexpected {name}" for name in extra - wanted.keys()]
+    wrong += [f"unexpected {shown(name, 100)}" for name in extra - wanted.keys()]
     wrong += [
         f"{name} has shape {there[name]}, the model wants {wanted[name]}"
         for name in wanted.keys() & there.keys()
         if there[name] != wanted[name]
     ]
     if wrong:
+        named = "; ".join(sorted(wrong)[:_NAMED]) + ("; ..." if len(wrong) > _NAMED else "")
         raise UserError(
-            f"{len(wrong)} tensors of {where} do not fit the model: {'; '.join(sorted(wrong))}",
+            f"{len(wrong)} tensors of {where} do not fit the model: {named}",
             "check that the configuration belongs to these weights",
         )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import mindspore as ms
 from mindspore import Tensor
 
-from mindmoe.interop.export import check_names
+from mindmoe.interop.export import check_names, weight_shapes
 from mindmoe.interop.hf_config import read_config
 from mindmoe.interop.source import FolderSource, Source
 from mindmoe.model.config import ModelConfig
@@ -36,7 +36,11 @@ def build(
         source: every parameter of it.
         max_length: longest sequence the model will be called with [tokens].
         documents: whether attention stays inside segments.
+
+    Raises:
+        UserError: the source holds other tensors than the model.
     """
+    check_names(source.shapes, weight_shapes(model, moe), "the folder")  # before memory is taken for a wrong size
     kernels = reference_ops(OpShape(model=model, moe=moe, seq_length=max_length, documents=documents))
     net = CausalLM(model, moe, kernels)
     assign(net, source)
@@ -46,10 +50,15 @@ def build(
 def load(path: str | Path, *, max_length: int = 1024, documents: bool = False) -> CausalLM:
     """The model of a Hugging Face GptOss folder, in fp32 on the reference ops.
 
+    Called with token ids (B, S) int32 it gives logits (B, S, V) fp32.
+
     Args:
         path: folder with config.json and safetensors files: fp32, fp16, bf16 or MXFP4.
         max_length: longest sequence the model will be called with [tokens].
         documents: whether attention stays inside segments.
+
+    Raises:
+        UserError: the folder is no GptOss, is damaged, or computes what mindmoe does not.
     """
     folder = Path(path)
     model, moe = read_config(folder)

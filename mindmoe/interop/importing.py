@@ -16,17 +16,20 @@ from mindmoe.checkpoint.retention import Retention, require_space
 from mindmoe.config import RunConfig
 from mindmoe.errors import UserError
 from mindmoe.interop.export import BIAS, check_names, weight_shapes
-from mindmoe.interop.hf_config import layer_types, read_config
+from mindmoe.interop.hf_config import layer_types, read_config, routing_differences
 from mindmoe.interop.source import Source
 from mindmoe.model.config import ModelConfig
 from mindmoe.model.shapes import param_specs
 
 _SHARD = 2**30  # [bytes] of fp32 weights in a shard, or one row
-_NOT_COMPARED = ("max_position_embeddings", "initializer_range", "layer_types", "swiglu_alpha", "attention_sinks")
+_NOT_COMPARED = ("max_position_embeddings", "initializer_range", "layer_types", "attention_sinks")
 
 
-def check_same_model(folder: Path, run: RunConfig) -> None:
+def check_same_model(folder: Path, run: RunConfig) -> list[str]:
     """Refuses a folder whose config.json is another model than the run's.
+
+    Returns:
+        what the run computes otherwise with the same weights, in sentences.
 
     Raises:
         UserError: names the keys that differ, with both values.
@@ -39,6 +42,9 @@ def check_same_model(folder: Path, run: RunConfig) -> None:
     differ = [f"{key}: {there} there, {here} here" for key, (there, here) in pairs.items() if there != here]
     if differ:
         raise UserError(f"{folder} holds another model than the config ({'; '.join(differ)})", "make them equal")
+    other = routing_differences(run.moe) if run.moe else []
+    told = f"with {', '.join(other)} the run routes otherwise than GptOss: it starts as another model"
+    return [told] if other else []
 
 
 def _compared(model: ModelConfig) -> Iterator[tuple[str, object]]:

@@ -108,6 +108,7 @@ class CausalLM(nn.Cell):
         piece = piece or whole(model)
         self.first, self.last, self.is_moe = piece.first, piece.last, moe is not None
         self.rms_norm, self.linear_out = kernels.rms_norm, kernels.linear_out
+        self.longest = kernels.shape.seq_length
         self.kv_heads, self.head_dim, self.cache_dtype = model.num_key_value_heads, model.head_dim, kernels.cache_dtype
         self.embedding = build_vocab_embedding(kernels.embedding, groups["tp"])
         self.cross_entropy = build_vocab_cross_entropy(kernels.cross_entropy, kernels.cross_entropy_part, groups["tp"])
@@ -227,13 +228,13 @@ class CausalLM(nn.Cell):
     def construct(
         self,
         x: Tensor,
-        labels: Tensor,
-        loss_mask: Tensor,
-        segment_ids: Tensor,
+        labels: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
         tokens: Tensor | None = None,
         token_weight: Tensor | None = None,
-    ) -> tuple[Tensor, RouterStats | tuple[()]]:
-        """What this piece makes of what the one before made.
+    ) -> Any:
+        """What this piece makes of what the one before made; of token ids alone, the logits of a whole model.
 
         Args:
             x: input_ids (B, S) int32 for the first piece, else hidden states (B, S/tp, D).
@@ -248,6 +249,8 @@ class CausalLM(nn.Cell):
             Summed cross-entropy over unmasked tokens [nats] from the last piece, else hidden states; and statistics.
             Where the gradient at the logits is measured, its ln (T) follows the statistics of the last piece.
         """
+        if labels is None or segment_ids is None:
+            return self.logits(x)
         tokens = with_unknown_domain(x, segment_ids) if tokens is None else tokens
         features = self.features(tokens)
         if self.first:
@@ -274,8 +277,12 @@ class CausalLM(nn.Cell):
             return weights[0], self.embed.whole(self.embed.params)[0]
         return weights[0], weights[1]
 
-    def logits(self, input_ids: Tensor, segment_ids: Tensor) -> Tensor:
-        """input_ids (B, S) -> (B, S, V)."""
+    def logits(self, input_ids: Tensor, segment_ids: Tensor | None = None) -> Tensor:
+        """input_ids (B, S) int32 -> (B, S, V) fp32; by default a row is one document."""
+        if input_ids.shape[1] > self.longest:
+            raise ValueError(f"{input_ids.shape[1]} tokens: this model was built for at most {self.longest}")
+        if segment_ids is None:
+            segment_ids = zeros_like(input_ids)
         x, _ = self.hidden(input_ids, segment_ids)
         norm, head = self.ends()
         return self.linear_out(self.rms_norm(x, norm), head)
