@@ -7,11 +7,14 @@ from mindmoe.checkpoint.commands import size_text, step_folder
 from mindmoe.checkpoint.reader import total_digest
 from mindmoe.config import RunConfig, resolve
 from mindmoe.env import quiet_mindspore, usable_cores
+from mindmoe.errors import UserError
 from mindmoe.interop.export import Form, export, plan, predicted_size, weight_shapes
 from mindmoe.interop.hf_config import check_representable
+from mindmoe.interop.hf_tokenizer import HfTokenizer, hf_tokenizer, no_tokenizer
 from mindmoe.interop.importing import check_same_model, import_weights
 from mindmoe.interop.source import CheckpointSource, FolderSource
 from mindmoe.load import load_config
+from mindmoe.model.config import ModelConfig
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.preflight import open_held_out
 
@@ -49,12 +52,20 @@ def export_main(
     run = RunFolder(path).load_config()
     out = out or path / f"hf-{form}"
     with store.open_step(step_folder(path, step)) as checkpoint:
-        source = CheckpointSource(checkpoint)
-        error = export(source, out, run.model, run.moe, form, drop_selection_bias=drop_selection_bias)
+        source, tokenizer = CheckpointSource(checkpoint), _tokenizer(run)
+        error = export(
+            source, out, run.model, run.moe, form, tokenizer=tokenizer, drop_selection_bias=drop_selection_bias
+        )
         done = checkpoint.manifest.step
         if compare:
             _compare(run, source, out, compare)
-    print(f"{out}: step {done} as {form}, {size_text(sum(f.stat().st_size for f in out.iterdir()))}")
+    print(f"{out}: step {done} as {form}, {size_text(sum(f.stat().st_size for f in out.rglob('*') if f.is_file()))}")
+    print(tokenizer.note or "the tokenizer gives AutoTokenizer the ids of the run's own")
+    if run.model.swiglu_alpha != ModelConfig.model_fields["swiglu_alpha"].default:
+        print(
+            f"swiglu_alpha={run.model.swiglu_alpha} needs a transformers that reads this key, as 5.23 does: an older "
+            "one computes with 1.702"
+        )
     if error.count:
         print(
             f"MXFP4 of {error.count:,} expert weights: relative RMS error {error.relative_rms:.4f}, largest "
@@ -62,6 +73,15 @@ def export_main(
             f"{error.saturated / error.count:.3%} saturated"
         )
     return 0
+
+
+def _tokenizer(run: RunConfig) -> HfTokenizer:
+    """The tokenizer that a run's data was made with; a run without one is exported all the same, and told so."""
+    path = run.data.tokenizer or run.data.sources[0].path
+    try:
+        return hf_tokenizer(path, run.model.vocab_size, run.model.max_position_embeddings)
+    except UserError as error:
+        return no_tokenizer(str(error))
 
 
 def _compare(run: RunConfig, source: CheckpointSource, out: Path, tokens_wanted: int) -> None:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from mindmoe.checkpoint.chunks import encode_header, numpy_dtype
 from mindmoe.errors import UserError
 from mindmoe.files import shown
 from mindmoe.interop.hf_config import check_representable, config_json
+from mindmoe.interop.hf_tokenizer import HfTokenizer, no_tokenizer
 from mindmoe.interop.mxfp4 import dequantize, packed_shapes, quantize
 from mindmoe.interop.source import INDEX, Source, to_bf16
 from mindmoe.model.config import ModelConfig
@@ -31,7 +32,6 @@ Form = Literal["bf16", "mxfp4"]
 MAX_FILE = 5 * 10**9  # [bytes], Hugging Face's usual size of a part
 _SLAB = 2**26  # [bytes] of fp32 values converted at a time, or one row
 BIAS = ".router.selection_bias"
-_NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 _NAMED = 50  # tensors in a message
 
 
@@ -151,6 +151,7 @@ def export(
     moe: MoeConfig | None,
     form: Form,
     *,
+    tokenizer: HfTokenizer | None = None,
     drop_selection_bias: bool = False,
     max_file: int = MAX_FILE,
 ) -> BlockError:
@@ -162,6 +163,7 @@ def export(
         model: of the weights.
         moe: of the weights.
         form: how weights are stored.
+        tokenizer: what goes along for text, by default nothing.
         drop_selection_bias: whether to leave out the router's selection biases, which GptOss does not know.
         max_file: size of the data of a file [bytes].
 
@@ -188,7 +190,9 @@ def export(
     with disk.reported(f"export to {out}"):
         disk.make_dirs(aside)
         try:
-            _write_folder(aside, source, parts, config_json(model, experts, form == "mxfp4", _NO_TOKENS), error)
+            _write_weights(aside, source, parts, error)
+            _write_settings(aside, model, experts, form == "mxfp4", tokenizer or no_tokenizer("none was given"))
+            disk.sync_dir(aside)
             os.rename(aside, out)
         except BaseException:
             disk.remove(aside)
@@ -219,7 +223,7 @@ def check_names(there: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple
         )
 
 
-def _write_folder(folder: Path, source: Source, parts: list[Part], config: dict, error: BlockError) -> None:
+def _write_weights(folder: Path, source: Source, parts: list[Part], error: BlockError) -> None:
     names = (
         ["model.safetensors"]
         if len(parts) == 1
@@ -230,9 +234,26 @@ def _write_folder(folder: Path, source: Source, parts: list[Part], config: dict,
     if len(parts) > 1:
         homes = {t.name: name for name, p in zip(names, parts, strict=True) for ts in p.targets.values() for t in ts}
         index = {"metadata": {"total_size": sum(part.data_size for part in parts)}, "weight_map": homes}
-        disk.write_new(folder / INDEX, json.dumps(index, indent=2).encode())
-    disk.write_new(folder / "config.json", json.dumps(config, indent=2).encode())
-    disk.sync_dir(folder)
+        disk.write_new(folder / INDEX, _json(index))
+
+
+def _write_settings(folder: Path, model: ModelConfig, moe: MoeConfig, mxfp4: bool, tokenizer: HfTokenizer) -> None:
+    """config.json, generation_config.json and the files of the tokenizer."""
+    ids = tokenizer.token_ids
+    disk.write_new(folder / "config.json", _json(config_json(model, moe, mxfp4, ids)))
+    pad = ids["eos_token_id"] if ids["pad_token_id"] is None else ids["pad_token_id"]
+    generation: dict[str, Any] = ids | {"pad_token_id": pad}
+    generation = {key: value for key, value in generation.items() if value is not None}
+    if 0 < tokenizer.vocab_size < model.vocab_size:  # what a padded vocabulary has beyond the tokenizer is no text
+        generation["suppress_tokens"] = list(range(tokenizer.vocab_size, model.vocab_size))
+    disk.write_new(folder / "generation_config.json", _json(generation))
+    for name, content in tokenizer.files.items():
+        disk.make_dirs((folder / name).parent)
+        disk.write_new(folder / name, content)
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, indent=2).encode()
 
 
 def _write_part(path: Path, source: Source, part: Part, error: BlockError) -> None:

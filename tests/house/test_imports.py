@@ -34,7 +34,7 @@ FLOORS = [
     "moe",
     "model",
     "pipeline",
-    "interop.mxfp4 interop.hf_config",
+    "interop.mxfp4 interop.hf_config interop.hf_tokenizer",
     "interop.source",
     "interop.export",
     "interop.importing",
