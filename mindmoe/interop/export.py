@@ -183,7 +183,7 @@ def export(
             "export with --drop-selection-bias: experts are then chosen without it, which changes the model",
         )
     if out.exists():
-        raise UserError(f"{out} exists", "give a new folder")
+        raise UserError(f"{shown(str(out), 300)} exists", "give a new folder")
     parts = plan(shapes, form, max_file)
     aside = out.with_name(f"{disk.TEMPORARY}{out.name}-{uuid.uuid4().hex}")
     error = BlockError()

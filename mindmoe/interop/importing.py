@@ -15,6 +15,7 @@ from mindmoe.checkpoint.manifest import Manifest, ShardRecord
 from mindmoe.checkpoint.retention import Retention, require_space
 from mindmoe.config import RunConfig
 from mindmoe.errors import UserError
+from mindmoe.files import shown
 from mindmoe.interop.export import BIAS, check_names, weight_shapes
 from mindmoe.interop.hf_config import layer_types, read_config, routing_differences
 from mindmoe.interop.source import Source
@@ -41,7 +42,9 @@ def check_same_model(folder: Path, run: RunConfig) -> list[str]:
         pairs[f"moe.{key}"] = (getattr(moe, key), getattr(run.moe, key) if run.moe else None)
     differ = [f"{key}: {there} there, {here} here" for key, (there, here) in pairs.items() if there != here]
     if differ:
-        raise UserError(f"{folder} holds another model than the config ({'; '.join(differ)})", "make them equal")
+        raise UserError(
+            f"{shown(str(folder), 300)} holds another model than the config ({'; '.join(differ)})", "make them equal"
+        )
     other = routing_differences(run.moe) if run.moe else []
     told = f"with {', '.join(other)} the run routes otherwise than GptOss: it starts as another model"
     return [told] if other else []

@@ -16,6 +16,7 @@ from mindmoe.interop.export import export, weight_shapes
 from mindmoe.interop.hf_config import read_config
 from mindmoe.interop.importing import check_same_model
 from mindmoe.interop.source import INDEX, FolderSource
+from mindmoe.load import load_config
 
 GATE = "model.layers.0.mlp.experts.gate_up_proj"
 
@@ -161,3 +162,50 @@ def test_another_routing_is_told(folder: Path, run: Any) -> None:
     assert check_same_model(folder, run) == []
     assert "moe.router.score=sigmoid" in check_same_model(folder, other)[0]
     assert weight_shapes(other.model, other.moe) == weight_shapes(run.model, run.moe)
+
+
+def test_the_config_that_gpt_oss_20b_was_released_with_is_read(tmp_path: Path, root: Path) -> None:
+    """With the names of OpenAI's own format beside those of transformers."""
+    released = {
+        "architectures": ["GptOssForCausalLM"],
+        "attention_bias": True,
+        "attention_dropout": 0.0,
+        "eos_token_id": 200002,
+        "experts_per_token": 4,
+        "head_dim": 64,
+        "hidden_act": "silu",
+        "hidden_size": 2880,
+        "initial_context_length": 4096,
+        "initializer_range": 0.02,
+        "intermediate_size": 2880,
+        "layer_types": ["sliding_attention", "full_attention"] * 12,
+        "max_position_embeddings": 131072,
+        "model_type": "gpt_oss",
+        "num_attention_heads": 64,
+        "num_experts_per_tok": 4,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 8,
+        "num_local_experts": 32,
+        "output_router_logits": False,
+        "pad_token_id": 199999,
+        "quantization_config": {"modules_to_not_convert": ["lm_head"], "quant_method": "mxfp4"},
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "factor": 32.0,
+            "original_max_position_embeddings": 4096,
+            "rope_type": "yarn",
+            "truncate": False,
+        },
+        "rope_theta": 150000,
+        "router_aux_loss_coef": 0.9,
+        "sliding_window": 128,
+        "swiglu_limit": 7.0,
+        "tie_word_embeddings": False,
+        "transformers_version": "4.55.0.dev0",
+        "use_cache": True,
+        "vocab_size": 201088,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(released))
+    assert check_same_model(tmp_path, load_config(str(root / "configs" / "gpt-oss-20b.yaml"))) == []
