@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from mindmoe.data.indexed import token_dtype
 from mindmoe.data.records import BadRecord, Record, Rejected, parse
-from mindmoe.data.tokenizer import Tokenizer, load_tokenizer
+from mindmoe.data.tokenizer import TextRefused, Tokenizer, load_tokenizer
 from mindmoe.errors import UserError
 
 _PIECE = 1 << 20  # [characters] encoded at a time; longer documents are cut behind a line break
@@ -94,14 +95,16 @@ def encode_job(job: Job) -> Encoded:
 def _encode_record(record: Record | Rejected, job: Job, tokenizer: Tokenizer) -> Document | Rejected | None:
     if isinstance(record, Rejected):
         return record
+    dtype = token_dtype(tokenizer.vocab_size)
     try:
         text = parse(record, job.text_key)
+        if not text:
+            return None
+        parts = [np.array(tokenizer.encode(piece), dtype) for piece in _pieces(text)]
     except BadRecord as error:
         return Rejected(record.file, record.line, str(error))
-    if not text:
-        return None
-    dtype = token_dtype(tokenizer.vocab_size)
-    parts = [np.array(tokenizer.encode(piece), dtype) for piece in _pieces(text)]
+    except TextRefused as error:
+        return Rejected(record.file, record.line, error.message)
     if job.append_eod:
         parts.append(np.array([tokenizer.eod_id], dtype))
     raw = text.encode("utf-8")
@@ -122,32 +125,79 @@ def _pieces(text: str) -> Iterator[str]:
 def encode_all(jobs: Iterator[Job], workers: int) -> Generator[Encoded, None, None]:
     """The outcome of each job, in order, with a bounded number of jobs under way.
 
+    A process that dies takes the whole pool with it, and which job ended it is not known: all that were under way are
+    done again, each by itself, and the record at fault is refused.
+
     Args:
         jobs: consumed as results are taken.
         workers: processes; 1 works in this one.
 
     Raises:
-        UserError: a worker process died.
+        UserError: processes die before they have a record.
     """
     if workers == 1:
         yield from map(encode_job, jobs)
         return
-    # Spawned, not forked: the progress display runs a thread, and a fork would copy the locks it holds.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent)
-    pending: deque[Future[Encoded]] = deque()
+    pool = _pool(workers)
+    pending: deque[tuple[Job, Future[Encoded]]] = deque()
+    more = iter(jobs)
     try:
-        for job in jobs:
-            pending.append(pool.submit(encode_job, job))
-            if len(pending) > 3 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except BrokenProcessPool:
-        raise UserError(
-            "a tokenizer process died (the system may be out of memory)", "run again with fewer workers, e.g. workers=1"
-        ) from None
+        while True:
+            pending.extend((job, _submit(pool, job)) for job in islice(more, 3 * workers - len(pending)))
+            if not pending:
+                return
+            job, future = pending[0]
+            try:
+                outcome = future.result()
+            except BrokenProcessPool:
+                pool.shutdown(wait=True, cancel_futures=True)
+                again = [job for job, _ in pending]
+                pending.clear()
+                for job in again:
+                    yield _encode_alone(job)
+                pool = _pool(workers)
+            else:
+                pending.popleft()
+                yield outcome
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # Spawned, not forked: the progress display runs a thread, and a fork would copy the locks it holds.
+    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent)
+
+
+def _submit(pool: ProcessPoolExecutor, job: Job) -> Future[Encoded]:
+    """The future outcome of a job; of a pool that has broken already, one that says so."""
+    try:
+        return pool.submit(encode_job, job)
+    except BrokenProcessPool as error:
+        broken: Future[Encoded] = Future()
+        broken.set_exception(error)
+        return broken
+
+
+def _encode_alone(job: Job) -> Encoded:
+    """The outcome of a job in a process of its own; where that dies, of its halves, down to the record at fault."""
+    try:
+        with _pool(1) as pool:
+            return pool.submit(encode_job, job).result()
+    except BrokenProcessPool:
+        pass
+    if not job.records:
+        raise UserError(
+            "the processes that tokenise die before they have a text (the system may be out of memory)",
+            "run again with workers=1",
+        )
+    if len(job.records) > 1:
+        middle = len(job.records) // 2
+        halves = [_encode_alone(replace(job, records=part)) for part in (job.records[:middle], job.records[middle:])]
+        return Encoded([result for half in halves for result in half.results], job.position)
+    _encode_alone(replace(job, records=[]))
+    (record,) = job.records
+    reason = "the process that tokenised it died, out of memory or of a fault in the tokenizer: leave it out"
+    return Encoded([Rejected(record.file, record.line, reason)], job.position)
 
 
 def _end_with_parent() -> None:

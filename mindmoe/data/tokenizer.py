@@ -1,51 +1,110 @@
 """One face for the tokenizers of the field: SentencePiece models, Hugging Face tokenizer.json, tiktoken files.
 
 What kind a file is follows from its content, not its name (Llama 3 calls a tiktoken file tokenizer.model).
-Text is never read as control tokens: "<|endoftext|>" written in a document is encoded as the characters it is.
+
+Text is never read as control tokens: "<|endoftext|>" written in a document is encoded as the characters it is. Pieces
+that the tokenizer's author added as text (user-defined symbols, added tokens that are not special) do come out of
+text, except the end-of-document token, which never does, whatever kind of piece it is.
 """
 
 import base64
 import binascii
-import json
+import hashlib
+import os
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
-from mindmoe.data.files import file_digest
+import numpy as np
+from numpy.typing import NDArray
+
+from mindmoe.data.vocabulary import Vocabulary, guarded
 from mindmoe.errors import UserError
+from mindmoe.files import read_bytes, shown
 
 FILE_NAMES = ("tokenizer.model", "tokenizer.json", "tokenizer.tiktoken")
-# Names of the token that separates documents, the most specific first.
-_EOD_NAMES = (
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<|eod|>",
-    "<|eos|>",
-    "</s>",
-    "<eos>",
-    "<\uff5cend\u2581of\u2581sentence\uff5c>",
-)
-_SPACE_SYMBOL = "\u2581"  # SentencePiece writes a space as this character
+MAX_FILE = 1 << 28  # [bytes] of a tokenizer file
+_COUNTED = 1 << 20  # tokens whose bytes are counted at a time
 
 
-class Tokenizer(Protocol):
+class TextRefused(UserError):
+    """A text that the tokenizer cannot take."""
+
+
+class Tokenizer:
     """Text to token ids and back.
 
     Attributes:
         vocab_size: one more than the largest id.
+        has_piece: (vocab_size,) whether an id stands for something.
         eod_id: the end-of-document token, -1 if there is none.
         digest: SHA-256 of the file.
     """
 
-    vocab_size: int
-    eod_id: int
-    digest: str
+    def __init__(self, vocabulary: Vocabulary, digest: str):
+        self._vocabulary = vocabulary
+        self.has_piece, self.eod_id, self.digest = vocabulary.has_piece, vocabulary.eod_id, digest
+        self.vocab_size = len(self.has_piece)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, with nothing added before or behind."""
+        """The ids of a text, each in range(vocab_size) and none of them the end-of-document token.
+
+        Raises:
+            TextRefused: the tokenizer fails on this text.
+        """
+        with guarded("the tokenizer fails on this text", TextRefused, "leave it out, or use another tokenizer"):
+            ids = self._vocabulary.encode(text)
+            values = np.array(ids, np.int64)
+        outside = values[(values < 0) | (values >= self.vocab_size)]
+        if outside.size:
+            raise TextRefused(
+                f"the tokenizer makes the id {outside[0]} of this text, and has ids below {self.vocab_size}",
+                "use another tokenizer",
+            )
+        if self.eod_id >= 0 and (values == self.eod_id).any():
+            raise TextRefused(
+                f"the tokenizer makes its end-of-document token, {self.eod_id}, of this text", "use another tokenizer"
+            )
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; bytes that are no UTF-8 become U+FFFD."""
+        """The text of ids; bytes that are no UTF-8 and ids that have no piece become U+FFFD."""
+        with guarded("the tokenizer cannot decode these ids", UserError, "use the tokenizer they were made with"):
+            runs = groupby((int(i) for i in ids), self._known)
+            return "".join(
+                self._vocabulary.decode(list(run)) if known else "\ufffd" * len(list(run)) for known, run in runs
+            )
+
+    def _known(self, token: int) -> bool:
+        return 0 <= token < self.vocab_size and bool(self.has_piece[token])
+
+    def count_bytes(self, tokens: NDArray[np.integer], starts: NDArray[np.int64]) -> int:
+        """The bytes of UTF-8 text that the tokens of documents stand for, each document decoded by itself.
+
+        Control tokens, the end of a document and ids without a piece count nothing, a byte that is no character of
+        its own counts one. A decoder that makes text of several tokens at once counts U+FFFD for a character of
+        which the end is not there.
+
+        Args:
+            tokens: (n,) of whole documents, of which the last may be cut.
+            starts: (documents,) where in `tokens` documents begin, rising from 0.
+
+        Raises:
+            UserError: the tokenizer fails on them.
+        """
+        total, cuts = 0, [0]
+        for start in starts.tolist():  # whole documents together, about _COUNTED tokens at a time
+            if start - cuts[-1] >= _COUNTED:
+                cuts.append(start)
+        for first, stop in zip(cuts, [*cuts[1:], len(tokens)], strict=True):
+            ids = tokens[first:stop].astype(np.int64)
+            inside = (ids >= 0) & (ids < self.vocab_size)
+            ids[~inside] = -1
+            ids[inside & ~self.has_piece[ids]] = -1
+            low, high = np.searchsorted(starts, [first, stop])
+            with guarded("the tokenizer cannot tell the bytes of its pieces", UserError, "use another tokenizer"):
+                total += self._vocabulary.count_bytes(ids, starts[low:high] - first)
+        return total
 
 
 def tokenizer_file(path: str | Path) -> Path:
@@ -55,20 +114,28 @@ def tokenizer_file(path: str | Path) -> Path:
         UserError: there is none.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         for name in FILE_NAMES:
-            if (path / name).is_file():
+            if os.path.isfile(path / name):
                 return path / name
-        raise UserError(f"{path} holds none of {', '.join(FILE_NAMES)}", "name a tokenizer file")
-    if not path.is_file():
-        raise UserError(f"tokenizer {path} does not exist", "check the path")
+        raise UserError(f"{shown(str(path), 300)} holds none of {', '.join(FILE_NAMES)}", "name a tokenizer file")
+    if not os.path.lexists(path):
+        raise UserError(f"tokenizer {shown(str(path), 300)} does not exist", "check the path")
     return path
 
 
 def tokenizer_kind(path: Path) -> str:
+    """The canonical name of a tokenizer file of this content, one of FILE_NAMES.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return kind_of(read_bytes(path, MAX_FILE))
+
+
+def kind_of(content: bytes) -> str:
     """The canonical name of a tokenizer file of this content, one of FILE_NAMES."""
-    with open(path, "rb") as stream:
-        head = stream.read(4096).lstrip()
+    head = content[:4096].lstrip()
     if head.startswith(b"{"):
         return "tokenizer.json"
     fields = head.split(b"\n", 1)[0].split()
@@ -87,166 +154,22 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         UserError: there is no such file, it is damaged, or the package for its kind is missing.
     """
     file = tokenizer_file(path)
-    kind = tokenizer_kind(file)
-    if kind == "tokenizer.json":
-        return HuggingFaceTokenizer(file)
-    return TiktokenTokenizer(file) if kind == "tokenizer.tiktoken" else SentencePieceTokenizer(file)
+    content = read_bytes(file, MAX_FILE)
+    return Tokenizer(_load(content, file), hashlib.sha256(content).hexdigest())
 
 
-def _damaged(path: Path, what: str, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()
-    return UserError(f"{path} is no {what} ({reason[0][:200] if reason else type(error).__name__})", "check the file")
+def _load(content: bytes, file: Path) -> Vocabulary:
+    kind = kind_of(content)
+    what = {"tokenizer.json": kind, "tokenizer.tiktoken": "tiktoken file"}.get(kind, "SentencePiece model")
+    with guarded(f"{shown(str(file), 300)} is no {what}", UserError, "check the file"):
+        if kind == "tokenizer.json":
+            from mindmoe.data.tokenizers_file import HuggingFaceVocabulary
 
+            return HuggingFaceVocabulary(content, file)
+        if kind == "tokenizer.tiktoken":
+            from mindmoe.data.tiktoken_file import TiktokenVocabulary
 
-class SentencePieceTokenizer:
-    """A SentencePiece model. With the identity normalisation that ours are trained with, any text survives."""
+            return TiktokenVocabulary(content, file)
+        from mindmoe.data.sentencepiece_file import SentencePieceVocabulary
 
-    def __init__(self, path: Path):
-        import sentencepiece
-
-        try:
-            content = path.read_bytes()
-            if not content:  # the library would take this for "load no model yet"
-                raise OSError("the file is empty")
-            self._model = sentencepiece.SentencePieceProcessor(model_proto=content)
-        except (RuntimeError, OSError) as error:
-            raise _damaged(path, "SentencePiece model", error) from None
-        self.vocab_size: int = self._model.get_piece_size()
-        self.eod_id: int = self._model.eos_id()
-        if self.eod_id < 0:
-            pieces = {name: self._model.piece_to_id(name) for name in _EOD_NAMES}
-            found = [i for name, i in pieces.items() if self._model.id_to_piece(i) == name]
-            self.eod_id = found[0] if found else -1
-        self.digest = file_digest(path)
-        # The character that stands for a space would come back as one, so it goes through its bytes where text
-        # is otherwise kept as it is: pieces then concatenate, and the text may be cut around it.
-        names = [f"<0x{byte:02X}>" for byte in _SPACE_SYMBOL.encode()]
-        ids = [self._model.piece_to_id(name) for name in names]
-        verbatim = self._model.normalize(" a  b\t") == " a  b\t".replace(" ", _SPACE_SYMBOL)
-        self._space_symbol = ids if verbatim and [self._model.id_to_piece(i) for i in ids] == names else []
-
-    def encode(self, text: str) -> list[int]:
-        """See Tokenizer."""
-        if not self._space_symbol or _SPACE_SYMBOL not in text:
-            return self._model.encode(text)
-        parts = self._model.encode(text.split(_SPACE_SYMBOL))
-        ids = parts[0]
-        for part in parts[1:]:
-            ids += self._space_symbol
-            ids += part
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """See Tokenizer."""
-        return self._model.decode([int(i) for i in ids])
-
-
-class HuggingFaceTokenizer:
-    """A tokenizer.json of the `tokenizers` library."""
-
-    def __init__(self, path: Path):
-        try:
-            import tokenizers
-        except ImportError:
-            raise UserError(f"reading {path} needs the package tokenizers", "pip install 'mindmoe[hf]'") from None
-        try:
-            self._model = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise _damaged(path, "tokenizer.json", error) from None
-        self._model.no_truncation()
-        self._model.no_padding()
-        self._model.encode_special_tokens = True
-        vocabulary = self._model.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocabulary.values(), default=-1) + 1
-        names = [*_EOD_NAMES, *_eos_names(path.with_name("tokenizer_config.json"))]
-        self.eod_id: int = next((vocabulary[name] for name in names if name in vocabulary), -1)
-        self.digest = file_digest(path)
-
-    def encode(self, text: str) -> list[int]:
-        """See Tokenizer."""
-        return self._model.encode(text, add_special_tokens=False).ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """See Tokenizer."""
-        return self._model.decode([int(i) for i in ids], skip_special_tokens=False)
-
-
-def _eos_names(config: Path) -> list[str]:
-    """The eos_token that a tokenizer_config.json beside the tokenizer names, if any."""
-    try:
-        token = json.loads(config.read_text("utf-8"))["eos_token"]
-        name = token["content"] if isinstance(token, dict) else token
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    return [name] if isinstance(name, str) else []
-
-
-class _Encoding(NamedTuple):
-    """What a tiktoken file leaves out: how text is split, and where the special tokens are."""
-
-    pattern: str
-    eod: str
-    eod_id: int
-
-
-# Source: openai/tiktoken, tiktoken_ext/openai_public.py; meta-llama/llama3, llama/tokenizer.py.
-_GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-_CL100K_PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
-    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
-)
-_O200K_PATTERN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_ENCODINGS = {  # by number of ranks
-    50_256: _Encoding(_GPT2_PATTERN, "<|endoftext|>", 50_256),
-    50_280: _Encoding(_GPT2_PATTERN, "<|endoftext|>", 50_256),
-    100_256: _Encoding(_CL100K_PATTERN, "<|endoftext|>", 100_257),
-    128_000: _Encoding(_LLAMA3_PATTERN, "<|end_of_text|>", 128_001),
-    199_998: _Encoding(_O200K_PATTERN, "<|endoftext|>", 199_999),
-}
-
-
-class TiktokenTokenizer:
-    """A tiktoken rank file of one of the published encodings, told apart by their number of ranks."""
-
-    def __init__(self, path: Path):
-        try:
-            import tiktoken
-        except ImportError:
-            raise UserError(f"reading {path} needs the package tiktoken", "pip install 'mindmoe[tiktoken]'") from None
-        # Not tiktoken's own loader: it caches by path and would serve an older file of the same name.
-        ranks: dict[bytes, int] = {}
-        try:
-            for line in path.read_bytes().splitlines():
-                token, rank = line.split()
-                ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except ValueError as error:
-            raise _damaged(path, "tiktoken file", error) from None
-        if len(ranks) not in _ENCODINGS:
-            known = ", ".join(f"{count:,}" for count in _ENCODINGS)
-            raise UserError(
-                f"{path} has {len(ranks):,} ranks; how text is split is known for {known}",
-                "convert it to a tokenizer.json, which carries its splitting rule",
-            )
-        encoding = _ENCODINGS[len(ranks)]
-        self.eod_id = encoding.eod_id
-        self._model = tiktoken.Encoding(
-            path.name, pat_str=encoding.pattern, mergeable_ranks=ranks, special_tokens={encoding.eod: self.eod_id}
-        )
-        self.vocab_size: int = self._model.n_vocab
-        self.digest = file_digest(path)
-
-    def encode(self, text: str) -> list[int]:
-        """See Tokenizer."""
-        return self._model.encode_ordinary(text)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """See Tokenizer."""
-        return self._model.decode([int(i) for i in ids], errors="replace")
+        return SentencePieceVocabulary(content)
