@@ -12,20 +12,24 @@ from mindmoe.errors import UserError
 
 EOD_PIECE = "<|endoftext|>"
 _MIN_SHARE = 64 << 10  # [bytes] the least an input may give to the sample
+_MAX_TOLD = 100
 _MAX_LINE = 1000  # [characters] longer lines are cut: the trainer leaves out what exceeds 4192 bytes
 
 
-def training_sample(inputs: Sequence[Input], text_key: str, seed: int, budget: int) -> Iterator[str]:
+def training_sample(
+    inputs: Sequence[Input], text_key: str, seed: int, budget: int, refused: list[str]
+) -> Iterator[str]:
     """Texts from all over the corpus, `budget` bytes of them or all there are, whatever the number of processes.
 
     Inputs are visited in an order drawn from the seed and their names, and none gives more than its share, so
-    that one large file does not drown the others; unreadable records are passed over.
+    that one large file does not drown the others; unreadable records are passed over, and told in `refused`.
 
     Args:
         inputs: of all sources.
         text_key: key of the text in JSON records.
         seed: of the order.
         budget: [bytes] of UTF-8 text.
+        refused: takes the records that are passed over, the first _MAX_TOLD of them, each with its reason.
     """
 
     def draw(item: Input) -> bytes:
@@ -35,12 +39,12 @@ def training_sample(inputs: Sequence[Input], text_key: str, seed: int, budget: i
     for item in sorted(inputs, key=draw):
         taken = 0
         for record in item.read():
-            if isinstance(record, Rejected):
-                continue
             try:
-                text = parse(record, text_key)
-            except BadRecord:
-                continue
+                text = "" if isinstance(record, Rejected) else parse(record, text_key)
+            except BadRecord as error:
+                record, text = Rejected(record.file, record.line, str(error)), ""
+            if isinstance(record, Rejected) and len(refused) < _MAX_TOLD:
+                refused.append(str(record))
             text = text[: min(share - taken, budget)]
             size = len(text.encode("utf-8"))
             taken += size

@@ -12,12 +12,29 @@ _COMPRESSIONS = (".gz", ".zst")
 _MAX_WINDOW = 1 << 27  # [bytes] a frame that asks for more memory is refused
 # Zstandard expands one byte at most some 32,000 times, so this bounds one step to about 32 MiB.
 _ZSTD_STEP = 1 << 10
+_ZSTD_HEADER = 18  # [bytes] of a frame's header at most
+_BOMB_RATIO = 1000  # decompressed bytes per stored byte; text compresses 3 to 100 times
+_BOMB_FLOOR = 64 << 20  # [bytes] decompressed before the ratio is looked at
 
 
 def suffix_of_content(name: str) -> str:
     """The suffix that tells the format, in lower case: `.jsonl` of `a.jsonl.gz`."""
     path = PurePath(name.lower())
     return PurePath(path.stem).suffix if path.suffix in _COMPRESSIONS else path.suffix
+
+
+def refuse_bomb(total: int, stored: int) -> None:
+    """Ends the reading of what grows out of all proportion.
+
+    Args:
+        total: [bytes] decompressed so far.
+        stored: [bytes] that they came from.
+
+    Raises:
+        OSError: it has grown more than text can.
+    """
+    if total > _BOMB_FLOOR and total > _BOMB_RATIO * max(stored, 1):
+        raise OSError(f"it decompresses to more than {_BOMB_RATIO} times its size")
 
 
 def decompressed(raw: BinaryIO, name: str) -> AbstractContextManager[BinaryIO]:
@@ -46,7 +63,9 @@ class _ZstdStream(io.RawIOBase):
         self._raw = raw
         self._error: type[Exception] = zstandard.ZstdError
         self._new_frame = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).decompressobj
+        self._size_of: Any = zstandard.frame_content_size
         self._frame: Any = None
+        self._size, self._done = -1, 0  # [bytes] of the frame, -1 if it does not say, and how many are through
         self._input = b""
         self._output = memoryview(b"")
 
@@ -58,15 +77,18 @@ class _ZstdStream(io.RawIOBase):
         while not self._output:
             self._input = self._input or self._raw.read(_ZSTD_STEP)
             if not self._input:
-                if self._frame is not None:
-                    raise EOFError("the file ends inside a zstd frame")
-                return 0
-            if self._frame is None:
-                self._frame = self._new_frame()
+                if self._frame is None:
+                    return 0
+                lost = f", {self._size - self._done:,} bytes of text before its end" if self._size >= 0 else ""
+                raise EOFError(f"the file ends inside a zstd frame{lost}")
             try:
+                if self._frame is None:
+                    self._frame, self._done = self._new_frame(), 0
+                    self._size = self._size_of(self._input) if len(self._input) >= _ZSTD_HEADER else -1
                 self._output = memoryview(self._frame.decompress(self._input))
             except self._error as error:
                 raise OSError(str(error)) from None
+            self._done += len(self._output)
             self._input = b""
             if self._frame.eof:
                 self._input, self._frame = self._frame.unused_data, None

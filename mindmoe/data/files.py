@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mindmoe.files import open_regular
+
 _CHUNK = 1 << 20  # [bytes]
 
 
@@ -44,9 +46,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of the content of a file, hexadecimal."""
+    """SHA-256 of the content of a file, hexadecimal.
+
+    Raises:
+        FileError: it cannot be read.
+    """
     digest = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

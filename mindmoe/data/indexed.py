@@ -30,6 +30,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from mindmoe.data.files import fsync_folder, rename_durably
 from mindmoe.errors import UserError
+from mindmoe.files import FileMissing, open_regular, shown
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -74,29 +75,34 @@ class IndexedDataset:
     def __init__(self, prefix: str | Path):
         self.prefix = str(prefix)
         self._idx, self._bin = idx_path(prefix), bin_path(prefix)
-        for path in (self._idx, self._bin):
-            if not path.is_file():
-                raise UserError(f"{path} does not exist", "check the path; a token set is a pair <prefix>.bin/.idx")
-        self._read_index()
-        self._check_lengths_and_offsets()
-        self._check_document_index()
-        self.num_tokens = self._bin.stat().st_size // self.dtype.itemsize
-        # An empty file cannot be mapped.
-        self.flat: NDArray = (
-            np.memmap(self._bin, self.dtype, "r", shape=(self.num_tokens,))
-            if self.num_tokens
-            else np.empty(0, self.dtype)
-        )
+        with self._open(self._idx) as idx, self._open(self._bin) as tokens:
+            self._read_index(idx)
+            size = os.fstat(tokens.fileno()).st_size
+            self._check_lengths_and_offsets(size)
+            self._check_document_index()
+            self.num_tokens = size // self.dtype.itemsize
+            # An empty file cannot be mapped.
+            self.flat: NDArray = (
+                np.memmap(tokens, self.dtype, "r", shape=(self.num_tokens,))
+                if self.num_tokens
+                else np.empty(0, self.dtype)
+            )
+
+    def _open(self, path: Path) -> BinaryIO:
+        try:
+            return open_regular(path)
+        except FileMissing as error:
+            raise FileMissing(error.message, "check the path; a token set is a pair <prefix>.bin/.idx") from None
 
     def _fail(self, path: Path, field: str, problem: str) -> UserError:
-        return UserError(f"{path}: {field} {problem}", _REMEDY)
+        return UserError(f"{shown(str(path), 300)}: {field} {problem}", _REMEDY)
 
-    def _read_index(self) -> None:
+    def _read_index(self, idx: BinaryIO) -> None:
         """Maps the four arrays, after checking that the header accounts for every byte of the file."""
-        size = self._idx.stat().st_size
+        size = os.fstat(idx.fileno()).st_size
         if size < _HEADER.size:
             raise self._fail(self._idx, "header", f"needs {_HEADER.size} bytes, the file has {size}")
-        buffer = np.memmap(self._idx, np.uint8, "r")
+        buffer = np.memmap(idx, np.uint8, "r")
         magic, version, code, sequences, entries = _HEADER.unpack(buffer[: _HEADER.size].tobytes())
         if magic != MAGIC:
             raise self._fail(self._idx, "magic", f"is {magic!r}, not {MAGIC!r}: this is no Megatron index")
@@ -120,8 +126,8 @@ class IndexedDataset:
         self.document_index = np.frombuffer(buffer, "<i8", entries, _HEADER.size + 12 * sequences)
         self.modes = np.frombuffer(buffer, "i1", sequences, plain) if size > plain else None
 
-    def _check_lengths_and_offsets(self) -> None:
-        """Lengths are not negative, offsets are their running sum, and .bin ends where the last sequence does."""
+    def _check_lengths_and_offsets(self, size: int) -> None:
+        """Lengths are not negative, offsets are their running sum, and .bin, of `size` bytes, ends with the last."""
         end = 0
         for start in range(0, self.num_sequences, _CHUNK):
             lengths = self.lengths[start : start + _CHUNK].astype(np.int64)
@@ -139,7 +145,6 @@ class IndexedDataset:
                     f"is {self.offsets[start + first]}, but the lengths before it put it at {expected}",
                 )
             end = int(ends[-1])
-        size = self._bin.stat().st_size
         if size != end:
             raise self._fail(self._bin, "file size", f"is {size} bytes, but {self._idx.name} describes {end}")
 

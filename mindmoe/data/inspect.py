@@ -1,5 +1,6 @@
 """`mindmoe data inspect`: what a token set holds, in numbers and in words."""
 
+import os
 import unicodedata
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mindmoe.data.indexed import IndexedDataset
 from mindmoe.data.manifest import Manifest, load_manifest
 from mindmoe.data.tokenizer import Tokenizer, load_tokenizer
 from mindmoe.errors import UserError
+from mindmoe.files import shown
 
 _COUNTED = 100_000_000  # tokens that vocabulary statistics are taken from at most
 _CHUNK = 1 << 22
@@ -33,9 +35,10 @@ def inspect(path: Path, samples: int) -> None:
     if samples < 0:
         raise UserError(f"samples={samples} is below 0", "ask for 0 or more")
     console = Console(markup=False, emoji=False, highlight=False)
-    manifest = load_manifest(path) if path.is_dir() else None
+    is_folder = os.path.isdir(path)
+    manifest = load_manifest(path) if is_folder else None
     splits: list[Split] = [name for name in ("train", "valid") if manifest is None or name in manifest.splits]
-    for split in splits if path.is_dir() else splits[:1]:
+    for split in splits if is_folder else splits[:1]:
         prefix, manifest = locate(str(path), split)
         data = IndexedDataset(prefix)
         console.print(_statistics(prefix, data, manifest))
@@ -70,7 +73,7 @@ def vocabulary_use(data: IndexedDataset) -> tuple[int, int, int]:
 
 
 def _statistics(prefix: Path, data: IndexedDataset, manifest: Manifest | None) -> Table:
-    table = Table(title=f"{prefix}", title_justify="left", show_header=False)
+    table = Table(title=Text(shown(str(prefix), 300)), title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
 
@@ -102,7 +105,8 @@ def _statistics(prefix: Path, data: IndexedDataset, manifest: Manifest | None) -
         add("tokenizer", manifest.tokenizer)
         add("tokenizer SHA-256", manifest.tokenizer_digest[:16])
         add("refused records", f"{manifest.quarantined:,}")
-        add("sources", ", ".join(manifest.sources))
+        add("lost parts of files", f"{manifest.lost:,}")
+        add("sources", ", ".join(shown(source, 300) for source in manifest.sources))
     return table
 
 
@@ -112,16 +116,16 @@ def _show_samples(console: Console, data: IndexedDataset, tokenizer: Tokenizer |
         ids = tokens[:_SAMPLE_TOKENS].tolist()
         more = len(tokens) - len(ids)
         console.print(Text(f"document {index}, {len(tokens):,} tokens", style="bold"))
-        shown = harmless(tokenizer.decode(ids)) if tokenizer else " ".join(map(str, ids))
-        console.print(Text(shown + (f" [{more:,} tokens more]" if more > 0 else "")))
+        text = harmless(tokenizer.decode(ids)) if tokenizer else " ".join(map(str, ids))
+        console.print(Text(text + (f" [{more:,} tokens more]" if more > 0 else "")))
         console.print()
 
 
 def harmless(text: str) -> str:
     """Text that cannot steer the terminal: control characters other than line break and tab are spelled out."""
 
-    def shown(character: str) -> str:
+    def spelled(character: str) -> str:
         plain = character.isprintable() or character in "\n\t" or unicodedata.category(character) == "Zs"
         return character if plain else character.encode("unicode_escape").decode()
 
-    return "".join(map(shown, text))
+    return "".join(map(spelled, text))

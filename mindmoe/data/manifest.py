@@ -1,44 +1,50 @@
 """dataset.json, the last file that `mindmoe data prepare` writes: its presence says that the folder is whole."""
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import Field
 
+from mindmoe import strict_json
 from mindmoe.data.files import write_json
 from mindmoe.errors import UserError
+from mindmoe.files import FileMissing, shown
 from mindmoe.schema import Section
 
 FILE_NAME = "dataset.json"
 STAGING = ".partial"  # the folder everything is written in before it gets its name
 VERSION = 1
+_MAX_FILE = 1 << 24  # [bytes]
+
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 class SplitStats(Section):
     """What one split holds; `bytes` is its text in UTF-8, without the end-of-document tokens."""
 
-    documents: NonNegativeInt
-    tokens: NonNegativeInt
-    bytes: NonNegativeInt
+    documents: Count
+    tokens: Count
+    bytes: Count
 
 
 class Manifest(Section):
     """Everything about a token folder that its .idx files do not say.
 
-    `tokenizer` and `tokenizer_digest` (SHA-256) name the tokenizer file beside it. `settings` and `inputs` (a
-    digest of names, sizes and change times) decide whether a later `prepare` would do the same work again.
+    `tokenizer` and `tokenizer_digest` (SHA-256) name the tokenizer file beside it. `quarantined` counts the records
+    that were refused, `lost` the places where a part of a file was lost. `settings` and `inputs` (a digest of names,
+    sizes and change times) decide whether a later `prepare` would do the same work again.
     """
 
-    version: PositiveInt = VERSION
-    vocab_size: PositiveInt
-    eod_id: int = Field(ge=-1)
-    dtype: str
-    tokenizer: str
-    tokenizer_digest: str
-    splits: dict[str, SplitStats]
-    quarantined: NonNegativeInt
-    empty: NonNegativeInt
+    version: int = Field(VERSION, ge=1)
+    vocab_size: int = Field(ge=1, lt=1 << 31)
+    eod_id: int = Field(ge=-1, lt=1 << 31)
+    dtype: str = Field(pattern=r"^(uint16|int32)$")
+    tokenizer: str = Field(pattern=r"^tokenizer\.(model|json|tiktoken)$")
+    tokenizer_digest: str = Field(pattern="^[0-9a-f]{64}$")
+    splits: dict[Annotated[str, Field(pattern=r"^(train|valid)$")], SplitStats]
+    quarantined: Count
+    lost: Count = 0
+    empty: Count
     sources: list[str]
     settings: dict[str, Any]
     inputs: str
@@ -52,20 +58,14 @@ def load_manifest(folder: Path) -> Manifest | None:
     """The manifest of a token folder, None if it has none.
 
     Raises:
-        UserError: the file is damaged or of a newer version.
+        UserError: the file is unreadable, damaged or of a newer version.
     """
     path = folder / FILE_NAME
+    name = str(path)
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+        value = strict_json.read(path, _MAX_FILE)
+    except FileMissing:
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is unreadable ({error})", "delete the folder and prepare it again") from None
     if isinstance(value, dict) and isinstance(version := value.get("version"), int) and version > VERSION:
-        raise UserError(f"{path} has version {version}, this program knows {VERSION}", "update mindmoe")
-    try:
-        return Manifest.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "content"
-        raise UserError(f"{path}: {field}: {first['msg']}", "delete the folder and prepare it again") from None
+        raise UserError(f"{shown(name, 300)} has version {version}, this program knows {VERSION}", "update mindmoe")
+    return strict_json.checked(Manifest, value, name)

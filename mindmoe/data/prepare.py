@@ -12,7 +12,9 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,16 @@ from mindmoe.data.progress import ByteProgress, human_bytes, human_seconds
 from mindmoe.data.records import Input, Record, Rejected
 from mindmoe.data.sources import discover
 from mindmoe.data.split import SplitWriter
-from mindmoe.data.tokenizer import FILE_NAMES, Tokenizer, load_tokenizer, tokenizer_file, tokenizer_kind
+from mindmoe.data.tokenizer import FILE_NAMES, MAX_FILE, Tokenizer, kind_of, load_tokenizer, tokenizer_file
+from mindmoe.data.tokenizers_file import MAX_SETTINGS
 from mindmoe.errors import UserError
+from mindmoe.files import FileMissing, read_bytes, shown
 
 QUARANTINE = "quarantine.jsonl"
 _OUTPUTS = ("train.bin", "train.idx", "valid.bin", "valid.idx", *FILE_NAMES, "tokenizer_config.json")
 _JOB_BYTES = 1 << 20
 _JOB_RECORDS = 512
+_LOST_SHOWN = 20
 
 
 def prepare(sources: list[str], out: Path, config: PrepareConfig) -> None:
@@ -66,16 +71,17 @@ def prepare(sources: list[str], out: Path, config: PrepareConfig) -> None:
                 return
             staging = _fresh_staging(out, console)
             try:
-                manifest = _Preparation(sources, inputs, rejected, staging, config, console).run(settings, digest)
+                preparation = _Preparation(sources, inputs, rejected, staging, config, console)
+                manifest = preparation.run(settings, digest)
                 _commit(staging, out, manifest)
             finally:
                 _drop(staging, out)
     except OSError as error:
         raise UserError(
-            f"cannot read or write {error.filename or out}: {error.strerror or error}",
+            f"cannot read or write {shown(str(error.filename or out), 300)}: {error.strerror or error}",
             "free space there, fix its permissions, or name another path",
         ) from error
-    _summarise(console, out, manifest, time.monotonic() - start)
+    _summarise(console, out, manifest, preparation.lost, time.monotonic() - start)
 
 
 @contextmanager
@@ -100,13 +106,15 @@ def _find_inputs(
     rejected: list[Rejected] = []
     for source in sources:
         found = discover(source, config.format, config.text_key, exclude=out)
-        skipped = ", ".join(f"{count} {suffix}" for suffix, count in found.skipped.most_common(6))
+        skipped = ", ".join(f"{count} {shown(suffix)}" for suffix, count in found.skipped.most_common(6))
         if not found.inputs and not found.rejected:
             other = f"; left out by suffix: {skipped}" if skipped else ""
-            raise UserError(f"source {source} holds no text{other}", "name the files, or set format=txt to read all")
+            raise UserError(
+                f"source {shown(source, 300)} holds no text{other}", "name the files, or set format=txt to read all"
+            )
         size = human_bytes(sum(item.size for item in found.inputs))
         left_out = f" (left out by suffix: {skipped})" if skipped else ""
-        console.print(f"  {source}: {len(found.inputs):,} files, {size}{left_out}")
+        console.print(f"  {shown(source, 300)}: {len(found.inputs):,} files, {size}{left_out}")
         inputs += found.inputs
         rejected += found.rejected
     return inputs, rejected
@@ -137,7 +145,7 @@ def _is_done(out: Path, settings: dict[str, Any], inputs: str) -> bool:
     if manifest is None:
         return False
     differences = [
-        f"{key} is {manifest.settings.get(key)} there and {settings.get(key)} here"
+        f"{shown(key)} is {shown(str(manifest.settings.get(key)), 200)} there and {settings.get(key)} here"
         for key in sorted(manifest.settings.keys() | settings.keys())
         if manifest.settings.get(key) != settings.get(key)
     ]
@@ -149,7 +157,7 @@ def _is_done(out: Path, settings: dict[str, Any], inputs: str) -> bool:
     for split in manifest.splits:
         IndexedDataset(out / split)
     file = out / manifest.tokenizer
-    if not file.is_file() or file_digest(file) != manifest.tokenizer_digest:
+    if not os.path.isfile(file) or file_digest(file) != manifest.tokenizer_digest:
         raise UserError(f"{file} is missing or not the file that {out} was prepared with", remedy)
     return True
 
@@ -175,7 +183,11 @@ def _fresh_staging(out: Path, console: Console) -> Path:
 
 
 class _Preparation:
-    """One run of the job in a staging folder."""
+    """One run of the job in a staging folder.
+
+    Attributes:
+        lost: the parts of files that were lost, each with where and why.
+    """
 
     def __init__(
         self,
@@ -188,6 +200,8 @@ class _Preparation:
     ):
         self._sources, self._inputs, self._rejected = sources, inputs, rejected
         self._staging, self._config, self._console = staging, config, console
+        self._first_refused = ""
+        self.lost: list[str] = []
 
     def run(self, settings: dict[str, Any], digest: str) -> Manifest:
         """Tokenizer, then tokens; returns the manifest of what was written."""
@@ -200,8 +214,9 @@ class _Preparation:
             counts = self._tokenise(tokenizer, file, writer)
             if not writer.num_documents:
                 raise UserError(
-                    f"no documents: {counts['bad']} records could not be read and {counts['empty']} were empty",
-                    "check the sources" + (f" and {QUARANTINE}" if counts["bad"] else ""),
+                    f"no documents: {counts['bad']} records could not be read and {counts['empty']} were empty"
+                    + (f"; the first: {self._first_refused}" if self._first_refused else ""),
+                    "check the sources" + (f" and {QUARANTINE}" if self._first_refused else ""),
                 )
             splits = writer.commit()
         finally:
@@ -214,6 +229,7 @@ class _Preparation:
             tokenizer_digest=tokenizer.digest,
             splits=splits,
             quarantined=counts["bad"],
+            lost=counts["lost"],
             empty=counts["empty"],
             sources=self._sources,
             settings=settings,
@@ -227,17 +243,26 @@ class _Preparation:
             total = sum(item.size for item in self._inputs)
             sample = human_bytes(min(total, config.tokenizer_bytes))
             self._console.print(f"training a SentencePiece tokenizer of {config.vocab_size} pieces on {sample} of text")
-            texts = training_sample(self._inputs, config.text_key, config.seed, config.tokenizer_bytes)
+            refused: list[str] = []
+            texts = training_sample(self._inputs, config.text_key, config.seed, config.tokenizer_bytes, refused)
+            first = next(filter(None, texts), None)
+            if first is None and refused:
+                raise UserError(
+                    f"there is no text to train a tokenizer on; the first record that was refused: {refused[0]}",
+                    "repair the input",
+                )
             file = self._staging / "tokenizer.model"
-            write_bytes(file, train_sentencepiece(texts, config.vocab_size))
+            write_bytes(file, train_sentencepiece(chain([first or ""], texts), config.vocab_size))
             return file
         given = tokenizer_file(config.tokenizer)
-        self._console.print(f"using the tokenizer {given}")
-        file = self._staging / tokenizer_kind(given)
-        write_bytes(file, given.read_bytes())
-        settings = given.with_name("tokenizer_config.json")  # names the end-of-document token
-        if file.name == "tokenizer.json" and settings.is_file():
-            write_bytes(self._staging / settings.name, settings.read_bytes())
+        self._console.print(f"using the tokenizer {shown(str(given), 300)}")
+        content = read_bytes(given, MAX_FILE)
+        file = self._staging / kind_of(content)
+        write_bytes(file, content)
+        if file.name == "tokenizer.json":
+            settings = given.with_name("tokenizer_config.json")  # names the end-of-document token
+            with suppress(FileMissing):
+                write_bytes(self._staging / settings.name, read_bytes(settings, MAX_SETTINGS))
         return file
 
     def _check(self, tokenizer: Tokenizer) -> None:
@@ -253,7 +278,7 @@ class _Preparation:
             )
 
     def _tokenise(self, tokenizer: Tokenizer, file: Path, writer: SplitWriter) -> Counter[str]:
-        """Encodes every record into the writer; returns the counts of `bad` and `empty` ones."""
+        """Encodes every record into the writer; returns the counts of `bad`, `lost` and `empty` ones."""
         workers = self._config.workers or len(os.sched_getaffinity(0))
         self._console.print(f"tokenising with {workers} process{'es' if workers > 1 else ''}")
         counts: Counter[str] = Counter()
@@ -279,9 +304,12 @@ class _Preparation:
             if result is None:
                 counts["empty"] += 1
             elif isinstance(result, Rejected):
-                counts["bad"] += 1
-                json.dump({"file": result.file, "line": result.line, "reason": result.reason}, quarantine)
+                counts["lost" if result.rest else "bad"] += 1
+                json.dump(asdict(result), quarantine)
                 quarantine.write("\n")
+                self._first_refused = self._first_refused or str(result)
+                if result.rest:
+                    self.lost.append(str(result))
                 if counts["bad"] > self._config.max_bad:
                     count = f"{counts['bad']} records could not be read, more than max_bad={self._config.max_bad}"
                     raise UserError(
@@ -333,10 +361,14 @@ def _drop(staging: Path, out: Path) -> None:
         fsync_folder(out)
 
 
-def _summarise(console: Console, out: Path, manifest: Manifest, seconds: float) -> None:
+def _summarise(console: Console, out: Path, manifest: Manifest, lost: list[str], seconds: float) -> None:
     for name, split in manifest.splits.items():
-        ratio = split.bytes / split.tokens
+        ratio = split.bytes / max(split.tokens, 1)
         console.print(f"  {name}: {split.documents:,} documents, {split.tokens:,} tokens, {ratio:.2f} bytes/token")
     if manifest.quarantined:
         console.print(f"  {manifest.quarantined} records could not be read: see {out / QUARANTINE}")
+    if lost:
+        console.print(f"  PARTS OF FILES ARE LOST, {len(lost)} of them: see {out / QUARANTINE}")
+        for line in lost[:_LOST_SHOWN]:
+            console.print(f"    {line}")
     console.print(f"prepared {out} in {human_seconds(seconds)}")

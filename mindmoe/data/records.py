@@ -1,11 +1,12 @@
 """Raw records and the rules that turn one into a document or name why it is refused."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-MAX_LINE = 16 << 20  # [bytes] a longer line of a .jsonl file is not read
+MAX_LINE = 16 << 20  # [bytes] a longer line of a .jsonl file, or value of a Parquet file, is not read
 MAX_TEXT = 256 << 20  # [bytes] a longer text file is not read: a document is held in memory whole
 
 
@@ -30,11 +31,19 @@ class Record:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A record that is left out: where it stands and why."""
+    """What is left out: where it stands and why.
+
+    Attributes:
+        file: name of its file within the source.
+        line: 1-based line or row; 0 when the file is the document.
+        reason: why, and what to do.
+        rest: whether this is a part of a file, of which it is not known how many records it holds, and not one record.
+    """
 
     file: str
     line: int
     reason: str
+    rest: bool = False
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.reason}" if self.line else f"{self.file}: {self.reason}"
@@ -107,8 +116,15 @@ def _text_of(line: str, text_key: str) -> str:
         raise BadRecord(f"not a JSON object but {type(value).__name__}")
     if text_key not in value:
         keys = ", ".join(repr(key)[:40] for key in list(value)[:8])
-        raise BadRecord(f"no key {text_key!r}; it has {keys or 'none'}")
+        raise BadRecord(f"no key {text_key!r}; it has {keys or 'none'}{_better_key(value)}")
     text = value[text_key]
     if not isinstance(text, str):
         raise BadRecord(f"{text_key!r} is not a string but {type(text).__name__}")
     return text
+
+
+def _better_key(value: dict[str, Any]) -> str:
+    """The setting to suggest to who named a key that is not there: the key of the longest text."""
+    texts = {key: len(text) for key, text in value.items() if isinstance(text, str)}
+    key = max(texts, key=lambda name: texts[name], default="")
+    return f": set text_key={key}" if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", key) else ""

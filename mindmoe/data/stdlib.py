@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from mindmoe.data.records import Input, Record, Rejected
+from mindmoe.data.records import MAX_TEXT, Input, Record, Rejected
 from mindmoe.errors import UserError
+from mindmoe.files import FileError, read_bytes, shown
 
 _LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "encodings"}
 _TOPICS = "pydoc_data/topics.py"
@@ -54,9 +55,9 @@ def _modules(root: Path) -> Iterator[str]:
 
 def _read_module(path: Path) -> Iterator[Record | Rejected]:
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        yield Rejected(str(path), 0, f"unreadable: {error}")
+        content = read_bytes(path, MAX_TEXT)
+    except FileError as error:
+        yield Rejected(shown(str(path), 4096), 0, f"unreadable: {error}")
         return
     yield Record(str(path), 0, content, is_json=False, position=len(content))
 

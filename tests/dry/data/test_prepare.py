@@ -54,7 +54,7 @@ def settings(**changes) -> PrepareConfig:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """60 good documents in three kinds of files, 7 bad records, 2 empty documents."""
+    """60 good documents in three kinds of files, 6 bad records, 2 empty documents, a file with junk at its end."""
     folder = tmp_path / "corpus"
     (folder / "sub").mkdir(parents=True)
     for i in range(20):
@@ -106,7 +106,8 @@ def test_every_good_document_arrives_and_every_bad_one_is_named(tmp_path: Path, 
     ]
     manifest = load_manifest(out)
     assert manifest is not None
-    assert (manifest.quarantined, manifest.empty, manifest.vocab_size, manifest.dtype) == (7, 2, 320, "uint16")
+    assert (manifest.quarantined, manifest.lost, manifest.empty) == (6, 1, 2)
+    assert (manifest.vocab_size, manifest.dtype) == (320, "uint16")
     for split, texts in (("train", train), ("valid", valid)):
         stats = manifest.splits[split]
         assert stats.documents == len(texts)
@@ -241,11 +242,11 @@ def alive(pid: int) -> bool:
 
 def test_too_many_bad_records(tmp_path: Path, corpus: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(UserError, match="7 records could not be read, more than max_bad=6; the last: .*broken.txt"):
-        prepare([str(corpus)], out, settings(max_bad=6))
+    with pytest.raises(UserError, match="6 records could not be read, more than max_bad=5; the last: .*broken.txt"):
+        prepare([str(corpus)], out, settings(max_bad=5))
     assert os.listdir(out) == ["quarantine.jsonl"]
     assert len((out / "quarantine.jsonl").read_text().splitlines()) == 7
-    prepare([str(corpus)], out, settings(max_bad=7))
+    prepare([str(corpus)], out, settings(max_bad=6))
     assert (out / "dataset.json").exists()
 
 
@@ -306,7 +307,12 @@ def test_a_given_tokenizer_and_no_eod(tmp_path: Path, corpus: Path) -> None:
         ({}, {}, "holds no text"),
         ({"a.bin": b"\x00"}, {}, r"left out by suffix: 1 \.bin"),
         ({"a.txt": b""}, {}, "no text to train a tokenizer on"),
-        ({"a.jsonl": b"{}\n{}\n"}, {}, "no text to train a tokenizer on"),
+        ({"a.jsonl": b"{}\n{}\n"}, {}, "no text to train a tokenizer on.*a.jsonl:1: no key 'text'; it has none"),
+        (
+            {"a.jsonl": b'{"id": "7", "body": "some words"}\n'},
+            {},
+            "a.jsonl:1: no key 'text'; it has 'id', 'body': set text_key=body: repair",
+        ),
         ({"a.txt": b"a lonely document"}, {"vocab_size": 270}, "1 documents cannot be split"),
         ({"a.txt": b"some words", "b.txt": b"more words"}, {"vocab_size": 50}, "vocab_size=50 is too small"),
         ({"a.txt": b"some words", "b.txt": b"more words"}, {"vocab_size": 9000}, "vocab_size=9000 is too large"),
@@ -327,7 +333,9 @@ def test_no_readable_document_with_a_given_tokenizer(tmp_path: Path, corpus: Pat
     prepare([str(corpus)], tmp_path / "one", settings())
     (tmp_path / "bad.jsonl").write_text("{\n" * 3)
     given = PrepareConfig(tokenizer=str(tmp_path / "one"), workers=1)
-    with pytest.raises(UserError, match="no documents: 3 records could not be read and 0 were empty"):
+    with pytest.raises(
+        UserError, match=r"no documents: 3 records .* 0 were empty; the first: .*bad\.jsonl:1: bad JSON"
+    ):
         prepare([str(tmp_path / "bad.jsonl")], tmp_path / "two", given)
     assert os.listdir(tmp_path / "two") == ["quarantine.jsonl"]
 
@@ -368,3 +376,26 @@ def test_progress_is_plain_lines_without_a_terminal(
     ):
         assert stage in out
     assert "\x1b" not in out
+
+
+def test_lost_parts_of_files_are_told_apart_from_bad_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None of them counts under max_bad, and each is listed at the end."""
+    lines = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in TEXTS)
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "cut.jsonl").write_bytes(lines[:-9])
+    (source / "cut.jsonl.gz").write_bytes(gzip.compress(lines)[:-30])
+    out = tmp_path / "out"
+    prepare([str(source)], out, settings(max_bad=0))
+    manifest = load_manifest(out)
+    assert manifest is not None and (manifest.quarantined, manifest.lost) == (0, 2)
+    told = capsys.readouterr().out
+    assert "PARTS OF FILES ARE LOST, 2 of them" in told
+    assert "cut.jsonl:60: the file is cut" in told and "cut.jsonl.gz:" in told
+    entries = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert [(Path(entry["file"]).name, entry["rest"]) for entry in entries] == [
+        ("cut.jsonl", True),
+        ("cut.jsonl.gz", True),
+    ]

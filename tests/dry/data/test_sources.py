@@ -3,6 +3,8 @@
 import gzip
 import json
 import os
+import random
+import re
 import resource
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mindmoe.data.records import MAX_LINE, Record, Rejected, parse
-from mindmoe.data.sources import discover, printable
+from mindmoe.data.sources import discover
 from mindmoe.errors import UserError
 
 
@@ -169,15 +171,14 @@ def test_an_unreadable_file_is_reported(tmp_path: Path) -> None:
     inputs = discover(str(tmp_path), "auto", "text").inputs
     (tmp_path / "b.txt").unlink()
     outcome = [record for item in inputs for record in item.read()]
-    assert isinstance(outcome[1], Rejected) and "No such file" in outcome[1].reason
+    assert isinstance(outcome[1], Rejected) and "does not exist" in outcome[1].reason
 
 
 def test_odd_file_names_can_be_printed(tmp_path: Path) -> None:
     odd = os.fsdecode(b"caf\xe9\x1b[31m.txt")
     (tmp_path / odd).write_text("x")
     (item,) = discover(str(tmp_path), "auto", "text").inputs
-    assert item.name == "caf\\udce9\\x1b[31m.txt"
-    assert printable("plain name.txt") == "plain name.txt"
+    assert item.name == r"'caf\udce9\x1b[31m.txt'"
     assert read(tmp_path)[0] == ["x"]
 
 
@@ -187,24 +188,6 @@ def test_missing_source(tmp_path: Path, name: str) -> None:
         discover(str(tmp_path / name), "auto", "text")
     with pytest.raises(UserError, match="neither a file nor a folder"):
         discover("/dev/null", "auto", "text")
-
-
-def test_parquet(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    path = tmp_path / "t.parquet"
-    values = pyarrow.array(["one", None, "two\ttabs", "\u6f22"])
-    parquet.write_table(pyarrow.table({"text": values, "n": pyarrow.array([1, 2, 3, 4])}), path)
-    texts, bad = read(path)
-    assert texts == ["one", "two\ttabs", "\u6f22"]
-    assert bad == [("t.parquet", 2, "'text' is null")]
-    with pytest.raises(UserError, match="has no column 'body'; it has text, n"):
-        read(path, text_key="body")
-    with pytest.raises(UserError, match="column 'n' of .* holds int64"):
-        read(path, text_key="n")
-    path.write_bytes(path.read_bytes()[:-9])
-    assert "unreadable" in read(path)[1][0][2]
 
 
 def test_standard_library() -> None:
@@ -230,3 +213,39 @@ def test_reading_holds_little_memory(tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert sum(1 for _ in discover(str(path), "auto", "text").inputs[0].read()) == 64
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10  # [KiB] of 64 MiB read
+
+
+def test_a_line_that_the_file_ends_in_is_a_loss(tmp_path: Path) -> None:
+    """A cut within the last line is told as such; a last line that is bad in another way is a bad record."""
+    path = tmp_path / "c.jsonl"
+    whole = lines(3)
+    for size in range(len(lines(2)) + 1, len(whole) - 2):
+        path.write_bytes(whole[:size])
+        *records, lost = discover(str(path), "auto", "text").inputs[0].read()
+        assert len(records) == 2 and isinstance(lost, Rejected) and (lost.line, lost.rest) == (3, True)
+        assert f"the file is cut {size - len(lines(2))} bytes into this line" in lost.reason
+    path.write_bytes(whole[:-1])  # only its line break is missing
+    assert read(path) == (["document 0", "document 1", "document 2"], [])
+    path.write_bytes(lines(1) + b"no JSON")
+    assert not any(isinstance(record, Rejected) for record in discover(str(path), "auto", "text").inputs[0].read())
+
+
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+def test_what_is_lost_of_a_cut_shard(tmp_path: Path, compression: str) -> None:
+    rng = random.Random(0)
+    content = b"".join(json.dumps({"text": rng.randbytes(500).hex()}).encode() + b"\n" for _ in range(2000))
+    stored = compress(content, compression)
+    path = tmp_path / f"c.jsonl{compression}"
+    path.write_bytes(stored[: len(stored) // 2])
+    *records, lost = discover(str(path), "auto", "text").inputs[0].read()
+    assert isinstance(lost, Rejected) and lost.rest and 700 < lost.line < 1300
+    assert f"the rest of the file is lost, it ends after {len(stored) // 2:,} bytes" in lost.reason
+    if compression == ".zst":  # whose frames say how much they hold
+        assert "bytes of text before its end" in lost.reason
+    half = stored + b"XXXX" + stored  # frames follow each other, the second one without its head
+    path.write_bytes(half)
+    *records, lost = discover(str(path), "auto", "text").inputs[0].read()
+    assert len(records) == 2000 and isinstance(lost, Rejected) and (lost.line, lost.rest) == (2001, True)
+    told = re.search(r"the rest of the file is lost, ([0-9,]+) of its ([0-9,]+) bytes", lost.reason)
+    assert told and 0.8 * len(stored) < int(told[1].replace(",", "")) < len(stored) + 5
+    assert told[2] == f"{len(half):,}"

@@ -111,13 +111,13 @@ def test_sample_is_bounded_fair_and_repeatable() -> None:
         return Input(name, size, "", read)
 
     inputs = [item("large", 3_000_000), *(item(f"small{i}", 2000) for i in range(50))]
-    sample = list(training_sample(inputs, "text", 0, 150_000))
-    assert sample == list(training_sample(inputs[::-1], "text", 0, 150_000))
+    sample = list(training_sample(inputs, "text", 0, 150_000, []))
+    assert sample == list(training_sample(inputs[::-1], "text", 0, 150_000, []))
     text = "".join(sample)
     assert len(text) <= 150_000
     assert 0 < text.count("l") <= 64 << 10  # the large file gives its share only
     assert text.count("s") > 50_000
-    assert sum(map(len, training_sample(inputs, "text", 0, 10**9))) == 3_100_000  # all there is
+    assert sum(map(len, training_sample(inputs, "text", 0, 10**9, []))) == 3_100_000  # all there is
 
 
 def hugging_face_tokenizer(path: Path) -> None:
