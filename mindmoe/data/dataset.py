@@ -4,6 +4,7 @@ Row k holds tokens k * seq_length .. (k + 1) * seq_length, both included: every 
 exactly once, and fewer than seq_length tokens at the end are not used.
 """
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from mindmoe.data.files import file_digest
 from mindmoe.data.indexed import IndexedDataset, bin_path, idx_path
 from mindmoe.data.manifest import FILE_NAME, STAGING, Manifest, load_manifest
+from mindmoe.data.tokenizer import Tokenizer
 from mindmoe.errors import UserError
 
 Split = Literal["train", "valid"]
@@ -31,9 +33,9 @@ def locate(path: str, split: Split) -> tuple[Path, Manifest | None]:
         UserError: there is no such set.
     """
     folder = Path(path)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         manifest = load_manifest(folder)
-        if manifest is None and (folder / STAGING).exists():
+        if manifest is None and os.path.lexists(folder / STAGING):
             raise UserError(f"{path} is half-finished", "run `mindmoe data prepare` again")
         if manifest is None:
             raise UserError(
@@ -47,7 +49,7 @@ def locate(path: str, split: Split) -> tuple[Path, Manifest | None]:
             )
         return folder / split, manifest
     prefix = Path(path.removesuffix(".bin").removesuffix(".idx"))
-    if not idx_path(prefix).is_file() and not bin_path(prefix).is_file():
+    if not os.path.lexists(idx_path(prefix)) and not os.path.lexists(bin_path(prefix)):
         raise UserError(
             f"{path} is neither a token folder nor the prefix of a .bin/.idx pair",
             "check the path, or make the folder with `mindmoe data prepare`",
@@ -72,11 +74,11 @@ class TokenSet:
     def __init__(self, path: str, split: Split, seq_length: int, vocab_size: int):
         self.path = path
         prefix, self.manifest = locate(path, split)
+        self.prefix = prefix
         self._data = IndexedDataset(prefix)
         self._seq_length, self._vocab_size = seq_length, vocab_size
         self.num_tokens = self._data.num_tokens
         self.num_windows = max(self.num_tokens - 1, 0) // seq_length
-        self.bytes_per_token: float | None = None
         if self._data.dtype.kind == "f":
             raise UserError(f"{prefix}.idx says {self._data.dtype.name}, tokens are integers", "give a set of tokens")
         if not self.num_windows:
@@ -92,7 +94,6 @@ class TokenSet:
     def _check_manifest(self, manifest: Manifest, prefix: Path) -> None:
         """The folder's files belong together, and its vocabulary fits the model."""
         stats = manifest.splits[prefix.name]
-        self.bytes_per_token = stats.bytes / stats.tokens
         remedy = "the folder was changed by hand: prepare it again"
         if stats.tokens != self.num_tokens or manifest.dtype != self._data.dtype.name:
             raise UserError(
@@ -101,7 +102,7 @@ class TokenSet:
                 remedy,
             )
         tokenizer = prefix.parent / manifest.tokenizer
-        if tokenizer.is_file() and file_digest(tokenizer) != manifest.tokenizer_digest:
+        if os.path.lexists(tokenizer) and file_digest(tokenizer) != manifest.tokenizer_digest:
             raise UserError(f"{tokenizer} is not the tokenizer that the tokens beside it were made with", remedy)
         if manifest.vocab_size > self._vocab_size:
             raise UserError(
@@ -151,6 +152,22 @@ class TokenSet:
             row[self._data.document_starts(document + 1, last + 1) - start] = 1
             np.cumsum(row, out=row)
         return segments
+
+    def text_bytes(self, windows: int, tokenizer: Tokenizer, within_documents: bool) -> int:
+        """The bytes of UTF-8 text of the tokens that the first windows predict.
+
+        Args:
+            windows: how many.
+            tokenizer: what the tokens were made with.
+            within_documents: whether the first token of a document, predicted from another document, is left out.
+        """
+        stop = windows * self._seq_length + 1
+        tokens = self._data.flat[:stop]
+        starts = np.unique(self._data.document_starts(0, self._document_at(stop - 1) + 1))  # some have no token
+        not_predicted = tokens[starts if within_documents else starts[:1]]  # nothing comes before the first one
+        return tokenizer.count_bytes(tokens, starts) - tokenizer.count_bytes(
+            not_predicted, np.arange(len(not_predicted))
+        )
 
     def _document_at(self, token: int) -> int:
         """The last document that starts at or before a token; document 0 starts at 0."""

@@ -5,6 +5,7 @@ has given before; j // windows is the epoch of the set, and a permutation keyed 
 window is the (j % windows)-th of that epoch. So every window is served once an epoch, in another order each time.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from mindmoe.data.config import DataConfig, SourceConfig
 from mindmoe.data.dataset import Split, TokenSet
 from mindmoe.data.files import file_digest
 from mindmoe.data.permutation import Permutation
-from mindmoe.data.tokenizer import tokenizer_file
+from mindmoe.data.tokenizer import load_tokenizer, tokenizer_file
 from mindmoe.errors import UserError
 
 _DOMAINS = 7  # sets its random numbers apart from others of the same seed
@@ -57,7 +58,6 @@ class TokenBatches:
     Attributes:
         num_tokens: of all sets.
         num_samples: rows of one pass over all sets.
-        bytes_per_token: [bytes of UTF-8 text] in the mixture, None if a set does not record it.
 
     Raises:
         UserError: a set is missing, damaged, too short, or does not match the model or the tokenizer.
@@ -89,7 +89,7 @@ class TokenBatches:
         self._blend = Blend(weights)
         self.num_tokens = sum(part.num_tokens for part in self._sets)
         self.num_samples = sum(part.num_windows for part in self._sets)
-        self.bytes_per_token = self._mean_bytes_per_token(weights)
+        self._tokenizer = data.tokenizer
 
     def _check_tokenizers(self, tokenizer: str | None) -> None:
         """Every set whose tokenizer is known was made with the same one, and with the configured one."""
@@ -105,13 +105,24 @@ class TokenBatches:
                     "prepare all sets with one tokenizer, and point data.tokenizer at it or leave it out",
                 )
 
-    def _mean_bytes_per_token(self, weights: list[float]) -> float | None:
-        mean = 0.0
-        for part, weight in zip(self._sets, weights, strict=True):
-            if part.bytes_per_token is None:
-                return None
-            mean += part.bytes_per_token * weight / sum(weights)
-        return mean
+    def text_bytes(self, num_batches: int) -> int | None:
+        """The bytes of UTF-8 text of the tokens that the first batches of a held-out set predict.
+
+        None if the tokenizer of the set is not known: it has no manifest with its tokenizer beside it, and none is
+        configured.
+
+        Raises:
+            UserError: the tokenizer cannot be read.
+        """
+        assert not self._shuffled
+        (held_out,) = self._sets
+        if self._tokenizer is not None:
+            tokenizer = load_tokenizer(self._tokenizer)
+        elif held_out.manifest is not None and os.path.lexists(held_out.prefix.parent / held_out.manifest.tokenizer):
+            tokenizer = load_tokenizer(held_out.prefix.parent / held_out.manifest.tokenizer)
+        else:
+            return None
+        return held_out.text_bytes(num_batches * self._batch_size, tokenizer, self._document_attention)
 
     def batch(self, step: int, start: int, stop: int) -> Batch:
         """Rows [start, stop) of the global batch number `step`.

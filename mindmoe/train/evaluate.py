@@ -1,5 +1,6 @@
 """Held-out loss of a model, during training and by itself."""
 
+import logging
 import math
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +12,12 @@ import numpy as np
 from mindmoe.config import RunConfig
 from mindmoe.data.entropy import unigram_bigram
 from mindmoe.data.loader import TokenBatches
+from mindmoe.errors import UserError
 from mindmoe.parallel.collectives import host_sum
 from mindmoe.parallel.mesh import Coordinates, Mesh
 from mindmoe.train.step import TrainStep
+
+log = logging.getLogger(__name__)
 
 
 class Evaluator:
@@ -40,6 +44,15 @@ class Evaluator:
         rows = [np.concatenate([batch.input_ids, batch.labels[:, -1:]], axis=1) for batch in batches]
         return unigram_bigram(np.concatenate(rows))
 
+    @cached_property
+    def text_bytes(self) -> int | None:
+        """The bytes of UTF-8 text of the very tokens that are evaluated, None where the tokenizer cannot be had."""
+        try:
+            return self.batches.text_bytes(self.num_batches)
+        except UserError as error:
+            log.warning("bits per byte are not known: %s", error)
+            return None
+
     def run(self, done: int) -> dict[str, Any]:
         """The eval record of this moment; every rank must call it."""
         started = perf_counter()
@@ -53,14 +66,13 @@ class Evaluator:
         total, count = host_sum(sums, self.step.groups["world"])
         loss = float(total / count)
         unigram, bigram = self.entropies
-        per_token = self.batches.bytes_per_token
         return {
             "kind": "eval",
             "step": done,
             "time": time(),
             "loss": loss,
             "perplexity": math.exp(min(loss, 700.0)),
-            "bits_per_byte": loss / math.log(2) / per_token if per_token else None,
+            "bits_per_byte": float(total) / math.log(2) / self.text_bytes if self.text_bytes else None,
             "tokens": round(float(count)),
             "seconds": perf_counter() - started,
             "unigram_entropy": unigram,

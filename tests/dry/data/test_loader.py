@@ -106,7 +106,6 @@ def test_blend_shares_and_origin(write_folder: Write, write_pair: Write) -> None
         3: True,
     }
     assert data.num_samples == 499 // S + 89 // S + 299 // S
-    assert data.bytes_per_token is None  # two sets record none
 
 
 def test_document_attention_against_a_loop(write_pair: Write) -> None:
@@ -135,7 +134,7 @@ def test_document_attention_against_a_loop(write_pair: Write) -> None:
 def test_valid_is_in_file_order_and_ends(write_folder: Write) -> None:
     tokens = list(range(60))
     data = batches(str(write_folder("f", [[1] * 30], [tokens[:20], tokens[20:]])), "valid", batch_size=3)
-    assert (data.num_samples, data.num_tokens, data.bytes_per_token) == (7, 60, 3.0)
+    assert (data.num_samples, data.num_tokens) == (7, 60)
     rows = [row for step in range(2) for row in stack(data.batch(step, 0, 3)).tolist()]
     rows += stack(data.batch(2, 0, 1)).tolist()
     assert rows == [tokens[k * S : k * S + S + 1] for k in range(7)]
@@ -163,7 +162,6 @@ def test_a_prepared_set_by_its_prefix(folder: Path) -> None:
     for path in ("valid", "valid.bin", "valid.idx"):
         data = batches(str(folder), "valid", valid=str(folder / path))
         assert np.array_equal(stack(data.batch(0, 0, 6)), stack(batches(str(folder), "valid").batch(0, 0, 6)))
-        assert data.bytes_per_token == 3.0
 
 
 def test_vocabulary_mismatch(folder: Path, write_pair: Write) -> None:
@@ -240,10 +238,16 @@ def test_two_tokenizers_in_a_mixture(tmp_path: Path, write_folder: Write) -> Non
     ("old", "new", "message"),
     [
         ('"version": 1', '"version": 2', "has version 2, this program knows 1"),
-        ('"eod_id": 1', '"eod_id": "x"', "eod_id: Input should be a valid integer"),
+        ('"eod_id": 1', '"eod_id": "x"', "eod_id: input should be a valid integer"),
         ('"dtype": "uint16"', '"dtype": "int32"', "of uint16, but dataset.json beside it says"),
-        ('"train"', '"extra"', "has no train set"),
-        ("{", "", "is unreadable"),
+        ('"tokenizer.model"', '"../../outside.model"', "tokenizer: string should match pattern"),
+        ('"valid"', '"../elsewhere"', "splits.*should match pattern"),
+        ('"vocab_size": 100', '"vocab_size": 1e999', "is too large a number"),
+        ('"vocab_size": 100', '"vocab_size": true', "vocab_size: input should be a valid integer"),
+        ('"version": 1', '"version": 1, "version": 1', "key version stands twice"),
+        ('"settings": {}', '"settings": ' + '{"a":' * 100 + "1" + "}" * 100, "nested"),
+        ('"train"', '"valid2"', "splits.*should match pattern"),
+        ("{", "", "no JSON"),
     ],
 )
 def test_damaged_manifest(folder: Path, old: str, new: str, message: str) -> None:
