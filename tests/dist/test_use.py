@@ -36,10 +36,25 @@ def test_eval_generate_and_report(cli, run):
     assert samples[0] == samples[1]
     assert samples[0][0] == 0 and samples[0][1].startswith("def ")
 
+    code, output = mindmoe("generate", run, "--prompt", "\udcff", "--max-new-tokens", "1")
+    assert code == 2 and "--prompt is not UTF-8: 0xff" in output and "Traceback" not in output
+    code, output = mindmoe("generate", run, "--prompt", "word " * 100, "--max-new-tokens", "2")
+    assert code == 0 and "the model sees the last 32 of them" in output
+    assert mindmoe("generate", run, "--prompt", "", "--max-new-tokens", "2")[0] == 0
+
     code, output = mindmoe("report", run)
     assert code == 0, output
     page = (cli.metrics("used").parent / "report.html").read_text()
     assert "used" in page and not re.search(r"(src|href)=.https?://", page)
+
+
+def test_a_vocabulary_padded_beyond_the_tokenizer(cli):
+    """At a high temperature, where most draws of an untrained model would have no piece."""
+    code, output = cli.run("train", "name=padded", "train.steps=2", "model.vocab_size=4096")
+    assert code == 0, output
+    words = ("--prompt", "def ", "--max-new-tokens", "30", "--temperature", "9")
+    code, output = mindmoe("generate", str(cli.folder / "runs" / "padded"), *words)
+    assert code == 0 and output.startswith("def ") and "Traceback" not in output
 
 
 def test_a_run_that_is_not_there(cli):
