@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from mindmoe import cli_ckpt
 from mindmoe.cli_arguments import (
+    PREPARE_KEYS,
     add_command,
     add_config,
     add_group,
+    add_settings,
     positive_number,
     temperature_number,
     whole_number,
@@ -423,6 +425,7 @@ def _add_data_commands(commands: Any) -> None:
         help="a file, a folder or python-stdlib; among them key=value sets a preparation setting",
     )
     prepare.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    add_settings(prepare, PREPARE_KEYS)
     inspect = add_command(
         data,
         "inspect",

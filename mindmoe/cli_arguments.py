@@ -5,6 +5,22 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+# The settings of `data prepare`. PrepareConfig, which is too slow to import for a help text, is what is obeyed; a test
+# holds names and defaults against it.
+PREPARE_KEYS = {  # name: (default as it would be written, meaning)
+    "tokenizer": ("train", "train one, or a path: SentencePiece .model, tokenizer.json or tiktoken file"),
+    "vocab_size": ("4096", "pieces of a tokenizer that is trained"),
+    "tokenizer_bytes": ("16MiB", "text that it is trained on, a sample from all inputs"),
+    "valid_fraction": ("0.02", "share of the documents held out, drawn by their text and the seed; 0 for none"),
+    "text_key": ("text", "key or column of the text in JSON lines and Parquet"),
+    "workers": ("0", "processes; 0 uses every core"),
+    "max_bad": ("100", "records that may be refused before the job ends; lost parts of files do not count"),
+    "max_documents": ("0", "documents after which to stop; 0 sets no limit"),
+    "append_eod": ("true", "whether each document ends with the end-of-document token"),
+    "seed": ("0", "of the split and of the tokenizer's sample"),
+    "format": ("auto", "auto goes by suffix; txt, jsonl or parquet reads every file as that"),
+}
+
 
 def add_command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int], what: str, example: str
@@ -33,6 +49,13 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     """The arguments of a command that reads a config."""
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/quickstart.yaml")
     parser.add_argument("words", nargs="*", metavar="key=value", help="settings that win over the file's")
+
+
+def add_settings(parser: argparse.ArgumentParser, settings: dict[str, tuple[str, str]]) -> None:
+    """Lists the settings of a command, name to default and meaning, below the options in its help."""
+    lines = [f"  {f'{key}={default}':<22} {what}" for key, (default, what) in settings.items()]
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "\n".join(["settings and their defaults:", *lines, "", parser.epilog or ""])
 
 
 def positive_number(text: str) -> int:

@@ -50,13 +50,7 @@ class DataConfig(Section):
 
 
 class PrepareConfig(Section):
-    """`mindmoe data prepare`: raw text to a token folder.
-
-    `tokenizer` is `train` (SentencePiece BPE of `vocab_size` on a sample of `tokenizer_bytes` of the text), or a
-    path to a SentencePiece .model, a Hugging Face tokenizer.json or a tiktoken file. `valid_fraction` of the
-    documents, drawn by their text and `seed`, are held out. `workers` 0 uses every core, `max_documents` 0 sets
-    no limit. More than `max_bad` records that cannot be read end the job.
-    """
+    """`mindmoe data prepare`: raw text to a token folder. What each key means stands in cli_arguments.py."""
 
     tokenizer: str = "train"
     vocab_size: PositiveInt = 4096
