@@ -276,11 +276,11 @@ def _tiktoken(content: bytes, ours: Tokenizer) -> tuple[Any, dict[str, str]]:
     """A tiktoken file of one of the published encodings in the words of `tokenizers`."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    from mindmoe.data.tokenizer import _ENCODINGS
+    from mindmoe.data.tiktoken_file import ENCODINGS
 
     lines = (line.split() for line in content.splitlines())
     ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
-    encoding = _ENCODINGS[len(ranks)]
+    encoding = ENCODINGS[len(ranks)]
     spelt = _byte_names()
     name = {token: "".join(map(spelt, token)) for token in ranks}
     merges = []
