@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from mindmoe.checkpoint.config import CheckpointConfig
 from mindmoe.data.config import DataConfig
 from mindmoe.errors import ConfigError
 from mindmoe.launch.config import LaunchConfig
 from mindmoe.model.config import ModelConfig
+from mindmoe.model.shapes import layer_specs
 from mindmoe.moe.config import DmrConfig, MoeConfig
 from mindmoe.observe.config import ObserveConfig
 from mindmoe.optim.config import OptimConfig
@@ -22,9 +23,12 @@ from mindmoe.parallel.rules import (
     slice_problems,
     stage_problems,
 )
-from mindmoe.schema import Section
+from mindmoe.schema import INT32_MAX, Coefficient, Scale, Section, Seed
 from mindmoe.train.config import TrainConfig
 from mindmoe.tune.config import ALPHA, AUX, BIAS, TAU, OnlineConfig
+
+MAX_PARAMS = 10**15
+"""Parameters of a model, a thousand times those of any there is."""
 
 
 class RunConfig(Section):
@@ -36,7 +40,7 @@ class RunConfig(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     output_dir: str = Field("runs", min_length=1)
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     model: ModelConfig
     moe: MoeConfig | None = None
     parallel: ParallelConfig = ParallelConfig()
@@ -98,6 +102,33 @@ def _sequence(model: ModelConfig, train: TrainConfig) -> Iterator[str]:
         )
 
 
+def _sizes(model: ModelConfig, moe: MoeConfig | None, train: TrainConfig) -> Iterator[str]:
+    """Products that no device and no counter holds."""
+    layer = sum(spec.size for spec in layer_specs(model, moe, 0))
+    params = model.num_hidden_layers * layer + 2 * model.vocab_size * model.hidden_size
+    if params > MAX_PARAMS:
+        yield (
+            f"model.hidden_size={model.hidden_size} must make, with the other sizes, at most {MAX_PARAMS:.2g} "
+            f"parameters, not {params:.2g}: lower model.hidden_size, model.intermediate_size or moe.num_experts"
+        )
+    length, rows, batch = train.seq_length, train.micro_batch_size, train.global_batch_size
+    tokens = rows * length
+    if batch * length > INT32_MAX:
+        yield (
+            f"train.global_batch_size={batch} must be, times train.seq_length={length}, at most {INT32_MAX} tokens: "
+            "lower one of them"
+        )
+    if moe is not None:
+        slots = float(moe.router.slots(moe))
+        if moe.dispatch.kind == "capacity":
+            slots = max(slots, min(moe.num_experts, moe.dispatch.capacity_factor * moe.num_experts_per_tok))
+        if tokens <= INT32_MAX < tokens * slots:
+            yield (
+                f"train.micro_batch_size={rows} must be, times train.seq_length={length} and {slots:g} expert rows a "
+                f"token, at most {INT32_MAX} rows: lower train.micro_batch_size"
+            )
+
+
 def _schedule(optim: OptimConfig, train: TrainConfig) -> Iterator[str]:
     if optim.warmup_steps > train.steps:
         yield (
@@ -143,10 +174,25 @@ def _online(qea: OnlineConfig | None, moe: MoeConfig | None, optim: OptimConfig)
             yield f"{key}=0.0 must be above 0 to be tuned with qea: set it to one of the levels"
         elif value not in levels:
             yield f"{key}={value} must be one of the levels {levels} of qea.space: add it or change {key}"
+        for level in levels:
+            try:
+                _LEVELS[key].validate_python(level)
+            except ValidationError as error:
+                said = error.errors(include_url=False)[0]["msg"].removeprefix("Input should ")
+                yield f"qea.space={key} cannot be {level}, which must {said}: change that level"
 
+
+_LEVELS: Mapping[str, TypeAdapter[float]] = {
+    TAU: TypeAdapter(Scale),
+    ALPHA: TypeAdapter(Coefficient),
+    AUX: TypeAdapter(Coefficient),
+    BIAS: TypeAdapter(Coefficient),
+}
+"""What each setting that a running step reads anew may be."""
 
 _CHECKS: tuple[tuple[Callable[..., Iterator[str]], tuple[str, ...]], ...] = (
     (_sequence, ("model", "train")),
+    (_sizes, ("model", "moe", "train")),
     (_schedule, ("optim", "train")),
     (batch_problems, ("train", "parallel")),
     (slice_problems, ("model", "moe", "train", "parallel")),

@@ -77,13 +77,13 @@ def _rule(item: Any, node: Node) -> tuple[str, str]:
     none = "give it a value, or remove the key" if value is None else ""
     match kind:
         case "greater_than":
-            return f"be greater than {ctx['gt']:g}", "raise it"
+            return f"be greater than {_bound(ctx['gt'])}", "raise it"
         case "greater_than_equal":
-            return f"be at least {ctx['ge']:g}", "raise it"
+            return f"be at least {_bound(ctx['ge'])}", "raise it"
         case "less_than":
-            return f"be less than {ctx['lt']:g}", "lower it"
+            return f"be less than {_bound(ctx['lt'])}", "lower it"
         case "less_than_equal":
-            return f"be at most {ctx['le']:g}", "lower it"
+            return f"be at most {_bound(ctx['le'])}", "lower it"
         case "int_type":
             if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
                 return "be a whole number", f"write {int(value)}"
@@ -116,6 +116,10 @@ def _rule(item: Any, node: Node) -> tuple[str, str]:
             return f"match {ctx['pattern']}", "use only the characters of the pattern"
         case _:
             return item["msg"][:1].lower() + item["msg"][1:], ""
+
+
+def _bound(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else f"{value:g}"
 
 
 def _unquote(node: Node, what: str) -> str:

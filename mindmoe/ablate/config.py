@@ -1,12 +1,12 @@
 """A comparison of configurations, fixed before its first run."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from mindmoe.ablate.statistics import LOOKS
 from mindmoe.ablate.verdict import Role
-from mindmoe.schema import Section
+from mindmoe.schema import INT32_MAX, Coefficient, PositiveInt32, Section, Seed, Threads
 from mindmoe.tune.config import TuneConfig
 
 
@@ -27,15 +27,15 @@ class ArmConfig(Section):
 class LookConfig(Section):
     """A planned analysis after so many seeds, one-sided at level `alpha`."""
 
-    seeds: int = Field(ge=2)
-    alpha: float = Field(gt=0.0, lt=0.5)
+    seeds: int = Field(ge=2, le=INT32_MAX)
+    alpha: float = Field(ge=1e-12, lt=0.5)
 
 
 class ScalingConfig(Section):
     """Complete runs of the baseline at other budgets, for the slope of its loss; `seeds` of them for each budget."""
 
-    budgets: list[PositiveFloat] = [0.8, 1.25]
-    seeds: int = Field(2, ge=1)
+    budgets: list[Annotated[float, Field(ge=1e-3, le=1e3)]] = [0.8, 1.25]
+    seeds: PositiveInt32 = 2
 
 
 class AblateConfig(Section):
@@ -49,13 +49,13 @@ class AblateConfig(Section):
     output_dir: str = Field("runs", min_length=1)
     base: str = Field(min_length=1)
     arms: dict[str, ArmConfig] = Field(min_length=2)
-    seeds: list[NonNegativeInt] = Field(min_length=2)
+    seeds: list[Seed] = Field(min_length=2)
     looks: list[LookConfig] = [LookConfig(seeds=look.seeds, alpha=look.alpha) for look in LOOKS]
     scaling: ScalingConfig = ScalingConfig()
-    threshold: NonNegativeFloat = 0.03
+    threshold: Coefficient = 0.03
     basis: Literal["iso_flop", "iso_wall_clock"] = "iso_flop"
-    workers: PositiveInt = 1
-    threads: NonNegativeInt = 1
+    workers: Threads = Field(1, gt=0)
+    threads: Threads = 1
 
     @model_validator(mode="after")
     def _check(self) -> "AblateConfig":

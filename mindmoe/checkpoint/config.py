@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 
-from mindmoe.schema import ByteSize, Seconds, Section
+from mindmoe.schema import ByteSize, NonNegativeInt32, PositiveInt32, Section, Timeout
 
 
 class DurableConfig(Section):
@@ -15,8 +15,8 @@ class DurableConfig(Section):
     """
 
     path: str = Field(min_length=1)
-    every: PositiveInt = 1000
-    keep_last: PositiveInt = 2
+    every: PositiveInt32 = 1000
+    keep_last: PositiveInt32 = 2
     endpoint: str | None = None
 
 
@@ -30,12 +30,12 @@ class CheckpointConfig(Section):
     with one (`30min`).
     """
 
-    every: NonNegativeInt = 100
-    keep_last: PositiveInt = 2
-    keep_every: NonNegativeInt = 0
-    keep_best: NonNegativeInt = 0
+    every: NonNegativeInt32 = 100
+    keep_last: PositiveInt32 = 2
+    keep_every: NonNegativeInt32 = 0
+    keep_best: NonNegativeInt32 = 0
     background: bool = True
     on_failure: Literal["stop", "continue"] = "stop"
-    timeout: Seconds = Field(1800.0, gt=0.0, json_schema_extra={"type": ["number", "string"]})
-    min_free: ByteSize = Field(256 * 2**20, ge=0, json_schema_extra={"type": ["integer", "string"]})
+    timeout: Timeout = 1800.0
+    min_free: ByteSize = 256 * 2**20
     durable: DurableConfig | None = None

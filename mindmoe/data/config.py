@@ -2,16 +2,16 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, field_validator
 
-from mindmoe.schema import ByteSize, Section
+from mindmoe.schema import ByteSize, Decay, NonNegativeInt64, PositiveInt32, Section, Seed, Threads
 
 
 class SourceConfig(Section):
     """One token set: a folder written by `mindmoe data prepare`, or the prefix of a Megatron .bin/.idx pair."""
 
     path: str = Field(min_length=1)
-    weight: PositiveFloat = 1.0
+    weight: float = Field(1.0, ge=1e-15, le=1e15)
 
 
 def _or_paths(schema: dict[str, Any]) -> None:
@@ -38,7 +38,7 @@ class DataConfig(Section):
     valid: str | None = Field(None, min_length=1)
     tokenizer: str | None = Field(None, min_length=1)
     document_attention: bool = False
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
 
     @field_validator("sources", mode="before")
     @classmethod
@@ -53,13 +53,13 @@ class PrepareConfig(Section):
     """`mindmoe data prepare`: raw text to a token folder. What each key means stands in cli_arguments.py."""
 
     tokenizer: str = "train"
-    vocab_size: PositiveInt = 4096
+    vocab_size: PositiveInt32 = 4096
     tokenizer_bytes: ByteSize = Field(16 * 2**20, gt=0)
-    valid_fraction: float = Field(0.02, ge=0.0, lt=1.0)
+    valid_fraction: Decay = 0.02
     text_key: str = "text"
-    workers: NonNegativeInt = 0
-    max_bad: NonNegativeInt = 100
-    max_documents: NonNegativeInt = 0
+    workers: Threads = 0
+    max_bad: NonNegativeInt64 = 100
+    max_documents: NonNegativeInt64 = 0
     append_eod: bool = True
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     format: Literal["auto", "txt", "jsonl", "parquet"] = "auto"

@@ -9,22 +9,20 @@ from mindmoe import strict_json
 from mindmoe.data.files import write_json
 from mindmoe.errors import UserError
 from mindmoe.files import FileMissing, shown
-from mindmoe.schema import Section
+from mindmoe.schema import INT32_MAX, NonNegativeInt64, PositiveInt32, Section
 
 FILE_NAME = "dataset.json"
 STAGING = ".partial"  # the folder everything is written in before it gets its name
 VERSION = 1
 _MAX_FILE = 1 << 24  # [bytes]
 
-Count = Annotated[int, Field(ge=0, lt=1 << 63)]
-
 
 class SplitStats(Section):
     """What one split holds; `bytes` is its text in UTF-8, without the end-of-document tokens."""
 
-    documents: Count
-    tokens: Count
-    bytes: Count
+    documents: NonNegativeInt64
+    tokens: NonNegativeInt64
+    bytes: NonNegativeInt64
 
 
 class Manifest(Section):
@@ -35,16 +33,16 @@ class Manifest(Section):
     sizes and change times) decide whether a later `prepare` would do the same work again.
     """
 
-    version: int = Field(VERSION, ge=1)
-    vocab_size: int = Field(ge=1, lt=1 << 31)
-    eod_id: int = Field(ge=-1, lt=1 << 31)
+    version: PositiveInt32 = VERSION
+    vocab_size: PositiveInt32
+    eod_id: int = Field(ge=-1, le=INT32_MAX)
     dtype: str = Field(pattern=r"^(uint16|int32)$")
     tokenizer: str = Field(pattern=r"^tokenizer\.(model|json|tiktoken)$")
     tokenizer_digest: str = Field(pattern="^[0-9a-f]{64}$")
     splits: dict[Annotated[str, Field(pattern=r"^(train|valid)$")], SplitStats]
-    quarantined: Count
-    lost: Count = 0
-    empty: Count
+    quarantined: NonNegativeInt64
+    lost: NonNegativeInt64 = 0
+    empty: NonNegativeInt64
     sources: list[str]
     settings: dict[str, Any]
     inputs: str

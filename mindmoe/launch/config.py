@@ -2,9 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints
+from pydantic import Field, StringConstraints
 
-from mindmoe.schema import Seconds, Section
+from mindmoe.schema import PositiveInt32, Seconds, Section, Threads, Timeout, TimeoutOrZero
 
 _WORD = r"^[A-Za-z0-9._:/@+-]{1,200}$"
 
@@ -31,8 +31,8 @@ class KubernetesConfig(Section):
     namespace: str = Field("default", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
     queue: str = Field("default", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
     device: str = Field("huawei.com/Ascend910", pattern=_WORD)
-    cpus: PositiveInt = 64
-    memory: str = Field("256Gi", pattern=r"^[0-9]+(Mi|Gi|Ti)$")
+    cpus: PositiveInt32 = 64
+    memory: str = Field("256Gi", pattern=r"^[1-9][0-9]{0,7}(Mi|Gi|Ti)$")
 
 
 class LaunchConfig(Section):
@@ -50,15 +50,15 @@ class LaunchConfig(Section):
     """
 
     port: int = Field(0, ge=0, le=65535)
-    timeout: Seconds = Field(0.0, ge=0.0, json_schema_extra={"type": ["number", "string"]})
-    cluster_timeout: Seconds = Field(600.0, gt=0.0, json_schema_extra={"type": ["number", "string"]})
-    hang_timeout: Seconds = Field(600.0, ge=0.0, json_schema_extra={"type": ["number", "string"]})
-    compile_timeout: Seconds = Field(3600.0, gt=0.0, json_schema_extra={"type": ["number", "string"]})
-    restarts: NonNegativeInt = 0
-    backoff: Seconds = Field(10.0, ge=0.0, json_schema_extra={"type": ["number", "string"]})
-    node_timeout: Seconds = Field(60.0, gt=0.0, json_schema_extra={"type": ["number", "string"]})
+    timeout: TimeoutOrZero = 0.0
+    cluster_timeout: Timeout = 600.0
+    hang_timeout: TimeoutOrZero = 600.0
+    compile_timeout: Timeout = 3600.0
+    restarts: int = Field(0, ge=0, le=1000)
+    backoff: Seconds = 10.0
+    node_timeout: Timeout = 60.0
     interface: str | None = Field(None, pattern=r"^[A-Za-z0-9@._=:-]{1,64}$")
-    threads: NonNegativeInt = 0
+    threads: Threads = 0
     hardware: str = Field("ascend-910b2", min_length=1)
     slurm: SlurmConfig = SlurmConfig()
     kubernetes: KubernetesConfig | None = None

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from mindmoe.schema import Section
+from mindmoe.schema import Epsilon, PositiveInt32, Scale, Section, Share
 
 LayerType = Literal["sliding_attention", "full_attention"]
 
@@ -12,35 +12,35 @@ LayerType = Literal["sliding_attention", "full_attention"]
 class YarnConfig(Section):
     """YaRN length extension of RoPE (arXiv 2309.00071), as gpt-oss sets it."""
 
-    factor: float = Field(32.0, ge=1.0)
-    original_max_position_embeddings: PositiveInt = 4096
-    beta_fast: PositiveFloat = 32.0
-    beta_slow: PositiveFloat = 1.0
+    factor: float = Field(32.0, ge=1.0, le=1e6)
+    original_max_position_embeddings: PositiveInt32 = 4096
+    beta_fast: Scale = 32.0
+    beta_slow: Scale = 1.0
     truncate: bool = False
 
 
 class ModelConfig(Section):
     """A gpt-oss decoder. With `moe` absent from the run the FFN is dense, same activation."""
 
-    vocab_size: PositiveInt
-    hidden_size: PositiveInt
-    num_hidden_layers: PositiveInt
-    num_attention_heads: PositiveInt
-    num_key_value_heads: PositiveInt
-    head_dim: PositiveInt
-    intermediate_size: PositiveInt
-    max_position_embeddings: PositiveInt = 131072
-    rope_theta: PositiveFloat = 150000.0
+    vocab_size: PositiveInt32
+    hidden_size: PositiveInt32
+    num_hidden_layers: int = Field(gt=0, le=10_000)
+    num_attention_heads: PositiveInt32
+    num_key_value_heads: PositiveInt32
+    head_dim: PositiveInt32
+    intermediate_size: PositiveInt32
+    max_position_embeddings: PositiveInt32 = 131072
+    rope_theta: float = Field(150000.0, ge=2.0, le=1e12)
     rope_scaling: YarnConfig | None = YarnConfig()
-    sliding_window: PositiveInt = 128
+    sliding_window: PositiveInt32 = 128
     layer_types: Literal["alternating", "full", "sliding"] | list[LayerType] = "alternating"
     attention_bias: bool = True
     attention_sinks: bool = True
-    rms_norm_eps: PositiveFloat = 1e-5
-    swiglu_alpha: PositiveFloat = 1.702
-    swiglu_limit: PositiveFloat = 7.0
+    rms_norm_eps: Epsilon = 1e-5
+    swiglu_alpha: Scale = 1.702
+    swiglu_limit: Scale = 7.0
     tie_word_embeddings: bool = False
-    initializer_range: PositiveFloat = 0.02
+    initializer_range: Share = 0.02
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":

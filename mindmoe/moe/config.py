@@ -3,18 +3,9 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    Discriminator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Tag,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from mindmoe.schema import Section
+from mindmoe.schema import Coefficient, Decay, NonNegativeInt32, PositiveInt32, Scale, Section, Share
 
 Score = Literal["softmax_after_topk", "softmax", "sigmoid"]
 
@@ -29,9 +20,9 @@ class Scoring(Section):
     causal: ClassVar[bool] = True  # whether a token's routing depends on itself and earlier tokens alone
 
     score: Score = "softmax_after_topk"
-    tau: PositiveFloat = 1.0
+    tau: Scale = 1.0
     norm_topk: bool = True
-    route_scale: PositiveFloat = 1.0
+    route_scale: Scale = 1.0
     linear_bias: bool = True
 
     def slots(self, moe: "MoeConfig") -> int:
@@ -62,8 +53,8 @@ class RouterConfig(Scoring):
     sum of its two best experts, arXiv 2412.19437)."""
 
     type: Literal["static"] = "static"
-    num_groups: PositiveInt = 1
-    topk_groups: PositiveInt = 1
+    num_groups: PositiveInt32 = 1
+    topk_groups: PositiveInt32 = 1
 
     @property
     def group_share(self) -> float:
@@ -82,7 +73,7 @@ class MogeConfig(Scoring):
     """
 
     type: Literal["moge"]
-    num_groups: PositiveInt
+    num_groups: PositiveInt32
 
     def problems(self, moe: "MoeConfig") -> Iterator[str]:
         """Groups that do not divide the experts, or experts per token that groups cannot share."""
@@ -98,8 +89,8 @@ class TopPConfig(Scoring):
     """
 
     type: Literal["top_p"]
-    p: float = Field(gt=0.0, le=1.0)
-    k_max: PositiveInt
+    p: Share
+    k_max: PositiveInt32
 
     def slots(self, moe: "MoeConfig") -> int:
         """k_max."""
@@ -119,7 +110,7 @@ class ExpertChoiceConfig(Scoring):
     causal: ClassVar[bool] = False
 
     type: Literal["expert_choice"]
-    k_max: PositiveInt
+    k_max: PositiveInt32
 
     def slots(self, moe: "MoeConfig") -> int:
         """k_max."""
@@ -144,12 +135,12 @@ class BudgetConfig(Section):
     wanted first. Null switches the bound off.
     """
 
-    k_min: PositiveInt = 1
-    k_max: PositiveInt = 8
-    rho: float = Field(0.1, gt=0.0, le=1.0)
-    mu: NonNegativeFloat = 0.05
-    warmup_steps: NonNegativeInt = 500
-    slot_slack: NonNegativeFloat | None = 0.1
+    k_min: PositiveInt32 = 1
+    k_max: PositiveInt32 = 8
+    rho: Share = 0.1
+    mu: Coefficient = 0.05
+    warmup_steps: NonNegativeInt32 = 500
+    slot_slack: Coefficient | None = 0.1
 
 
 class GroupsConfig(Section):
@@ -158,10 +149,10 @@ class GroupsConfig(Section):
     Which tokens are easy is decided such that the mean is `target` groups. `easy` = `hard` switches stage 1 off.
     """
 
-    num_groups: PositiveInt = 1
-    easy: PositiveInt = 1
-    hard: PositiveInt = 1
-    target: PositiveFloat = 1.0
+    num_groups: PositiveInt32 = 1
+    easy: PositiveInt32 = 1
+    hard: PositiveInt32 = 1
+    target: Scale = 1.0
 
 
 class FeaturesConfig(Section):
@@ -175,11 +166,11 @@ class FeaturesConfig(Section):
     a learned bias of the logits by the source that a sequence comes from.
     """
 
-    alpha: NonNegativeFloat = 0.5
+    alpha: Coefficient = 0.5
     difficulty_head: bool = True
     grad_ema: bool = False
     grad_source: Literal["head", "tap"] = "head"
-    decay: float = Field(0.95, gt=0.0, lt=1.0)
+    decay: Decay = Field(0.95, gt=0.0)
     bigram: bool = False
     buckets: int = Field(2**18, ge=2, le=2**18)
     domain: bool = False
@@ -197,7 +188,7 @@ class DifficultyConfig(Section):
     what the table says of the token, which every pipeline stage can know.
     """
 
-    loss_coef: NonNegativeFloat = 0.1
+    loss_coef: Coefficient = 0.1
     target: Literal["loss_head", "table"] = "loss_head"
 
 
@@ -207,8 +198,8 @@ class DomainConfig(Section):
     `num`: domains that there is room for. `label_dropout`: share of training sequences whose domain is hidden.
     """
 
-    num: PositiveInt = 32
-    label_dropout: float = Field(0.2, ge=0.0, lt=1.0)
+    num: int = Field(32, gt=0, le=1_000_000)
+    label_dropout: Decay = 0.2
 
 
 class DmrConfig(Scoring):
@@ -355,10 +346,10 @@ class BalanceConfig(Section):
     `bias_rate`: step of the aux-loss-free selection bias (arXiv 2408.15664).
     """
 
-    aux_coef: NonNegativeFloat = 0.0
-    seq_aux_coef: NonNegativeFloat = 0.0
-    z_coef: NonNegativeFloat = 0.0
-    bias_rate: NonNegativeFloat = 0.0
+    aux_coef: Coefficient = 0.0
+    seq_aux_coef: Coefficient = 0.0
+    z_coef: Coefficient = 0.0
+    bias_rate: Coefficient = 0.0
 
 
 class DispatchConfig(Section):
@@ -368,16 +359,16 @@ class DispatchConfig(Section):
     """
 
     kind: Literal["dropless", "capacity"] = "dropless"
-    capacity_factor: PositiveFloat = 1.25
-    capacity_chunk: NonNegativeInt = 0
+    capacity_factor: float = Field(1.25, ge=1e-3, le=1e4)
+    capacity_chunk: NonNegativeInt32 = 0
 
 
 class MoeConfig(Section):
     """The mixture-of-experts FFN of every layer."""
 
-    num_experts: PositiveInt
-    num_experts_per_tok: PositiveInt
-    num_shared_experts: NonNegativeInt = 0
+    num_experts: int = Field(gt=0, le=65_535)  # records of routing are uint16
+    num_experts_per_tok: PositiveInt32
+    num_shared_experts: NonNegativeInt32 = 0
     router: Router = RouterConfig()
     balance: BalanceConfig = BalanceConfig(aux_coef=0.001)
     dispatch: DispatchConfig = DispatchConfig()

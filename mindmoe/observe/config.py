@@ -1,8 +1,6 @@
 """What is shown and recorded."""
 
-from pydantic import NonNegativeInt, PositiveInt
-
-from mindmoe.schema import Section
+from mindmoe.schema import NonNegativeInt32, PositiveInt32, Section
 
 
 class ObserveConfig(Section):
@@ -12,6 +10,6 @@ class ObserveConfig(Section):
     `mindmoe ckpt place`, L * T * K * 2 bytes before compression; 0 keeps none.
     """
 
-    log_every: PositiveInt = 1
+    log_every: PositiveInt32 = 1
     tensorboard: bool = True
-    routing_every: NonNegativeInt = 0
+    routing_every: NonNegativeInt32 = 0

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, model_validator
+from pydantic import model_validator
 
-from mindmoe.schema import Section
+from mindmoe.schema import Decay, Epsilon, Fraction, NonNegativeFp32, NonNegativeInt32, PositiveFp32, Section, Share
 
 
 class OptimConfig(Section):
@@ -17,19 +17,24 @@ class OptimConfig(Section):
     """
 
     type: Literal["adamw", "sgd"] = "adamw"
-    lr: PositiveFloat = 3e-4
-    min_lr_ratio: float = Field(0.1, ge=0.0, le=1.0)
-    warmup_steps: NonNegativeInt = 100
+    lr: PositiveFp32 = 3e-4
+    min_lr_ratio: Fraction = 0.1
+    warmup_steps: NonNegativeInt32 = 100
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
-    decay_fraction: float = Field(0.2, gt=0.0, le=1.0)
-    beta1: float = Field(0.9, ge=0.0, lt=1.0)
-    beta2: float = Field(0.95, ge=0.0, lt=1.0)
-    eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.1
-    clip_norm: NonNegativeFloat = 1.0
+    decay_fraction: Share = 0.2
+    beta1: Decay = 0.9
+    beta2: Decay = 0.95
+    eps: Epsilon = 1e-8
+    weight_decay: NonNegativeFp32 = 0.1
+    clip_norm: NonNegativeFp32 = 1.0
 
     @model_validator(mode="after")
     def _check(self) -> "OptimConfig":
         if self.lr > 1.0:
             raise ValueError(f"lr={self.lr} must be at most 1: AdamW rates are usually 1e-5 to 1e-2")
+        if self.lr * self.weight_decay > 1.0:
+            raise ValueError(
+                f"weight_decay={self.weight_decay} times lr={self.lr} must be at most 1, or a step takes more from a "
+                "weight than there is: lower weight_decay"
+            )
         return self

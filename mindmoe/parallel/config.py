@@ -2,10 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from mindmoe.pipeline.schedule import ScheduleName
-from mindmoe.schema import Section
+from mindmoe.schema import PositiveInt32, Section
 
 Dispatcher = Literal["auto", "all_gather", "all_to_all", "two_hop"]
 Recompute = Literal["none", "selective", "full"]
@@ -28,21 +28,21 @@ class ParallelConfig(Section):
     `all_to_all`. `two_hop` sends a token once to each node of `node_size` ranks.
     """
 
-    dp: PositiveInt | Literal["auto"] = "auto"
-    tp: PositiveInt = 1
-    pp: PositiveInt = 1
-    ep: PositiveInt = 1
-    cp: PositiveInt = 1
-    etp: PositiveInt | Literal["tp"] = "tp"
+    dp: PositiveInt32 | Literal["auto"] = "auto"
+    tp: PositiveInt32 = 1
+    pp: PositiveInt32 = 1
+    ep: PositiveInt32 = 1
+    cp: PositiveInt32 = 1
+    etp: PositiveInt32 | Literal["tp"] = "tp"
     cp_method: Literal["ring", "ulysses"] = "ring"
-    zero: Literal[0, 1, 2, 3] = 0
+    zero: int = Field(0, ge=0, le=3)
     recompute: Recompute = "none"
-    recompute_layers: PositiveInt | Literal["all"] = "all"
+    recompute_layers: PositiveInt32 | Literal["all"] = "all"
     schedule: ScheduleName = "1f1b"
-    chunks: PositiveInt = 1
-    split: Literal["even"] | list[PositiveInt] = "even"
+    chunks: PositiveInt32 = 1
+    split: Literal["even"] | list[PositiveInt32] = "even"
     dispatcher: Dispatcher = "auto"
-    node_size: PositiveInt = 8
+    node_size: PositiveInt32 = 8
     planned: bool = False
 
     @model_validator(mode="before")

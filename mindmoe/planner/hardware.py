@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+from pydantic import ValidationError
 
 from mindmoe.env import user_cache
 from mindmoe.errors import UserError
 from mindmoe.planner.host import HostConfig
-from mindmoe.schema import Section
+from mindmoe.schema import Fraction, NonNegativeFp32, PositiveFp32, PositiveInt32, Section, Share
 
 _FOLDER = files("mindmoe.planner").joinpath("hardware")
 THIS_MACHINE = "this machine"
-_Share = Field(gt=0.0, le=1.0)
 
 
 class EfficiencyConfig(Section):
@@ -38,16 +37,16 @@ class EfficiencyConfig(Section):
         overlap_pp: share of a stage-to-stage transfer that hides behind computation.
     """
 
-    gemm: float = _Share
-    grouped_gemm: float = _Share
-    attention: float = _Share
-    attention_half_dim: PositiveFloat
-    hbm: float = _Share
-    half_depth: PositiveFloat
-    half_rows: PositiveFloat
-    launch_us: NonNegativeFloat
-    overlap_dp: float = Field(ge=0.0, le=1.0)
-    overlap_pp: float = Field(ge=0.0, le=1.0)
+    gemm: Share
+    grouped_gemm: Share
+    attention: Share
+    attention_half_dim: PositiveFp32
+    hbm: Share
+    half_depth: PositiveFp32
+    half_rows: PositiveFp32
+    launch_us: NonNegativeFp32
+    overlap_dp: Fraction
+    overlap_pp: Fraction
 
 
 class LinkConfig(Section):
@@ -62,11 +61,11 @@ class LinkConfig(Section):
     """
 
     topology: Literal["mesh", "switch"]
-    link_gb_s: PositiveFloat
-    all_to_all: float = _Share
-    nic_gb_s: PositiveFloat
-    launch_us: NonNegativeFloat
-    hop_us: NonNegativeFloat
+    link_gb_s: PositiveFp32
+    all_to_all: Share
+    nic_gb_s: PositiveFp32
+    launch_us: NonNegativeFp32
+    hop_us: NonNegativeFp32
 
 
 class Hardware(Section):
@@ -86,16 +85,16 @@ class Hardware(Section):
 
     name: str
     aliases: list[str] = []
-    peak_tflops: dict[Literal["fp32", "bf16", "fp8"], PositiveFloat]
-    cores: PositiveInt
-    memory_gib: PositiveFloat
-    hbm_tb_s: PositiveFloat
-    cards_per_node: PositiveInt
+    peak_tflops: dict[Literal["fp32", "bf16", "fp8"], PositiveFp32]
+    cores: PositiveInt32
+    memory_gib: PositiveFp32
+    hbm_tb_s: PositiveFp32
+    cards_per_node: PositiveInt32
     link: LinkConfig
-    communicator_mib: NonNegativeFloat
-    reserved_gib: NonNegativeFloat
-    power_w: PositiveFloat
-    storage_gb_s: PositiveFloat
+    communicator_mib: NonNegativeFp32
+    reserved_gib: NonNegativeFp32
+    power_w: PositiveFp32
+    storage_gb_s: PositiveFp32
     efficiency: EfficiencyConfig
     sources: dict[str, str]
     host: HostConfig | None = None

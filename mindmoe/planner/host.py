@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
-
-from mindmoe.schema import Section
+from mindmoe.schema import NonNegativeFp32, PositiveFp32, PositiveInt32, Section
 
 OpName = Literal[
     "linear",
@@ -41,9 +39,9 @@ class Rate(Section):
         gb_s: of what it reads and writes [GB/s].
     """
 
-    us: NonNegativeFloat
-    gflops: PositiveFloat | None = None
-    gb_s: PositiveFloat | None = None
+    us: NonNegativeFp32
+    gflops: PositiveFp32 | None = None
+    gb_s: PositiveFp32 | None = None
 
     def __str__(self) -> str:
         parts = [f"{self.us:,.0f} us"]
@@ -67,8 +65,8 @@ class VerbRate(Section):
     """One collective in groups of `size` out of `ranks` on the machine; bytes are those of the tensor passed in."""
 
     verb: Verb
-    ranks: PositiveInt
-    size: PositiveInt
+    ranks: PositiveInt32
+    size: PositiveInt32
     rate: Rate
 
 
@@ -86,15 +84,15 @@ class HostConfig(Section):
         process_gib: memory of a rank before it has a model [GiB].
     """
 
-    cores: PositiveInt
-    ranks: PositiveInt = 1
-    scaling: PositiveFloat
+    cores: PositiveInt32
+    ranks: PositiveInt32 = 1
+    scaling: PositiveFp32
     ops: dict[Literal["fp32", "bf16"], dict[OpName, OpRates]]
     verbs: list[VerbRate]
-    layer_us: NonNegativeFloat
-    micro_batch_us: NonNegativeFloat
-    step_us: NonNegativeFloat
-    process_gib: NonNegativeFloat
+    layer_us: NonNegativeFp32
+    micro_batch_us: NonNegativeFp32
+    step_us: NonNegativeFp32
+    process_gib: NonNegativeFp32
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import model_validator
 
-from mindmoe.schema import Section
+from mindmoe.schema import NonNegativeInt32, PositiveInt32, Section
 
 
 class TrainConfig(Section):
@@ -16,14 +16,14 @@ class TrainConfig(Section):
     takes the Ascend C kernels that kernels/build_ascend.sh installs; they have not run on a card yet.
     """
 
-    steps: PositiveInt
-    seq_length: PositiveInt
-    global_batch_size: PositiveInt
-    micro_batch_size: PositiveInt
+    steps: PositiveInt32
+    seq_length: PositiveInt32
+    global_batch_size: PositiveInt32
+    micro_batch_size: PositiveInt32
     precision: Literal["fp32", "bf16"] = "fp32"
     mode: Literal["graph", "pynative"] = "graph"
-    eval_every: NonNegativeInt = 100
-    eval_batches: PositiveInt = 8
+    eval_every: NonNegativeInt32 = 100
+    eval_batches: PositiveInt32 = 8
     device: Literal["cpu", "ascend"] = "cpu"
     kernels: Literal["auto", "reference", "cpu", "ascend"] = "auto"
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from mindmoe.schema import Section
+from mindmoe.schema import INT32_MAX, Fp32, NonNegativeInt32, PositiveInt32, Scale, Section, Share
 from mindmoe.tune.qubo import MAX_BITS
 
 TAU, ALPHA, AUX, BIAS = LIVE = (
@@ -31,16 +31,16 @@ class SearchConfig(Section):
     """
 
     solver: SolverName = "auto"
-    space: dict[str, list[float]] = Field(min_length=1)
-    initial: PositiveInt = 6
-    seed: NonNegativeInt = 1000
+    space: dict[str, list[Fp32]] = Field(min_length=1)
+    initial: PositiveInt32 = 6
+    seed: NonNegativeInt32 = 1000
     depth: int = Field(3, ge=1, le=5)
-    shots: PositiveInt = 256
-    latency: PositiveFloat = 2.0
-    trip: PositiveInt = 3
-    cooldown: PositiveInt = 20
-    cv_max: PositiveFloat = 0.5
-    cv_weight: PositiveFloat = 10.0
+    shots: int = Field(256, gt=0, le=1_000_000)
+    latency: float = Field(2.0, ge=1e-3, le=86400.0)
+    trip: PositiveInt32 = 3
+    cooldown: PositiveInt32 = 20
+    cv_max: Scale = 0.5
+    cv_weight: Scale = 10.0
     python: str | None = None
 
     @model_validator(mode="after")
@@ -67,8 +67,8 @@ class SearchConfig(Section):
 class TuneConfig(SearchConfig):
     """A search by short complete runs of `steps` steps, `trials` of them, the first `initial` drawn."""
 
-    trials: PositiveInt = 16
-    steps: PositiveInt = 100
+    trials: PositiveInt32 = 16
+    steps: PositiveInt32 = 100
 
     def more_problems(self) -> Iterator[str]:
         """More first points than trials."""
@@ -85,11 +85,11 @@ class OnlineConfig(SearchConfig):
     an earlier run (qea.jsonl) whose settings are applied at the same steps, without a solver.
     """
 
-    window_steps: PositiveInt = 200
-    burn_in: NonNegativeInt = 100
-    switchbacks: int = Field(4, ge=2)
-    explore_share: float = Field(0.10, gt=0.0, le=0.5)
-    slope: PositiveFloat = 0.1
+    window_steps: PositiveInt32 = 200
+    burn_in: NonNegativeInt32 = 100
+    switchbacks: int = Field(4, ge=2, le=INT32_MAX)
+    explore_share: Share = Field(0.10, le=0.5)
+    slope: Scale = 0.1
     replay: str | None = Field(None, min_length=1)
 
     def more_problems(self) -> Iterator[str]:
