@@ -77,7 +77,9 @@ def _no_instant(value: float) -> float:
 _Fp32 = AfterValidator(_held_by_fp32)
 
 PositiveInt32 = Annotated[int, Field(gt=0, le=INT32_MAX)]
-"""How many of something, or a size; at least 1."""
+
+Width = Annotated[int, Field(gt=0, le=2**20)]
+"""A side of a weight, or how many of something a layer has; no device holds the weights that a larger one makes."""
 
 NonNegativeInt32 = Annotated[int, Field(ge=0, le=INT32_MAX)]
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mindmoe.schema import Epsilon, PositiveInt32, Scale, Section, Share
+from mindmoe.schema import Epsilon, PositiveInt32, Scale, Section, Share, Width
 
 LayerType = Literal["sliding_attention", "full_attention"]
 
@@ -22,13 +22,13 @@ class YarnConfig(Section):
 class ModelConfig(Section):
     """A gpt-oss decoder. With `moe` absent from the run the FFN is dense, same activation."""
 
-    vocab_size: PositiveInt32
-    hidden_size: PositiveInt32
+    vocab_size: int = Field(gt=0, le=2**24)
+    hidden_size: Width
     num_hidden_layers: int = Field(gt=0, le=10_000)
-    num_attention_heads: PositiveInt32
-    num_key_value_heads: PositiveInt32
-    head_dim: PositiveInt32
-    intermediate_size: PositiveInt32
+    num_attention_heads: Width
+    num_key_value_heads: Width
+    head_dim: Width
+    intermediate_size: Width
     max_position_embeddings: PositiveInt32 = 131072
     rope_theta: float = Field(150000.0, ge=2.0, le=1e12)
     rope_scaling: YarnConfig | None = YarnConfig()

@@ -13,6 +13,7 @@ from typing import Literal
 from mindmoe.model.config import ModelConfig
 from mindmoe.moe.config import DmrConfig, MoeConfig
 from mindmoe.moe.control import num_controls, table_sizes
+from mindmoe.parallel.config import ParallelConfig
 
 Axis = Literal["vocab", "heads", "kv_heads", "ffn", "expert", "expert_ffn"] | None
 Init = Literal["normal", "zeros", "ones"]
@@ -156,22 +157,56 @@ def count_params(model: ModelConfig, moe: MoeConfig | None) -> ParamCount:
     return ParamCount(total=total, active=total - idle)
 
 
-def flops_per_token(model: ModelConfig, moe: MoeConfig | None, seq_length: int) -> float:
-    """Training FLOPs of one token [FLOP], forward and backward, no recomputation.
+def layer_flops(model: ModelConfig, moe: MoeConfig | None, seq_length: int, layer: int) -> tuple[float, float]:
+    """Forward FLOPs of one token in the attention half and in the FFN half of a layer [FLOP].
 
-    3 * (2 * active matmul parameters + 4 * heads * head_dim * mean context); the causal mean context is S/2, in a
-    layer with window w it is min(w, S) (an upper bound that published figures use).
+    2 * active matmul parameters, and 4 * heads * head_dim * mean context; the causal mean context is S/2, in a layer
+    with window w it is min(w, S) (an upper bound that published figures use).
     """
-    matmul = 0.0
-    for spec in param_specs(model, moe).values():
-        if spec.decay:
+    attention = ffn = 0.0
+    for spec in layer_specs(model, moe, layer):
+        if spec.decay and ".mlp." in spec.name:
             share = moe.num_experts_per_tok / moe.num_experts if moe and spec.axes[0] == "expert" else 1.0
-            matmul += spec.size * share
-    if model.tie_word_embeddings:
-        matmul += model.vocab_size * model.hidden_size
-    context = 0.0
-    for layer in range(model.num_hidden_layers):
-        window = model.window(layer)
-        context += min(window, seq_length) if window else seq_length / 2
-    attention = 4 * model.num_attention_heads * model.head_dim * context
-    return 3.0 * (2.0 * matmul + attention)
+            ffn += 2.0 * spec.size * share
+        elif spec.decay:
+            attention += 2.0 * spec.size
+    window = model.window(layer)
+    context = min(window, seq_length) if window else seq_length / 2
+    return attention + 4 * model.num_attention_heads * model.head_dim * context, ffn
+
+
+def forward_flops(model: ModelConfig, moe: MoeConfig | None, seq_length: int) -> float:
+    """Forward FLOPs of one token through all layers and the LM head [FLOP]."""
+    layers = sum(sum(layer_flops(model, moe, seq_length, layer)) for layer in range(model.num_hidden_layers))
+    return layers + 2.0 * model.vocab_size * model.hidden_size
+
+
+def flops_per_token(model: ModelConfig, moe: MoeConfig | None, seq_length: int) -> float:
+    """Training FLOPs of one token [FLOP], forward and backward, without what is computed again: 3 * forward."""
+    return 3.0 * forward_flops(model, moe, seq_length)
+
+
+def recomputed_flops(model: ModelConfig, moe: MoeConfig | None, seq_length: int, parallel: ParallelConfig) -> float:
+    """FLOPs of one token that a layout computes again in the backward pass [FLOP]; ops count none of their own.
+
+    `recompute` does so in the first `recompute_layers` of each piece of the network, and several stages with all of it.
+    """
+    again = forward_flops(model, moe, seq_length) if parallel.pp > 1 else 0.0
+    if parallel.recompute == "none":
+        return again
+    layers, pieces = model.num_hidden_layers, parallel.pp * parallel.chunks
+    each, extra = divmod(layers, pieces)
+    sizes = [each + (piece < extra) for piece in range(pieces)] if parallel.split == "even" else parallel.split
+    start = 0
+    for size in sizes:
+        count = size if parallel.recompute_layers == "all" else min(size, parallel.recompute_layers)
+        for layer in range(start, start + count):
+            attention, ffn = layer_flops(model, moe, seq_length, layer)
+            again += ffn if parallel.recompute == "selective" else attention + ffn
+        start += size
+    return again
+
+
+def utilization(flops_of_token: float, tokens_per_s: float, peak: float) -> float:
+    """FLOPs per second over a peak [FLOP/s]: MFU with `flops_per_token`, HFU with what is computed again added."""
+    return flops_of_token * tokens_per_s / peak

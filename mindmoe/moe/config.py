@@ -339,7 +339,8 @@ Router = Annotated[
 class BalanceConfig(Section):
     """Load balancing; every term may be combined with every router, 0 switches a term off.
 
-    `aux_coef`: Switch load-balancing loss over the global batch (arXiv 2101.03961 eq. 4).
+    `aux_coef`: Switch load-balancing loss (arXiv 2101.03961 eq. 4) over each micro-batch of all data ranks together,
+    averaged over the micro-batches of a step; with one micro-batch a step it is over the global batch.
     `seq_aux_coef`: the same loss over each sequence by itself (arXiv 2412.19437 eq. 17-20); a sequence is a row of the
     batch, with all documents that are packed into it.
     `z_coef`: router z-loss (arXiv 2202.08906 eq. 5).
@@ -368,7 +369,7 @@ class MoeConfig(Section):
 
     num_experts: int = Field(gt=0, le=65_535)  # records of routing are uint16
     num_experts_per_tok: PositiveInt32
-    num_shared_experts: NonNegativeInt32 = 0
+    num_shared_experts: int = Field(0, ge=0, le=65_535)
     router: Router = RouterConfig()
     balance: BalanceConfig = BalanceConfig(aux_coef=0.001)
     dispatch: DispatchConfig = DispatchConfig()

@@ -43,3 +43,32 @@ def routing_statistics(
         dropped=dropped / total[:, 0],
         mean_k=counts.sum(axis=1) / num_tokens,
     )
+
+
+class Saturation:
+    """Notices a router that has collapsed: records in a row whose max_vio is nearly the largest that there can be.
+
+    An expert takes a token once at most, so with E experts of which a token has k on average that is E / k - 1.
+    """
+
+    NEAR, RECORDS = 0.9, 3
+
+    def __init__(self) -> None:
+        self._in_a_row, self._told = 0, False
+
+    def after(self, statistics: RoutingStatistics) -> str | None:
+        """The warning, once, when the last records make it due."""
+        experts = statistics.load.shape[1]
+        most = experts / np.maximum(statistics.mean_k, 1.0) - 1.0
+        full = (most > 0.0) & (statistics.max_vio >= self.NEAR * most)
+        self._in_a_row = self._in_a_row + 1 if full.any() else 0
+        if self._told or self._in_a_row < self.RECORDS:
+            return None
+        self._told = True
+        layer = int(np.argmax(np.where(full, statistics.max_vio / np.maximum(most, 1e-30), 0.0)))
+        return (
+            f"the router of layer {layer} has collapsed: max_vio {statistics.max_vio[layer]:.2f} of at most "
+            f"{most[layer]:.2f} for {self.RECORDS} records in a row, nearly all tokens go to the same "
+            f"{max(1, round(float(statistics.mean_k[layer])))} of {experts} experts: raise moe.balance.aux_coef or set "
+            "moe.balance.bias_rate=1e-3, or lower optim.lr, and begin again from a checkpoint before that"
+        )

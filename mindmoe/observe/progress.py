@@ -20,12 +20,13 @@ _WINDOW = 100  # records that the remaining time is estimated from
 _REFRESH = 0.1  # [s] between two drawings of the panel
 _HEADER_EVERY = 40  # lines
 _COLUMNS = (
-    ("step", 8),
-    ("loss", 8),
+    ("step", 7),
+    ("loss", 7),
     ("grad", 7),
     ("lr", 8),
     ("tok/s", 9),
     ("mfu", 6),
+    ("hfu", 6),
     ("max_vio", 7),
     ("cv", 6),
     ("eta", 8),
@@ -111,7 +112,7 @@ class Progress:
         bar.add_column(ratio=1)
         done = Text(f"{self._step}/{self._total}", "bold")
         bar.add_row(ProgressBar(total=self._total, completed=self._step), done, f"eta {self._eta()}")
-        pairs = [("loss", "loss"), ("grad", "grad"), ("lr", "lr"), ("tok/s", "tok/s"), ("mfu", "mfu")]
+        pairs = [("loss", "loss"), ("grad", "grad"), ("lr", "lr"), ("tok/s", "tok/s"), ("mfu", "mfu"), ("hfu", "hfu")]
         rows = [_pairs([(label, figures[key]) for label, key in pairs])]
         if "max_vio" in self._train:
             rows.append(_pairs([("experts: max_vio", figures["max_vio"]), ("load cv", figures["cv"])]))
@@ -139,7 +140,7 @@ def _number(record: dict[str, Any], key: str, form: str) -> str:
         return "-"
     value = record[key]
     if value is None:
-        return "-" if key == "mfu" else "nan"
+        return "-" if key in ("mfu", "hfu") else "nan"
     return format(value, form)
 
 
@@ -150,6 +151,7 @@ def _figures(train: dict[str, Any]) -> dict[str, str]:
         "lr": _number(train, "lr", ".2e"),
         "tok/s": _number(train, "tokens_per_s", ",.0f"),
         "mfu": _number(train, "mfu", ".1%"),
+        "hfu": _number(train, "hfu", ".1%"),
         "max_vio": _number(train, "max_vio", ".2f"),
         "cv": _number(train, "load_cv", ".2f"),
     }

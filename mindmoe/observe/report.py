@@ -130,9 +130,10 @@ def _tiles(story: Story) -> Iterator[Tile]:
     speed = train["tokens_per_s"][np.isfinite(train["tokens_per_s"])]
     if len(speed):
         yield Tile("Tokens per second", f"{np.median(speed):,.0f}", f"median; best {speed.max():,.0f}")
-    mfu = train["mfu"][np.isfinite(train["mfu"])]
+    mfu, hfu = (train[key][np.isfinite(train[key])] for key in ("mfu", "hfu"))
     if len(mfu):
-        yield Tile("MFU", f"{np.median(mfu):.1%}", "median, of the measured peak")
+        again = f"; HFU, with what is computed again, {np.median(hfu):.1%}" if len(hfu) else ""
+        yield Tile("MFU", f"{np.median(mfu):.1%}", f"median{again}")
     seconds = train["step_seconds"][np.isfinite(train["step_seconds"])]
     if len(seconds):
         yield Tile("Median step", f"{np.median(seconds) * 1000:,.0f} ms", f"first step {duration(seconds[0])}")

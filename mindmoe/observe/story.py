@@ -24,6 +24,7 @@ TRAIN_KEYS = (
     "tokens",
     "tokens_per_s",
     "mfu",
+    "hfu",
     "step_seconds",
     "data_seconds",
     "compute_seconds",

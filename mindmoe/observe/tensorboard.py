@@ -20,6 +20,7 @@ _TAGS = {
         "grad_norm": "grad-norm",
         "tokens_per_s": "throughput/tokens-per-s",
         "mfu": "mfu",
+        "hfu": "hfu",
         "step_seconds": "time/step-s",
         "data_seconds": "time/data-s",
         "compute_seconds": "time/compute-s",

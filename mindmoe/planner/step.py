@@ -13,6 +13,7 @@ from math import inf
 
 import numpy as np
 
+from mindmoe.model.shapes import utilization
 from mindmoe.moe.config import MoeConfig
 from mindmoe.pipeline.schedule import Durations, Kind, build_schedule, simulate
 from mindmoe.planner import network
@@ -105,7 +106,8 @@ class Estimate:
     def mfu(self) -> float:
         """Model FLOPs per second over the bf16 peak of all cards, or the fp32 peak of a run in fp32."""
         peak = self.hardware.peak("fp32" if self.workload.precision == "fp32" else "bf16")
-        return self.workload.flops / (self.step_s * self.layout.cards * peak)
+        per_token = self.workload.architecture.flops_per_token(self.workload.seq_length)
+        return utilization(per_token, self.tokens_per_s, self.layout.cards * peak)
 
     @cached_property
     def limiter(self) -> str:

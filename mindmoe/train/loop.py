@@ -10,8 +10,7 @@ import numpy as np
 from mindmoe.data.loader import Batch, TokenBatches
 from mindmoe.errors import CheckpointError
 from mindmoe.flight.trace import write_trace
-from mindmoe.model.shapes import flops_per_token
-from mindmoe.moe.statistics import RoutingStatistics, routing_statistics
+from mindmoe.moe.statistics import RoutingStatistics, Saturation, routing_statistics
 from mindmoe.optim.schedule import learning_rate
 from mindmoe.parallel.collectives import host_sum
 from mindmoe.parallel.sequence import token_positions
@@ -20,8 +19,9 @@ from mindmoe.train.evaluate import Evaluator
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.guard import StopRequest
 from mindmoe.train.online import Online
+from mindmoe.train.peak import Peak
 from mindmoe.train.persist import Saver
-from mindmoe.train.setup import Trainer, gemm_peak
+from mindmoe.train.setup import Trainer
 from mindmoe.train.step import StepResult
 
 log = logging.getLogger(__name__)
@@ -47,30 +47,33 @@ class Loop:
         self.eval_loss: tuple[int, float] | None = None
         self.online: Online | None = None
         self.tokens_per_step = self.config.global_batch_size * self.config.seq_length
-        peak = host_sum(np.array([gemm_peak(trainer.kernels.linear_out)]), trainer.groups["world"])[0]
-        per_token = flops_per_token(trainer.config.model, trainer.config.moe, self.config.seq_length)
-        self.mfu_of_rate = per_token / peak  # multiplied by tokens/s
-        self.machine = (
-            f"measured {self.config.precision} GEMM peak of this machine: {peak / 1e9:.0f} GFLOP/s; "
-            f"ops: {trainer.kernels.name}"
-        )
+        self.peak = Peak(trainer.config, trainer.kernels, trainer.groups["world"])
+        self.saturation = Saturation()
 
     def event(self, step: int, event: str, message: str) -> None:
         """Records something that happened."""
         self.sink({"kind": "event", "step": step, "time": time(), "event": event, "message": message})
+
+    def alarm(self, step: int, event: str, message: str) -> None:
+        """Records something to act on; where several ranks run no console shows records, so that the log tells it."""
+        self.event(step, event, message)
+        if self.trainer.place.world > 1:
+            log.error(message)
 
     def run(self, start: int, stop: StopRequest) -> int:
         """Trains from step `start` on; returns the exit code."""
         self.saved_step = start if start else -1
         if self.trainer.config.qea is not None:
             self.online = Online(self.trainer.config, self.trainer.step, self.trainer.groups, start)
-        self.event(start, "machine", self.machine)
+        self.event(start, "machine", f"{self.peak.source}; ops: {self.trainer.kernels.name}")
         self.event(start, "compile", f"compiling the step ({self.config.mode} mode), then training")
         for step in range(start, self.config.steps):
             # A save that failed stops all ranks at the same step, as a signal does.
             with during("step", number=step + 1):
                 result = self.step(step, stop.asked or self.must_stop)
             done = step + 1
+            if message := self.peak.after(done - start):
+                self.event(done, "machine", message)
             self.tell_saves()
             self.tell_copies()
             if not result.finite:
@@ -115,6 +118,8 @@ class Loop:
         every = self.trainer.config.observe.log_every
         if (step + 1) % every == 0 or step + 1 == self.config.steps:
             self.sink(self.train_record(step + 1, result, statistics, lr, seconds, data_seconds))
+            if statistics is not None and (warning := self.saturation.after(statistics)):
+                self.alarm(step + 1, "router_collapse", warning)
             if statistics is not None and ((step + 1) % (10 * every) == 0 or step + 1 == self.config.steps):
                 self.sink(routing_record(step + 1, statistics))
         return result
@@ -159,6 +164,7 @@ class Loop:
     ) -> dict[str, Any]:
         """The record of a step."""
         rate = self.tokens_per_step / seconds
+        mfu, hfu = self.peak.shares(rate)
         record = {
             "kind": "train",
             "step": step,
@@ -170,7 +176,8 @@ class Loop:
             "grad_norm": result.grad_norm,
             "tokens": self.tokens_per_step,
             "tokens_per_s": rate,
-            "mfu": rate * self.mfu_of_rate,
+            "mfu": mfu,
+            "hfu": hfu,
             "step_seconds": seconds,
             "data_seconds": data_seconds,
             "compute_seconds": result.compute_seconds,
@@ -219,8 +226,7 @@ class Loop:
                 self.event(step, "checkpoint", f"saved step {step}: {size}, training waited {outcome.stall:.2f} s")
             else:
                 self.saved_step = -1
-                self.event(step, "checkpoint_failed", f"step {step} was NOT saved: {outcome.error}")
-                log.error("step %d was not saved: %s", step, outcome.error)
+                self.alarm(step, "checkpoint_failed", f"step {step} was NOT saved: {outcome.error}")
             self.sink(
                 {
                     "kind": "checkpoint",
@@ -241,8 +247,7 @@ class Loop:
                 where = f"copied step {copy.step} to {copy.place} and verified it in {copy.seconds:.1f} s"
                 self.event(copy.step, "checkpoint_copied", where)
             else:
-                self.event(copy.step, "checkpoint_copy_failed", f"step {copy.step} was NOT copied: {copy.error}")
-                log.error("step %d was not copied: %s", copy.step, copy.error)
+                self.alarm(copy.step, "checkpoint_copy_failed", f"step {copy.step} was NOT copied: {copy.error}")
 
     def finish_saves(self) -> None:
         """Waits until no save is under way.
@@ -268,8 +273,7 @@ class Loop:
             f"weights before that step are saved as step {step}: lower optim.lr, look at the data of that "
             f"step, or continue from an earlier checkpoint"
         )
-        self.event(step, "nan", message)
-        log.error(message)
+        self.alarm(step, "nan", message)
         return EXIT_NOT_FINITE
 
 

@@ -1,13 +1,9 @@
 """The composition root: builds every part of a run and hands each what it needs."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter
 
 import mindspore as ms
-import numpy as np
-from mindspore import Tensor
 
 from mindmoe.config import RunConfig
 from mindmoe.env import Place, threads_per_rank
@@ -219,20 +215,3 @@ def build_trainer(config: RunConfig, place: Place, record_routing: bool = False,
         optimizer=optimizer,
         step=step,
     )
-
-
-def gemm_peak(linear: Callable[..., Tensor], size: int = 1024, repeats: int = 5) -> float:
-    """The best matrix-product rate of this rank right now [FLOP/s], the denominator of MFU on the CPU.
-
-    Args:
-        linear: the op that the model multiplies with, so that the peak is that of its precision.
-        size: order of the square matrices.
-        repeats: the fastest of so many counts.
-    """
-    x, w = (Tensor(np.random.default_rng(seed).standard_normal((size, size), np.float32)) for seed in (0, 1))
-    best = float("inf")
-    for _ in range(repeats):
-        started = perf_counter()
-        linear(x, w, None).asnumpy()
-        best = min(best, perf_counter() - started)
-    return 2.0 * size**3 / best

@@ -109,6 +109,7 @@ def test_levels_of_tuning_have_the_bounds_of_their_key(key: str, section: type[S
         ("parallel.zero=4", "must be at most 3: lower it"),
         ("parallel.zero=1.0", "must be a whole number: write 1"),
         ("launch.threads=100000", "must be at most 1024: lower it"),
+        ("model.hidden_size=2147483647", "must be at most 1048576: lower it"),
         ("train.steps=3000000000", "must be at most 2147483647: lower it"),
         ("optim.eps=1e-50", "must be at least 1e-30: raise it"),
         (
@@ -132,15 +133,20 @@ def test_levels_of_tuning_have_the_bounds_of_their_key(key: str, section: type[S
             "moe.dispatch.capacity_factor=1e5: must be at most 10000: lower it",
         ),
         (
-            "model.hidden_size=2000000000",
-            "must make, with the other sizes, at most 1e+15 parameters, not 1.9e+17: lower model.hidden_size, "
+            "model.hidden_size=1000000",
+            "must make, with the other sizes, at most 1e+15 parameters, not 4.8e+16: lower model.hidden_size, "
             "model.intermediate_size or moe.num_experts",
         ),
     ],
 )
 def test_the_refusal_is_a_sentence(write: Write, valid: str, override: str, problem: str) -> None:
     with pytest.raises(ConfigError) as info:
-        load_config(write(valid), [override, *(["model.intermediate_size=2000000"] if "hidden" in override else [])])
+        wide = (
+            ["model.intermediate_size=1000000", "moe.num_experts=8000"]
+            if override.endswith("hidden_size=1000000")
+            else []
+        )
+        load_config(write(valid), [override, *wide])
     assert info.value.problems == [f"override {override}: {problem}"]
 
 

@@ -1,8 +1,9 @@
 """Routing statistics against hand-computed cases."""
 
 import numpy as np
+import pytest
 
-from mindmoe.moe.statistics import routing_statistics
+from mindmoe.moe.statistics import RoutingStatistics, Saturation, routing_statistics
 
 
 def test_balanced_and_collapsed_layers():
@@ -18,3 +19,26 @@ def test_balanced_and_collapsed_layers():
 def test_no_tokens_gives_numbers():
     stats = routing_statistics(np.zeros((1, 4)), np.zeros(1), np.zeros(1), num_tokens=1)
     assert np.isfinite(np.concatenate([stats.load.ravel(), stats.cv, stats.max_vio, stats.dropped])).all()
+
+
+def _statistics(counts: list[list[float]], tokens: float) -> RoutingStatistics:
+    table = np.array(counts)
+    return routing_statistics(table, np.zeros(len(table)), np.zeros(len(table)), tokens)
+
+
+def test_a_router_that_has_collapsed_is_told_once() -> None:
+    sound, full = [3.0, 2.0, 2.0, 1.0], [4.0, 4.0, 0.0, 0.0]  # 4 tokens, 2 experts each
+    saturation = Saturation()
+    seen = [saturation.after(_statistics([sound, layer], 4.0)) for layer in (full, full, sound, full, full, full, full)]
+    assert [text is not None for text in seen] == [False] * 5 + [True, False]
+    told = seen[5]
+    assert (
+        told is not None and "layer 1" in told and "max_vio 1.00 of at most 1.00" in told and "2 of 4 experts" in told
+    )
+    assert "moe.balance.aux_coef" in told
+
+
+@pytest.mark.parametrize("counts", [[2.0, 2.0], [4.0, 4.0]])
+def test_a_router_that_takes_every_expert_cannot_collapse(counts: list[float]) -> None:
+    saturation = Saturation()
+    assert all(saturation.after(_statistics([counts], counts[0])) is None for _ in range(5))

@@ -27,6 +27,7 @@ def train_record(step: int, moe: bool = True, **changes: Any) -> dict[str, Any]:
         "tokens": 2048,
         "tokens_per_s": 4096.0,
         "mfu": 0.3,
+        "hfu": 0.4,
         "step_seconds": 0.5,
         "data_seconds": 0.1,
         "compute_seconds": 0.3,

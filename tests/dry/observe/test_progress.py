@@ -34,9 +34,9 @@ def test_lines_are_aligned_and_fit_80_columns(records: SimpleNamespace) -> None:
         progress.update(records.routing(1_000_000))
     title, header, *lines, valid = shown(where).splitlines()
     assert title == "run: 1000000 steps"
-    assert header.split() == ["step", "loss", "grad", "lr", "tok/s", "mfu", "max_vio", "cv", "eta"]
+    assert header.split() == ["step", "loss", "grad", "lr", "tok/s", "mfu", "hfu", "max_vio", "cv", "eta"]
     assert {len(line) for line in (header, *lines)} == {len(header)} and len(header) <= 80
-    assert lines[0].split()[:8] == ["1", "12.3456", "123", "3.00e-04", "1,234,567", "30.0%", "1.50", "0.30"]
+    assert lines[0].split()[:8] == ["1", "12.3456", "123", "3.00e-04", "1,234,567", "30.0%", "40.0%", "1.50"]
     assert (
         valid.startswith("valid loss 4.2500 at step 1000000 (unigram 6.25, bigram 4.50)") and "1.500 bits/byte" in valid
     )
@@ -56,10 +56,10 @@ def test_eta_is_the_time_of_the_remaining_steps(records: SimpleNamespace) -> Non
 def test_what_is_missing_or_not_finite(records: SimpleNamespace) -> None:
     where = console(terminal=False)
     with Progress(10, 0, "run", where) as progress:
-        progress.update(records.train(1, moe=False, loss=None, mfu=None, grad_norm=float("inf")))
+        progress.update(records.train(1, moe=False, loss=None, mfu=None, hfu=None, grad_norm=float("inf")))
         progress.update(records.eval(1, loss=None, bits_per_byte=None, unigram_entropy=None))
     line = shown(where).splitlines()[2].split()
-    assert line[1] == "nan" and line[2] == "inf" and line[5:8] == ["-", "-", "-"]
+    assert line[1] == "nan" and line[2] == "inf" and line[5:9] == ["-"] * 4
 
 
 def test_messages_are_text_not_markup() -> None:
