@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mindmoe import cli_ckpt
 from mindmoe.cli_arguments import (
     PREPARE_KEYS,
+    Parser,
     add_command,
     add_config,
     add_group,
@@ -179,7 +180,8 @@ def _plan(args: argparse.Namespace) -> int:
     from mindmoe.planner.main import plan
 
     run = load_config(args.config, args.words) if args.config else None
-    return plan(run, args.cards, args.hardware, args.explain, args.out, args.check)
+    command = (args.config, *args.words) if args.config else ()
+    return plan(run, args.cards, args.hardware, args.explain, args.out, args.check, command)
 
 
 def _dryrun(args: argparse.Namespace) -> int:
@@ -223,7 +225,7 @@ class _Version(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mindmoe",
         description="Pretrain mixture-of-experts language models on MindSpore.",
         allow_abbrev=False,

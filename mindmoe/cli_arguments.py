@@ -20,6 +20,20 @@ PREPARE_KEYS = {  # name: (default as it would be written, meaning)
     "seed": ("0", "of the split and of the tokenizer's sample"),
     "format": ("auto", "auto goes by suffix; txt, jsonl or parquet reads every file as that"),
 }
+_OTHER_NAMES = {
+    **dict.fromkeys(("fit", "pretrain", "run", "finetune"), "train"),
+    **dict.fromkeys(("list",), "ls"),
+    **dict.fromkeys(("rm", "clean", "delete"), "prune"),
+    **dict.fromkeys(("check", "lint"), "validate"),
+    **dict.fromkeys(("print", "cat"), "show"),
+    **dict.fromkeys(("sample", "infer", "chat"), "generate"),
+    **dict.fromkeys(("evaluate", "validate", "test"), "eval"),
+    **dict.fromkeys(("checkpoint", "checkpoints"), "ckpt"),
+    **dict.fromkeys(("preprocess", "tokenize"), "prepare"),
+    **dict.fromkeys(("convert",), "export"),
+    **dict.fromkeys(("search", "autotune"), "plan"),
+}
+"""What else commands are called."""
 
 
 def add_command(
@@ -36,6 +50,25 @@ def add_group(commands: Any, name: str, what: str, example: str) -> Any:
     return add_subparser(commands, name, what, example).add_subparsers(
         title="commands", metavar="COMMAND", required=True
     )
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that answers an unknown command with the one that was meant."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        choices = action.choices
+        if isinstance(action, argparse._SubParsersAction) and value not in (choices or ()):
+            from difflib import get_close_matches
+
+            from mindmoe.files import shown
+
+            names = list(choices or ())
+            meant = _OTHER_NAMES.get(str(value).lower())
+            close = [meant] if meant in names else get_close_matches(str(value).lower()[:60], names, 1, 0.5)
+            hint = f"did you mean {self.prog} {close[0]}?" if close else f"use one of {', '.join(names)}"
+            said = shown(str(value))
+            raise argparse.ArgumentError(None, f"invalid choice: {said if said[0] == chr(39) else repr(said)}; {hint}")
+        super()._check_value(action, value)
 
 
 def add_subparser(commands: Any, name: str, what: str, example: str) -> argparse.ArgumentParser:

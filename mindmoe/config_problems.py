@@ -13,6 +13,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from mindmoe.config_synonyms import SYNONYMS
 from mindmoe.files import shown
 from mindmoe.strict_yaml import MAX_PROBLEMS, Node, resolve_scalar
 
@@ -129,15 +130,18 @@ def _unquote(node: Node, what: str) -> str:
 
 
 def _suggestion(cls: type[BaseModel], path: Path) -> str:
-    """The nearest known key: one of that very name elsewhere, else a sibling of similar name."""
+    """The nearest known key: of that very name elsewhere, so called by others, or a sibling of similar name."""
     section = _section_at(cls, path[:-1])
     if section is None or len(name := str(path[-1])) > 60:
         return ": remove it"
     elsewhere = [known for known in _known_keys(cls) if known.rpartition(".")[2] == name]
     if elsewhere:
         return f"; did you mean {elsewhere[0]}?"
-    siblings = list(section.model_fields)
-    close = get_close_matches(name.lower().replace("-", "_"), siblings, 1, 0.5)
+    spelt, siblings = name.lower().replace("-", "_"), list(section.model_fields)
+    known = SYNONYMS.get(spelt)
+    if known is not None and known in _known_keys(cls):
+        return f"; did you mean {known}?"
+    close = get_close_matches(spelt, siblings, 1, 0.5)
     if close:
         return f"; did you mean {_dotted((*path[:-1], close[0]))}?"
     return f": remove it, known here are {', '.join(siblings)}"

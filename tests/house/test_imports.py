@@ -19,6 +19,7 @@ FLOORS = [
     "parallel.mesh",
     "moe.control tune",
     "parallel.rules model.shapes",
+    "config_synonyms",
     "config config_problems",
     "load",
     "parallel.sharding parallel.sequence pipeline.split moe.dispatch.sizes",

@@ -184,3 +184,25 @@ def _leaves(cls: type[BaseModel]) -> set[str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             found |= _leaves(field.annotation)
     return found
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["trian"], "invalid choice: 'trian'; did you mean mindmoe train?"),
+        (["pretrain"], "did you mean mindmoe train?"),
+        (["checkpoint", "ls"], "did you mean mindmoe ckpt?"),
+        (["ckpt", "lst"], "did you mean mindmoe ckpt ls?"),
+        (["ckpt", "list"], "did you mean mindmoe ckpt ls?"),
+        (["data", "prepair"], "did you mean mindmoe data prepare?"),
+        (["config", "check"], "did you mean mindmoe config validate?"),
+        (["zzzzzz"], "use one of train, launch, node"),
+        (["\x1b[2J"], r"'\x1b[2J'"),
+    ],
+)
+def test_an_unknown_command_gets_the_one_that_was_meant(
+    capsys: pytest.CaptureFixture[str], words: list[str], hint: str
+) -> None:
+    assert _exit_code(*words) == 2
+    said = capsys.readouterr().err
+    assert hint in said and "\x1b" not in said

@@ -1,0 +1,92 @@
+"""What other trainers call mindmoe's keys, for the hint beside an unknown key.
+
+Names are those of Megatron-LM, MindFormers, Hugging Face, nanoGPT and common speech, in lower case with underscores.
+"""
+
+_KEYS = {
+    "name": "run_name experiment_name job_name exp_name",
+    "output_dir": "out_dir save_dir output_path work_dir save checkpoint_dir",
+    "seed": "random_seed manual_seed global_seed",
+    "model.vocab_size": "vocab n_vocab num_vocab padded_vocab_size vocabulary_size",
+    "model.hidden_size": "d_model n_embd hidden dim embed_dim embedding_size model_dim hidden_dim emb_dim width",
+    "model.num_hidden_layers": "layers n_layers num_layers n_layer depth nlayers",
+    "model.num_attention_heads": "heads n_heads num_heads n_head attention_heads",
+    "model.num_key_value_heads": "kv_heads n_kv_heads num_kv_heads num_query_groups multi_query_group_num n_kv_head",
+    "model.head_dim": "kv_channels d_head dim_head attention_head_dim head_size",
+    "model.intermediate_size": "ffn_hidden_size d_ff ffn ffn_dim ffn_size moe_intermediate_size moe_ffn_hidden_size "
+    "mlp_dim expert_ffn n_inner",
+    "model.max_position_embeddings": "max_position max_position_embedding n_positions max_seq_len_model",
+    "model.rope_theta": "rotary_base rope_base theta",
+    "model.rope_scaling": "yarn rope_scaling_config rotary_scaling",
+    "model.sliding_window": "window window_size attention_window",
+    "model.attention_bias": "add_qkv_bias qkv_bias qkv_has_bias",
+    "model.attention_sinks": "sinks sink",
+    "model.rms_norm_eps": "layernorm_epsilon norm_epsilon layer_norm_eps norm_eps rms_eps layer_norm_epsilon",
+    "model.swiglu_limit": "clamp_limit activation_clamp",
+    "model.tie_word_embeddings": "tie_embeddings tied_embeddings weight_tying",
+    "model.initializer_range": "init_method_std init_std init_scale",
+    "moe.num_experts": "n_experts experts expert_num num_moe_experts num_local_experts n_routed_experts",
+    "moe.num_experts_per_tok": "top_k topk moe_router_topk num_experts_chosen experts_per_token num_experts_per_token "
+    "n_experts_per_token moe_top_k k",
+    "moe.num_shared_experts": "n_shared_experts shared_experts shared_expert_num",
+    "moe.router": "routing gating gate",
+    "moe.router.num_groups": "n_group moe_router_num_groups num_expert_groups",
+    "moe.router.topk_groups": "topk_group moe_router_group_topk",
+    "moe.router.route_scale": "routed_scaling_factor moe_router_topk_scaling_factor",
+    "moe.router.norm_topk": "norm_topk_prob moe_router_pre_softmax",
+    "moe.router.score": "scoring_func moe_router_score_function",
+    "moe.router.tau": "temperature router_temperature",
+    "moe.balance.aux_coef": "aux_loss aux_loss_coef aux_loss_coeff moe_aux_loss_coeff router_aux_loss_coef "
+    "load_balancing_loss aux_loss_factor",
+    "moe.balance.z_coef": "z_loss z_loss_coef moe_z_loss_coeff router_z_loss_coef",
+    "moe.balance.bias_rate": "moe_router_bias_update_rate bias_update_rate bias_update_speed",
+    "moe.dispatch.capacity_factor": "moe_expert_capacity_factor expert_capacity_factor",
+    "parallel.dp": "data_parallel data_parallel_size",
+    "parallel.tp": "tensor_parallel model_parallel tensor_model_parallel_size tensor_parallel_size",
+    "parallel.pp": "pipeline_parallel pipeline_stage pipeline_model_parallel_size pipeline_parallel_size",
+    "parallel.ep": "expert_parallel expert_model_parallel_size expert_parallel_size",
+    "parallel.cp": "context_parallel context_parallel_size",
+    "parallel.etp": "expert_tensor_parallel_size expert_tensor_parallel",
+    "parallel.zero": "zero_stage zero_optimization use_distributed_optimizer enable_parallel_optimizer "
+    "optimizer_weight_shard",
+    "parallel.recompute": "activation_checkpointing gradient_checkpointing recompute_granularity recompute_config",
+    "parallel.recompute_layers": "recompute_num_layers",
+    "parallel.chunks": "vpp pp_interleave_num virtual_pipeline_model_parallel_size virtual_stages",
+    "train.steps": "max_steps train_iters total_steps num_steps iterations iters training_steps num_train_steps "
+    "max_iters",
+    "train.seq_length": "sequence_length seq_len context_length block_size max_seq_len max_length ctx_len context_size "
+    "max_seq_length n_ctx",
+    "train.global_batch_size": "batch_size gbs global_batch batch total_batch_size train_batch_size",
+    "train.micro_batch_size": "mbs micro_batch per_device_train_batch_size device_batch_size micro_batch_num",
+    "train.precision": "dtype mixed_precision compute_dtype bf16 fp16 params_dtype torch_dtype amp",
+    "train.eval_every": "eval_interval eval_steps evaluation_interval val_check_interval eval_freq",
+    "train.eval_batches": "eval_iters limit_val_batches",
+    "train.device": "device_target accelerator",
+    "optim.type": "optimizer optimizer_type",
+    "optim.lr": "learning_rate max_lr base_lr peak_lr",
+    "optim.min_lr_ratio": "min_lr lr_end final_lr lr_min",
+    "optim.warmup_steps": "warmup lr_warmup_iters num_warmup_steps warmup_iters lr_warmup_steps warmup_ratio",
+    "optim.schedule": "lr_scheduler lr_schedule lr_decay_style lr_scheduler_type scheduler",
+    "optim.decay_fraction": "cooldown_fraction decay_ratio lr_wsd_decay_iters",
+    "optim.beta1": "adam_beta1 betas",
+    "optim.beta2": "adam_beta2",
+    "optim.eps": "adam_eps adam_epsilon epsilon",
+    "optim.weight_decay": "wd decay l2",
+    "optim.clip_norm": "grad_clip clip_grad max_grad_norm gradient_clip gradient_clip_val gradient_clipping "
+    "grad_norm_clip",
+    "data.sources": "data_path dataset train_data dataset_path datasets data_dir train_data_path dataset_dir",
+    "data.valid": "valid_data validation val_data eval_dataset valid_data_path",
+    "data.tokenizer": "tokenizer_path tokenizer_model tokenizer_name vocab_file",
+    "data.document_attention": "reset_attention_mask eod_attention_mask_loss intra_document_masking",
+    "checkpoint.every": "save_interval save_steps save_every checkpoint_interval save_checkpoint_steps ckpt_interval",
+    "checkpoint.keep_last": "keep_checkpoint_max save_total_limit max_to_keep keep_checkpoints",
+    "checkpoint.background": "async_save async_checkpoint",
+    "observe.log_every": "log_interval logging_steps log_steps per_print_times",
+    "observe.tensorboard": "tensorboard_dir use_tensorboard",
+    "launch.threads": "num_threads omp_num_threads cpu_threads",
+    "launch.port": "master_port",
+    "launch.interface": "nccl_socket_ifname hccl_socket_ifname socket_ifname",
+}
+
+SYNONYMS = {synonym: key for key, names in _KEYS.items() for synonym in names.split()}
+"""The key of a run's config by what else it is called."""
