@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from mindmoe.errors import UserError
+from mindmoe import strict_yaml
+from mindmoe.errors import ConfigError, UserError
 from mindmoe.observe.metrics import iterate_metrics
 
 TRAIN_KEYS = (
@@ -143,8 +143,9 @@ def _text(path: Path) -> str:
 
 def _planned_steps(config_text: str) -> int | None:
     try:
-        steps = yaml.safe_load(config_text)["train"]["steps"]
-    except (yaml.YAMLError, TypeError, KeyError, RecursionError):
+        root = strict_yaml.parse(config_text, "config.yaml").root
+        steps = strict_yaml.plain(root)["train"]["steps"] if root else None
+    except (ConfigError, TypeError, KeyError):
         return None
     return steps if isinstance(steps, int) else None
 

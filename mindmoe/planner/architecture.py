@@ -6,12 +6,12 @@ does not train (DeepSeek-V3, Qwen3, Mixtral) come from `architectures.yaml`: the
 
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from importlib.resources import files
+from importlib.resources import as_file, files
 from typing import Any, Literal
 
-import yaml
-
+from mindmoe import strict_yaml
 from mindmoe.errors import UserError
+from mindmoe.files import shown
 from mindmoe.model.config import ModelConfig
 from mindmoe.model.shapes import ParamSpec, layer_specs
 from mindmoe.moe.config import MoeConfig
@@ -216,8 +216,8 @@ def _layer_from_specs(model: ModelConfig, moe: MoeConfig | None, specs: list[Par
 
 @cache
 def _reference_table() -> dict[str, Any]:
-    text = files("mindmoe.planner").joinpath("architectures.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)
+    with as_file(files("mindmoe.planner").joinpath("architectures.yaml")) as path:
+        return strict_yaml.load(path)
 
 
 def reference_names() -> list[str]:
@@ -233,7 +233,7 @@ def reference(name: str) -> Architecture:
         UserError: none of that name is on file.
     """
     if name not in _reference_table():
-        raise UserError(f"architecture {name!r} is not on file", f"use one of {', '.join(reference_names())}")
+        raise UserError(f"architecture '{shown(name)}' is not on file", f"use one of {', '.join(reference_names())}")
     entry = _reference_table()[name]
     dense = _reference_layer(entry, moe=False, window=0)
     windows = entry.get("windows", [0])

@@ -5,15 +5,14 @@ per accelerator: nothing is tuned per model or per published row.
 """
 
 from functools import cache
-from importlib.resources import files
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import ValidationError
-
 from mindmoe.env import user_cache
-from mindmoe.errors import UserError
+from mindmoe.errors import ConfigError, UserError
+from mindmoe.files import shown
+from mindmoe.load import load_section
 from mindmoe.planner.host import HostConfig
 from mindmoe.schema import Fraction, NonNegativeFp32, PositiveFp32, PositiveInt32, Section, Share
 
@@ -121,12 +120,12 @@ class Hardware(Section):
         return self.peak_tflops[precision] * 1e12
 
 
-def _parse(text: str, where: str) -> Hardware:
+def _read(path: Path) -> Hardware:
     try:
-        return Hardware.model_validate(yaml.safe_load(text))
-    except (ValidationError, yaml.YAMLError) as error:
+        return load_section(Hardware, path=path)
+    except ConfigError as error:
         raise UserError(
-            f"{where} does not describe an accelerator ({error})",
+            f"{shown(str(path), 300)} does not describe an accelerator ({error})",
             "compare it with the files in mindmoe/planner/hardware",
         ) from None
 
@@ -136,7 +135,8 @@ def _known() -> dict[str, Hardware]:
     found = {}
     for entry in _FOLDER.iterdir():
         if entry.name.endswith(".yaml"):
-            hardware = _parse(entry.read_text(encoding="utf-8"), entry.name)
+            with as_file(entry) as path:
+                hardware = _read(path)
             for name in (hardware.name, *hardware.aliases):
                 found[name.lower()] = hardware
     return found
@@ -145,6 +145,17 @@ def _known() -> dict[str, Hardware]:
 def hardware_names() -> list[str]:
     """Names of the accelerators on file, without aliases."""
     return sorted({hardware.name for hardware in _known().values()})
+
+
+def hardware_on_file(name: str) -> Hardware:
+    """An accelerator by name or alias.
+
+    Raises:
+        UserError: not on file.
+    """
+    if name.lower() not in _known():
+        raise UserError(f"hardware {shown(name)} is not on file", f"use one of {', '.join(hardware_names())}")
+    return _known()[name.lower()]
 
 
 def measured_file() -> Path:
@@ -163,11 +174,11 @@ def load_hardware(name: str) -> Hardware:
     if name.lower() == THIS_MACHINE:
         if not measured_file().is_file():
             raise UserError(f"{THIS_MACHINE!r} was not measured yet", "run `mindmoe doctor --measure`")
-        return _parse(measured_file().read_text(encoding="utf-8"), str(measured_file()))
+        return _read(measured_file())
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
-        return _parse(path.read_text(encoding="utf-8"), name)
+        return _read(path)
     raise UserError(
-        f"hardware {name!r} is not on file",
+        f"hardware '{shown(name)}' is not on file",
         f"use one of {', '.join(hardware_names())}, {THIS_MACHINE!r} or a YAML file",
     )

@@ -146,9 +146,12 @@ def split_layers(
 
     `balanced` makes the last piece, which also holds the head (worth `head_layers` layers), so small that the
     slowest piece is as fast as can be. `even` does so only where the layers do not divide evenly. The last piece keeps
-    at least `least` layers.
+    at least `least` layers. With more pieces than layers the head, and then the embedding, is a piece of its own, as
+    Megatron counts them.
     """
     pieces = stages * chunks
+    if pieces > count:
+        return ((0,) * (pieces - count - 1) + (1,) * count + (0,))[:pieces]
     if pieces == 1 or (how == "even" and count % pieces == 0):
         return (count // pieces,) * pieces
 

@@ -12,6 +12,7 @@ from mindmoe.planner.search import SearchResult
 from mindmoe.planner.step import CostModel, Estimate, Workload
 
 GIB = 2.0**30
+TIE = 0.10  # the planner's own median error is of this size
 
 _MEMORY_MEANING = {
     "weights": "bf16 weights, 2 bytes a parameter; under ZeRO 3 divided by the replicas",
@@ -63,8 +64,8 @@ def schedule_text(layout: Layout) -> str:
     return f"{layout.schedule} x{layout.chunks}" if layout.chunks > 1 else layout.schedule
 
 
-def best_table(estimates: Sequence[Estimate]) -> TableData:
-    """Layouts side by side."""
+def best_table(estimates: Sequence[Estimate], own: Estimate | None = None) -> TableData:
+    """Layouts side by side, those within TIE of the first marked; the config's own layout comes last."""
     columns = (
         "#",
         "layout",
@@ -81,11 +82,12 @@ def best_table(estimates: Sequence[Estimate]) -> TableData:
         "limited by",
     )
     rows: list[tuple[str, ...]] = []
-    for number, estimate in enumerate(estimates, start=1):
+    for number, estimate in enumerate([*estimates, *([own] if own else [])], start=1):
         layout = estimate.layout
+        tie = number > 1 and estimate.step_s < (1.0 + TIE) * estimates[0].step_s
         rows.append(
             (
-                str(number),
+                ("config" if number > len(estimates) else str(number)) + (" =" if tie else ""),
                 layout.describe(),
                 str(layout.micro_batch_size),
                 str(layout.zero),
@@ -100,7 +102,8 @@ def best_table(estimates: Sequence[Estimate]) -> TableData:
                 estimate.limiter,
             )
         )
-    return TableData("Fastest layouts, one for each choice of tp, pp, ep and etp", columns, rows)
+    title = "Fastest layouts, one for each choice of tp, pp, ep and etp; = is a tie with the first, less than 10% apart"
+    return TableData(title, columns, rows)
 
 
 def rejected_table(result: SearchResult) -> TableData:

@@ -1,14 +1,16 @@
 """The command: what it prints and writes, and the documentation that repeats its figures."""
 
 import re
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from mindmoe.config import RunConfig
+from mindmoe.config import RunConfig, resolve
 from mindmoe.errors import UserError
-from mindmoe.load import load_config
+from mindmoe.load import dump_config, load_config
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.planner.auto import workload_of
 from mindmoe.planner.document import blocks, example_model, rewrite
@@ -17,7 +19,7 @@ from mindmoe.planner.layout import Layout
 from mindmoe.planner.main import config_fragment, plan
 from mindmoe.planner.report import html_table
 from mindmoe.planner.step import CostModel
-from mindmoe.planner.tables import TableData
+from mindmoe.planner.tables import TableData, best_table
 
 ROOT = Path(__file__).parents[3]
 
@@ -141,3 +143,36 @@ def test_the_documentation_shows_the_current_figures(gpt_oss_512):
 def test_a_page_without_its_marks_is_refused():
     with pytest.raises(UserError, match="marks the blocks"):
         rewrite("no marks", {"anchors": ""})
+
+
+def test_the_config_to_use_and_the_next_command_come_first(tmp_path, capsys):
+    """The command as it is printed makes the run that was planned."""
+    path = tmp_path / "small.yaml"
+    path.write_text(dump_config(run_config()))
+    config = load_config(path, ["name=other"])
+    assert plan(config, 16, "ascend-910b2", False, None, None, (str(path), "name=other")) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("# Layout planned for other on 16 ascend-910b2\n")
+    line = next(line for line in printed.splitlines() if line.startswith("  mindmoe launch "))
+    words = shlex.split(line)
+    assert words[3:5] == ["--cards", "16"] and words[5:9] == ["--nodes", "hosts.txt", "--cards-per-node", "8"]
+    run = load_config(words[2], words[9:])
+    keys = yaml.safe_load(printed.split("Write these")[0])
+    assert run.name == "other" and resolve(run, 16).parallel.dp == keys["parallel"]["dp"]
+    assert printed.index("parallel:") < printed.index("Fastest layouts")
+
+
+def test_the_layout_of_the_config_is_scored_beside_the_search(capsys):
+    plan(run_config(), 16, "ascend-910b2", False, None, None)
+    row = next(line for line in capsys.readouterr().out.splitlines() if "config" in line and "dp16" in line)
+    assert row.split()[1] == "config"
+    plan(run_config(global_batch_size=8), 16, "ascend-910b2", False, None, None)
+    assert "the config's own layout is none of 16 cards" in capsys.readouterr().out
+
+
+def test_ties_are_marked():
+    model = CostModel(load_hardware("ascend-910b2"), workload_of(run_config()))
+    first = model.estimate(Layout(dp=16, ep=2))
+    others = [replace(first, step_s=factor * first.step_s) for factor in (1.09, 1.11)]
+    rows = best_table([first, *others], first)
+    assert [row[0] for row in rows.rows] == ["1", "2 =", "3", "config ="]
