@@ -25,7 +25,11 @@ def renew(names: list[str]) -> None:
                 noise = traces.NOISE["bf16" if "train.precision=bf16" in runs.RUNS[name][1] else "fp32"]
                 jobs += [{"name": name, "run": name}]
                 jobs += [{"name": f"{name}-{draw}", "run": name, "noise": noise, "draw": draw} for draw in DRAWS]
-            runs.finish(runs.start(jobs, cards, folder), folder)
+            process = runs.start(jobs, cards, folder)
+            try:
+                runs.finish(process, folder)
+            finally:
+                runs.end(process)
             for name in chosen:
                 plain, *noisy = (traces.assemble(folder, one, cards) for one in (name, *(f"{name}-{n}" for n in DRAWS)))
                 bounds = traces.measured_bounds(plain, noisy)

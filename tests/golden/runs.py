@@ -2,15 +2,19 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from mindmoe.data.indexed import IndexedWriter
+from mindmoe.errors import UserError
+from mindmoe.ops.cpu.build import find_compiler
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -56,10 +60,11 @@ RUNS: dict[str, tuple[int, tuple[str, ...]]] = {
             "moe.balance={bias_rate: 0.001}",
         ),
     ),
-    "dp2-ep2": (2, ("train.micro_batch_size=1", "parallel.ep=2", "parallel.zero=1")),
-    "tp2": (2, ("parallel.tp=2", "data.document_attention=true")),
-    "pp2": (2, (*BF16, "parallel.pp=2", "train.micro_batch_size=1")),
-    "cp2": (2, ("parallel.cp=2",)),
+    # Half of the batch: every collective of theirs goes through sockets.
+    "dp2-ep2": (2, ("train.global_batch_size=2", "train.micro_batch_size=1", "parallel.ep=2", "parallel.zero=1")),
+    "tp2": (2, ("train.global_batch_size=2", "parallel.tp=2", "data.document_attention=true")),
+    "pp2": (2, (*BF16, "train.global_batch_size=2", "train.micro_batch_size=1", "parallel.pp=2")),
+    "cp2": (2, ("train.global_batch_size=2", "parallel.cp=2")),
 }
 
 
@@ -80,13 +85,14 @@ def write_tokens(prefix: Path, count: int, vocab: int) -> None:
                 document = []
 
 
-def start(jobs: Iterable[dict], cards: int, folder: Path) -> subprocess.Popen:
+def start(jobs: Iterable[dict], cards: int, folder: Path, **variables: str) -> subprocess.Popen:
     """Starts the processes that run jobs one after the other; they leave their traces in `folder`.
 
     Args:
         jobs: see program.py; `words` is filled in here.
         cards: processes, under msrun where there are several.
         folder: an empty one.
+        variables: of the environment, besides those that all runs have.
     """
     data = [f"data.{key}={folder / name}" for key, name in (("sources", "train"), ("valid", "valid"))]
     for name, count in (("train", 6000), ("valid", 600)):
@@ -100,9 +106,15 @@ def start(jobs: Iterable[dict], cards: int, folder: Path) -> subprocess.Popen:
         command += ["--tail_worker_log=-1"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3", "OMP_NUM_THREADS": "1"}
     env |= {"MINDMOE_LOCAL_WORLD": str(cards), "PATH": os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])}
+    env.pop("ONEDNN_MAX_CPU_ISA", None)
+    env |= variables
     with (folder / "output.txt").open("wb") as output:
         return subprocess.Popen(
-            [*command, str(HERE / "program.py"), str(folder)], env=env, stdout=output, stderr=subprocess.STDOUT
+            [*command, str(HERE / "program.py"), str(folder)],
+            env=env,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
 
 
@@ -112,6 +124,21 @@ def finish(process: subprocess.Popen, folder: Path) -> None:
     if code:
         said = [folder / "output.txt", *sorted((folder / "logs").glob("worker_*.log"))]
         raise RuntimeError("\n".join(path.read_text(errors="replace")[-3000:] for path in said if path.exists()))
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ends what is left of the processes of `start`."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def runnable(name: str) -> bool:
+    """Whether this machine has what a run needs: the C++ pack is compiled at its first use."""
+    try:
+        return not any("kernels=cpu" in word for word in RUNS[name][1]) or bool(find_compiler())
+    except UserError:
+        return False
 
 
 def _free_port() -> int:
