@@ -41,11 +41,11 @@ quickstart: setup
 	@scripts/quickstart.sh $(VENV)
 
 # A layer at a time: the dry tests run where MindSpore was never imported. Those of dry, kernels and wet need one core
-# each and share the machine; those of golden and dist start several processes themselves.
+# each; those of dist start several processes, which wait for each other for half of their time; golden fills the machine.
 SHARED := -n auto --dist worksteal
 test: $(VENV)/.dev
 	@failed=; for layer in $(LAYERS); do \
-	    case $$layer in */dry|*/kernels|*/wet) workers="$(SHARED)";; *) workers=;; esac; \
+	    case $$layer in */golden|*/house) workers=;; */dist) workers="-n 2 --dist worksteal";; *) workers="$(SHARED)";; esac; \
 	    echo "==== $$layer"; $(RUN) pytest $$workers $$layer || failed="$$failed $$layer"; \
 	done; [ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
 
