@@ -207,8 +207,9 @@ class DmrConfig(Scoring):
 
     `variant`: `threshold` keeps a slot whose score relative to the token's best, plus alpha times difficulty, is above
     the layer's threshold; `null` compares the score itself, as null experts do (arXiv 2406.13233); `expert_threshold`
-    keeps a threshold per expert (arXiv 2603.11535); `random_k` draws k uniformly around the mean, from the ids and
-    places of tokens, a placebo.
+    keeps a threshold per expert (arXiv 2603.11535); `random_k` draws k from the ids and places of tokens, a placebo:
+    every number within an equal distance below and above the mean is as likely, as far as `k_min`, `k_max` and the
+    experts of the chosen groups allow on both sides, so that the mean is held.
     """
 
     type: Literal["dmr"]
@@ -234,6 +235,13 @@ class DmrConfig(Scoring):
     def group_share(self) -> float:
         """The target of stage 1."""
         return self.groups.target / self.groups.num_groups
+
+    def drawn(self, moe: "MoeConfig") -> range:
+        """The numbers of experts that `random_k` draws from, each as likely; their mean is num_experts_per_tok."""
+        k, budget, groups = moe.num_experts_per_tok, self.budget, self.groups
+        reachable = moe.num_experts // groups.num_groups * groups.hard
+        reach = min(k - budget.k_min, budget.k_max - k, reachable - k)
+        return range(k - reach, k + reach + 1)
 
     @property
     def unbounded(self) -> "DmrConfig":
@@ -281,6 +289,11 @@ class DmrConfig(Scoring):
             yield (
                 "router.variant=random_k must not look at difficulty: set router.features.difficulty_head=false, "
                 "router.features.grad_ema=false, router.features.bigram=false and groups.easy = groups.hard"
+            )
+        if self.variant == "random_k" and len(self.drawn(moe)) == 1:
+            yield (
+                f"router.variant=random_k must have room below and above num_experts_per_tok={k} to hold that mean: "
+                f"set {at}.k_min below it, and {at}.k_max and the experts of router.groups.hard groups above it"
             )
         if self.features.difficulty_head and self.difficulty.target == "table" and not self.features.has_table:
             yield (

@@ -35,6 +35,7 @@ def build_dmr_router(moe: MoeConfig) -> Route:
     assert isinstance(config, DmrConfig)
     budget, groups, k = config.budget, config.groups, moe.num_experts_per_tok
     place = Tensor([list(range(budget.k_max))], ms.int32)  # (1, K)
+    drawn = config.drawn(moe)
 
     def route(
         logits: Tensor, selection_bias: Tensor | None, control: Tensor | None, difficulty: Tensor | None
@@ -53,7 +54,7 @@ def build_dmr_router(moe: MoeConfig) -> Route:
             ranking = ops.select(dynamic, relative, ranking)
         wanted, ids = ops.topk(ranking, budget.k_max)
         ids = ids.astype(ms.int32)
-        margins = _margins(config, wanted, control, difficulty, k)
+        margins = _margins(config, wanted, control, difficulty, drawn)
         threshold = control[THRESHOLD] if config.variant in ("threshold", "null") else Tensor(0.0, ms.float32)
         by_margin = ops.logical_or(place < budget.k_min, margins > threshold)
         keep = ops.logical_and(ops.select(dynamic, by_margin, place < k), wanted > 0.5 * NEVER)
@@ -81,18 +82,17 @@ def _groups_of(difficulty: Tensor | None, control: Tensor, dynamic: Tensor, easy
     return (hard - (hard - easy) * is_easy.astype(ms.int32)).expand_dims(1)
 
 
-def _margins(config: DmrConfig, wanted: Tensor, control: Tensor, difficulty: Tensor | None, k: int) -> Tensor:
+def _margins(config: DmrConfig, wanted: Tensor, control: Tensor, difficulty: Tensor | None, drawn: range) -> Tensor:
     """How much each slot (T, K) is wanted; wanted (T, K) are the ranking scores in descending order.
 
-    With `random_k`, the place of difficulty is taken by a uniform draw in [0, 1).
+    With `random_k`, the place of difficulty is taken by a uniform draw in [0, 1), which chooses one number of `drawn`.
     """
     if config.variant == "expert_threshold":
         return wanted
     place = ops.arange(0, config.budget.k_max, dtype=ms.float32).expand_dims(0)
     if config.variant == "random_k":
         assert difficulty is not None
-        spread = 2 * (k - config.budget.k_min) + 1
-        return config.budget.k_min + ops.floor(difficulty * spread).expand_dims(1) - place - 0.5
+        return drawn.start + ops.floor(difficulty * len(drawn)).expand_dims(1) - place - 0.5
     logarithm = wanted if config.score == "softmax_after_topk" else ops.log(ops.maximum(wanted, 1e-9))
     margins = logarithm - logarithm[:, :1] if config.variant == "threshold" else logarithm
     if difficulty is not None:

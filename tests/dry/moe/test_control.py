@@ -1,5 +1,7 @@
 """Controllers against quantiles, and a simulated run whose mean k must stay at its target."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -132,3 +134,34 @@ def test_the_table_forgets_by_occurrence():
     np.testing.assert_allclose(table, [[1.5, 1], [0, 0], [-1, 1]])
     again = updated_table(table, np.array([3.0, 1.0, 0.0]), np.array([0.0, 2.0, 0.0]), 0.95)
     np.testing.assert_allclose(again, [[1.5 * 0.95**3, 1], [2, 1], [-1, 1]], rtol=1e-6)
+
+
+def placebo(k: int, k_min: int, k_max: int, groups: dict | None = None) -> MoeConfig:
+    features = {"alpha": 0.0, "difficulty_head": False}
+    router = {"type": "dmr", "variant": "random_k", "budget": {"k_min": k_min, "k_max": k_max}, "features": features}
+    return MoeConfig.model_validate(
+        {"num_experts": 12, "num_experts_per_tok": k, "router": router | ({"groups": groups} if groups else {})}
+    )
+
+
+def test_the_mean_of_the_placebo_is_the_target_or_it_is_refused():
+    for k, k_min, k_max in itertools.product(range(1, 13), repeat=3):
+        if not k_min <= k <= k_max:
+            continue
+        if k_min == k or k == k_max:
+            with pytest.raises(ValueError, match=f"room below and above num_experts_per_tok={k}"):
+                placebo(k, k_min, k_max)
+            continue
+        moe = placebo(k, k_min, k_max)
+        drawn = moe.router.drawn(moe)
+        assert sum(drawn) == k * len(drawn) and len(drawn) > 1
+        assert k_min in drawn or k_max in drawn  # as wide as the bounds allow
+        assert k_min <= drawn[0] and drawn[-1] <= k_max
+
+
+def test_groups_bound_the_placebo_too():
+    groups = {"num_groups": 4, "easy": 2, "hard": 2, "target": 2.0}
+    moe = placebo(4, 1, 12, groups)
+    assert moe.router.drawn(moe) == range(2, 7)
+    with pytest.raises(ValueError, match="experts of router.groups.hard groups above it"):
+        placebo(6, 1, 12, groups)

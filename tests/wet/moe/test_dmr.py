@@ -124,6 +124,33 @@ def test_random_k_follows_the_draw_alone():
     np.testing.assert_array_equal(k, 1 + np.floor(draw * 5))
 
 
+@pytest.mark.parametrize(
+    ("k", "k_min", "k_max", "drawn"),
+    [(3, 1, 12, (1, 5)), (3, 1, 4, (2, 4)), (4, 1, 6, (2, 6)), (6, 5, 12, (5, 7)), (10, 1, 12, (8, 12))],
+)
+def test_random_k_holds_its_mean_whatever_bounds_it(k, k_min, k_max, drawn):
+    """Over all draws that there are, each number comes as often as any other, but for the rounding of 65536 draws."""
+    router = {"type": "dmr", "variant": "random_k", "budget": {"k_min": k_min, "k_max": k_max}, "features": OFF}
+    moe = MoeConfig(num_experts=E, num_experts_per_tok=k, router=DmrConfig.model_validate(router))
+    draw = Tensor(np.arange(65536, dtype=np.float32) / 65536)
+    used = (build_router(moe)(logits(5, 65536), None, control(), draw)[1].asnumpy() < E).sum(1)
+    counts = np.bincount(used)
+    assert (used.min(), used.max()) == drawn
+    assert np.ptp(counts[drawn[0] :]) <= 1
+    assert used.mean() == pytest.approx(k, abs=1e-3)
+
+
+def test_random_k_holds_its_mean_in_groups_that_bound_it():
+    """Two groups of three experts are chosen: no token can have more than six, whatever k_max is."""
+    groups = {"num_groups": 4, "easy": 2, "hard": 2, "target": 2.0}
+    router = {"type": "dmr", "variant": "random_k", "budget": {"k_min": 1, "k_max": 12}, "features": OFF}
+    moe = MoeConfig(num_experts=E, num_experts_per_tok=4, router=DmrConfig.model_validate(router | {"groups": groups}))
+    draw = Tensor(np.random.default_rng(8).random(20_000).astype(np.float32))
+    used = (build_router(moe)(logits(5, 20_000), None, control(), draw)[1].asnumpy() < E).sum(1)
+    assert (used.min(), used.max()) == (2, 6)
+    assert used.mean() == pytest.approx(4, abs=5 * 2**0.5 / 20_000**0.5)  # five standard errors of numbers 2 to 6
+
+
 def test_draws_of_the_placebo_are_uniform_over_real_ids_and_places():
     """The mean k is that of the budget although ids are far from uniform: places even them out."""
     rng = np.random.default_rng(11)
