@@ -5,15 +5,18 @@ each number of ranks.
 """
 
 import json
+import math
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from mindmoe.config import RunConfig
 from mindmoe.env import threads_per_rank, worker_environment
-from mindmoe.equiv.compare import GRADIENT, LOSS, WEIGHT, Difference, compare
+from mindmoe.equiv.compare import GRADIENT, LOSS, TIE, WEIGHT, Difference, compare
 from mindmoe.equiv.layouts import Layout, parse_layout
 from mindmoe.errors import UserError
 from mindmoe.launch.local import Failure, LocalRanks, free_port
@@ -21,6 +24,15 @@ from mindmoe.launch.ranks import Rank
 from mindmoe.load import dump_config
 
 _POLL = 0.2  # [s]
+_MODES = {"graph": "graph", "pynative": "op by op"}
+
+
+class _Job(NamedTuple):
+    """A run, the folder of its traces, and that of the process alone it is compared with; None for that itself."""
+
+    config: RunConfig
+    out: Path
+    alone: Path | None
 
 
 def equiv(config: RunConfig, words: Sequence[str], out: Path | None) -> int:
@@ -42,9 +54,13 @@ def equiv(config: RunConfig, words: Sequence[str], out: Path | None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         baselines = {layout.baseline_key: layout.baseline for layout in layouts}
         places = {key: folder / f"one-process-{index}" for index, key in enumerate(baselines)}
-        _run([(baselines[key], path) for key, path in places.items()], 1, folder)
+        _run([_Job(baselines[key], path, None) for key, path in places.items()], 1, folder)
         for world in sorted({layout.world for layout in layouts}):
-            jobs = [(layout.config, _place(folder, layout)) for layout in layouts if layout.world == world]
+            jobs = [
+                _Job(layout.config, _place(folder, layout), places[layout.baseline_key])
+                for layout in layouts
+                if layout.world == world
+            ]
             _run(jobs, world, folder)
         found = [
             (
@@ -63,20 +79,21 @@ def _place(folder: Path, layout: Layout) -> Path:
     return folder / layout.name.replace(",", "-").replace(" ", "")
 
 
-def _run(jobs: list[tuple[RunConfig, Path]], world: int, folder: Path) -> None:
+def _run(jobs: list[_Job], world: int, folder: Path) -> None:
     """Runs jobs on `world` processes of this machine.
 
     Raises:
         UserError: a rank failed, or time was up.
     """
-    config = jobs[0][0]
+    config = jobs[0].config
     logs = folder / f"logs-{world}"
     logs.mkdir(parents=True, exist_ok=True)
     listed = []
-    for index, (run, out) in enumerate(jobs):
+    for index, job in enumerate(jobs):
         file = logs / f"job-{index}.yaml"
-        file.write_text(dump_config(run), encoding="utf-8")
-        listed.append({"config": str(file), "out": str(out)})
+        file.write_text(dump_config(job.config), encoding="utf-8")
+        alone = {} if job.alone is None else {"alone": str(job.alone)}
+        listed.append({"config": str(file), "out": str(job.out), **alone})
     (logs / "jobs.json").write_text(json.dumps(listed), encoding="utf-8")
     ranks = LocalRanks(
         _command(config, world, logs),
@@ -121,49 +138,55 @@ def _report(found: list[tuple[Layout, Difference]], steps: int, out: Path | None
     """Prints the table, and writes it where a folder was given."""
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"largest differences from one process over {steps} steps in fp32", box=box.SIMPLE)
-    for heading in ("layout", "loss", "gradient", "weight", "element", "routing", "verdict"):
-        table.add_column(heading, justify="left" if heading in ("layout", "verdict") else "right", overflow="fold")
+    train, op_set = found[0][0].config.train, found[0][1].ops
+    what = f"largest differences from one process over {steps} steps in {train.precision}, ops: {op_set}"
+    table = Table(title=escape(what), box=box.SIMPLE, padding=0)
+    table.add_column("layout", overflow="fold")
+    for heading in ("steps", "loss", "gradient", "weight", "element", "routing", "ties"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     for layout, at in found:
+        figures = (at.loss, at.gradient, at.weight, at.element)
         table.add_row(
-            layout.name,
-            f"{at.loss:.1e}",
-            f"{at.gradient:.1e}",
-            f"{at.weight:.1e}",
-            f"{at.element:.1e}",
+            escape(layout.name),
+            str(at.steps),
+            *("-" if figure is None else f"{figure:.1e}" for figure in figures),
             str(at.routing),
-            "equal" if at.equal else "DIFFERS",
+            str(at.ties),
+            at.verdict,
         )
     console = Console()
     console.print(table)
     for layout, at in found:
-        where = f"gradient at {_short(at.gradient_at)}, weight at {_short(at.weight_at)}"
+        places = {"gradient": at.gradient_at, "weight": at.weight_at}
+        where = [f"{name} at {_short(parameter)}" for name, parameter in places.items() if parameter]
         missing = f", missing {', '.join(at.missing[:3])}" if at.missing else ""
-        console.print(f"{layout.name} on {layout.world} ranks: largest {where}{missing}", soft_wrap=True)
+        how = f"{layout.name} on {layout.world} ranks, {_MODES[layout.config.train.mode]}"
+        text = f"{how}: largest {', '.join(where) or 'unknown'}{missing}"
+        console.print(escape(text), soft_wrap=True)
     console.print(
         f"equal: loss within {LOSS:.0e}, every gradient within {GRADIENT:.0e} of its norm (of one number: its map's), "
         f"weights within {WEIGHT:.0e} of theirs (root mean squares; element: the single weight furthest off), "
-        "and every assignment the same"
+        "and every token at the same experts; these bounds are those of fp32"
     )
+    if any(at.ties for _, at in found):
+        console.print(
+            f"ties: tokens with other experts, on whom logits moved by {TIE:.0e} of their root mean square decide. "
+            "The step of a tie is compared up to its layer, and the next one begins from equal weights"
+        )
+    if train.precision != "fp32":
+        console.print("in bf16 other orders of summation differ by more: compare layouts with train.precision=fp32")
     if out is not None:
         rows = [
-            {
-                "layout": layout.name,
-                "ranks": layout.world,
-                "loss": at.loss,
-                "gradient": at.gradient,
-                "gradient_at": at.gradient_at,
-                "weight": at.weight,
-                "weight_at": at.weight_at,
-                "element": at.element,
-                "routing": at.routing,
-                "equal": at.equal,
-            }
+            {"layout": layout.name, "ranks": layout.world, "mode": layout.config.train.mode, "equal": at.equal}
+            | {name: value if value != math.inf else None for name, value in asdict(at).items()}
             for layout, at in found
         ]
-        (out / "equiv.json").write_text(json.dumps({"steps": steps, "layouts": rows}, indent=1), encoding="utf-8")
+        head = {"steps": steps, "precision": train.precision, "ops": op_set}
+        (out / "equiv.json").write_text(json.dumps({**head, "layouts": rows}, indent=1), encoding="utf-8")
 
 
 def _short(name: str) -> str:

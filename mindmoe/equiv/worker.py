@@ -1,14 +1,13 @@
 """The script that runs in every process of a comparison: one rank, under one layout after the other."""
 
 import faulthandler
-import json
 import os
 import sys
 from pathlib import Path
 
 
 def main(logs: Path, jobs_file: Path, device: str) -> int:
-    """Runs every job of the file; a job is a config and an output folder."""
+    """Runs every job of the file; a job is a config, an output folder, and the folder of the process alone, if any."""
     from mindmoe.env import is_scheduler, place, quiet_mindspore, threads_per_rank
     from mindmoe.launch.ranks import STACK_SIGNAL, Rank
     from mindmoe.position import record_in
@@ -27,16 +26,19 @@ def main(logs: Path, jobs_file: Path, device: str) -> int:
     rank.pid_file.write_text(str(os.getpid()), encoding="utf-8")
     code, reason = 1, ""
     try:
+        from mindmoe import strict_json
+        from mindmoe.equiv.compare import TIE
         from mindmoe.load import load_config
         from mindmoe.train.preflight import open_batches
         from mindmoe.train.setup import start_device
         from mindmoe.train.trace import trace
 
-        jobs = json.loads(jobs_file.read_text(encoding="utf-8"))
+        jobs = strict_json.checked(list[dict[str, str]], strict_json.read(jobs_file), str(jobs_file))
         start_device(load_config(jobs[0]["config"]), at)
         for job in jobs:
             config = load_config(job["config"])
-            trace(config, at, open_batches(config, "train"), Path(job["out"]))
+            alone = Path(job["alone"]) if "alone" in job else None
+            trace(config, at, open_batches(config, "train"), Path(job["out"]), alone=alone, rounding=TIE)
             print(f"done: {job['out']}", flush=True)
         code = 0
     except BaseException as error:

@@ -100,6 +100,20 @@ class MoeLayer(nn.Cell):
             Gates (T, K), ids (T, K), ids without the slots beyond the bound, sums over tokens, and what dynamic routing
             adds to the statistics.
         """
+        logits, bias, control, difficulty = self.deciding(x, weights)
+        known = None if difficulty is None else ops.stop_gradient(difficulty)
+        gates, ids, probs, margins, signals = self.route(logits, bias, control, known)
+        kept = ids if self.limit_slots is None else self.limit_slots(margins, ids)
+        more: tuple[Tensor, ...] = ()
+        if control is not None:
+            unknown = zeros_like(ops.stop_gradient(logits)[:, 0])
+            more = (*signals, unknown if difficulty is None else difficulty)
+        return gates, ids, kept, self.statistics(logits, ids, probs, x.shape[0]), more
+
+    def deciding(
+        self, x: Tensor, weights: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """What a router decides from: logits (T, E), selection bias, control and the difficulty of the tokens (T)."""
         tokens = x.astype(ms.float32).reshape((-1, x.shape[-1]))
         logits = self.score(tokens, weights[self.router_weight])
         if self.router_bias is not None:
@@ -107,16 +121,7 @@ class MoeLayer(nn.Cell):
         if self.domain is not None:
             chosen = ops.one_hot(weights[-1], self.domains, self.on, self.off)
             logits = logits + self.shift(chosen, weights[self.domain])
-        difficulty = self.difficulty(tokens, weights)
-        known = None if difficulty is None else ops.stop_gradient(difficulty)
-        control = take(weights, self.control)
-        gates, ids, probs, margins, signals = self.route(logits, take(weights, self.selection_bias), control, known)
-        kept = ids if self.limit_slots is None else self.limit_slots(margins, ids)
-        more: tuple[Tensor, ...] = ()
-        if control is not None:
-            unknown = zeros_like(ops.stop_gradient(logits)[:, 0])
-            more = (*signals, unknown if difficulty is None else difficulty)
-        return gates, ids, kept, self.statistics(logits, ids, probs, x.shape[0]), more
+        return logits, take(weights, self.selection_bias), take(weights, self.control), self.difficulty(tokens, weights)
 
     def difficulty(self, tokens: Tensor, weights: tuple[Tensor, ...]) -> Tensor | None:
         """Predicted difficulty (T) of tokens (T, D): by the head, else by a table, else unknown; or the draw."""

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from mindmoe.equiv.compare import compare
+
 
 @pytest.mark.parametrize(
     ("ranks", "layouts"),
@@ -16,6 +18,8 @@ import pytest
 def test_layouts_equal_one_process(equiv, tmp_path, ranks, layouts):
     code, output, found = equiv(tmp_path / "traces", 2, layouts)
     assert code == 0, output
+    assert (found["precision"], found["steps"]) == ("fp32", 2) and "fp32" in found["ops"]
+    assert "steps in fp32, ops: " in output and "1 threads" in output
     assert [row["layout"] for row in found["layouts"]] == layouts
     assert all(row["equal"] and row["ranks"] == ranks for row in found["layouts"])
 
@@ -60,3 +64,31 @@ def test_the_same_layout_twice_is_bitwise_equal(equiv, tmp_path):
         files = [np.load(tmp_path / "traces" / name / f"rank-{rank}.npz") for name in ("dp2-ep2", "ep2-dp2")]
         assert files[0].files == files[1].files
         assert all(np.array_equal(files[0][key], files[1][key]) for key in files[0].files)
+
+
+def test_a_layout_that_goes_the_other_way_at_a_tie_goes_on_from_equal_weights(equiv, start_ranks, tmp_path):
+    """One decision of the process alone is turned and called a tie: from its state after that step all is equal."""
+    layouts, out = ["dp2,zero3", "tp2,ep2,etp1,graph"], tmp_path / "traces"
+    assert equiv(tmp_path / "short", 1, ["dp2"], "optim.warmup_steps=1")[0] == 0
+    assert equiv(out, 3, layouts, "optim.warmup_steps=1")[0] == 0
+    alone = out / "one-process-0"
+    with np.load(tmp_path / "short" / "one-process-0" / "rank-0.npz") as file:
+        state = {key.split("|")[1]: file[key] for key in file.files if key.startswith("p|")}
+    with np.load(alone / "rank-0.npz") as file:
+        figures = {key: file[key] for key in file.files}
+    chosen = figures["r.0.1|0"]
+    other = next(expert for expert in range(16) if expert not in chosen[0])
+    figures["u.0.1|0"] = np.zeros((len(chosen), 16), bool)
+    figures["u.0.1|0"][0, [chosen[0, 0], other]] = True
+    chosen[0, 0] = other
+    np.savez(alone / "rank-0.npz", **figures)
+
+    def verdicts(state: dict[str, np.ndarray]) -> list[tuple[str, int, int]]:
+        np.savez(alone / "state-1.npz", **state)
+        start_ranks("../../../mindmoe/equiv/worker.py", 2, str(out / "logs-2"), str(out / "logs-2" / "jobs.json"), "cpu")
+        found = [compare(alone, out / name.replace(",", "-"), 2, 0.02) for name in layouts]
+        return [(at.verdict, at.ties, at.steps) for at in found]
+
+    assert verdicts(state) == [("equal", 1, 2)] * 2
+    state["model.norm.weight"] = 1.5 * state["model.norm.weight"]
+    assert verdicts(state) == [("DIFFERS", 1, 2)] * 2
