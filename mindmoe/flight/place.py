@@ -25,6 +25,8 @@ from mindmoe.train.folder import RunFolder
 def place(run: Path, step: int | None, num_ranks: int, out: Path) -> int:
     """Writes a step with its experts placed for `num_ranks` ranks, and prints the predicted gain; returns 0.
 
+    Where no placement is predicted to be better than the experts in order, it says so and writes nothing.
+
     Args:
         run: folder of the run.
         step: which checkpoint, by default the newest.
@@ -45,9 +47,12 @@ def place(run: Path, step: int | None, num_ranks: int, out: Path) -> int:
     traces = read_traces(run)
     check_same(traces)
     before, *_, after = placed(traces, num_ranks, 2.0 * config.model.hidden_size)
+    if not after.moved:
+        print(f"experts stay in order: no placement on {num_ranks} ranks is predicted to be better, nothing is written")
+        return 0
     orders = [permutation(placement) for placement in after.placements]
     published = _write(step_folder(run, step), out, orders)
-    print(f"{published}: experts of {len(orders)} layers placed for {num_ranks} ranks")
+    print(f"{published}: experts of {after.moved} of {len(orders)} layers placed for {num_ranks} ranks")
     for name, figure in (("busiest rank / mean", "imbalance"), ("bytes a token, one direction", "bytes_per_token")):
         print(f"  predicted {name}: {_change(before, after, figure)}")
     return 0

@@ -27,6 +27,9 @@ PAGE = (
 <tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {%- endfor %}
 </tbody></table></div>
+{%- if table.conclusion %}
+<p>{{ table.conclusion }}</p>
+{%- endif %}
 {%- endfor %}
 <h2>Load of every expert</h2>
 <div class="charts"><figure class="wide" role="img" aria-label="load of every expert">
@@ -65,6 +68,8 @@ def write_routing_report(run: Path, num_ranks: int, out: Path | None) -> Path:
         for row in table["rows"]:  # type: ignore[attr-defined]
             printed.add_row(*row)
         console.print(printed)
+        if table["conclusion"]:
+            console.print(str(table["conclusion"]), soft_wrap=True)
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
     load = loads(traces[-1])
     steps = ", ".join(f"{trace.step:,}" for trace in traces)
@@ -99,6 +104,7 @@ def tables(config: RunConfig, traces: Sequence[Trace], num_ranks: int) -> Iterat
             [str(at.k), f"{at.mean_k:.3f}", f"{at.cv:.3f}", f"{at.max_vio:.2f}"]
             for at in (balance(traces, k) for k in counts)
         ],
+        "conclusion": "",
     }
     yield {
         "title": "Capacity",
@@ -109,12 +115,15 @@ def tables(config: RunConfig, traces: Sequence[Trace], num_ranks: int) -> Iterat
             for factor in FACTORS
             for at in [dropped(traces, factor, float(moe.num_experts_per_tok))]
         ],
+        "conclusion": "",
     }
     ways = placed(traces, num_ranks, row)
+    moved, layers = ways[-1].moved, len(ways[-1].placements)
     yield {
         "title": f"Placement on {num_ranks} ranks",
         "note": "predicted from the newer half of the records for placements made from the older half; a token goes to "
-        "a rank once, whatever the number of its experts there, in bf16",
+        "a rank once, whatever the number of its experts there, in bf16. A layer stays in order unless the busiest "
+        "rank's load times the bytes falls and neither of them grows, each by more than another batch moves it",
         "head": ["experts", "busiest rank / mean", "bytes a token, one direction", "ranks a token"],
         "rows": [
             [
@@ -125,6 +134,9 @@ def tables(config: RunConfig, traces: Sequence[Trace], num_ranks: int) -> Iterat
             ]
             for way in ways
         ],
+        "conclusion": f"{moved} of {layers} layers gain by another placement; `mindmoe ckpt place` writes it"
+        if moved
+        else "experts stay in order: no placement is predicted to be better",
     }
 
 

@@ -54,6 +54,11 @@ class Placed:
         """Mean over layers of a figure of the predictions."""
         return float(np.mean([getattr(prediction, figure) for prediction in self.predictions]))
 
+    @property
+    def moved(self) -> int:
+        """Layers whose experts are not in order."""
+        return sum(bool((np.diff(placement.experts.reshape(-1)) < 0).any()) for placement in self.placements)
+
 
 def loads(trace: Trace, k: int | None = None) -> np.ndarray:
     """Assignments of each expert (L, E), from the best k places of each token, by default all."""
@@ -96,9 +101,10 @@ def dropped(traces: Sequence[Trace], factor: float, per_token: float) -> Dropped
 
 
 def placed(traces: Sequence[Trace], num_ranks: int, bytes_per_row: float) -> list[Placed]:
-    """Experts in order, packed by load, and packed with pair swaps; each layer on its own.
+    """Experts in order, packed by load, packed with pair swaps, and last what is proposed; each layer on its own.
 
-    Placements are made from the older half of the traces and judged on the newer one, where there are two.
+    Placements are made from the older half of the traces and judged on the newer one, where there are two. Proposed is
+    the better of the two that were made, or the experts in order where neither is better than that.
 
     Args:
         traces: decisions, oldest first.
@@ -112,25 +118,36 @@ def placed(traces: Sequence[Trace], num_ranks: int, bytes_per_row: float) -> lis
     in_order = contiguous(experts, num_ranks)
     half = len(traces) // 2
     seen, unseen = (traces[:half], traces[half:]) if half else (traces, traces)
-    ways: dict[str, list[Placement]] = {"in order": [], "packed by load": [], "packed and swapped": []}
+    names = ("in order", "packed by load", "packed and swapped", "proposed")
+    ways = [Placed(name=name, placements=[], predictions=[]) for name in names]
     for layer in range(len(traces[0].ids)):
-        ids = np.concatenate([_rows(trace, layer) for trace in seen])
-        load = np.bincount(ids.reshape(-1), minlength=experts + 1)[:experts].astype(np.float64)
+        older, newer = (np.concatenate([_rows(trace, layer) for trace in part]) for part in (seen, unseen))
+        load = np.bincount(older.reshape(-1), minlength=experts + 1)[:experts].astype(np.float64)
         by_load = pack(load, num_ranks)
-        ways["in order"].append(in_order)
-        ways["packed by load"].append(by_load)
-        ways["packed and swapped"].append(swap_pairs(by_load, load, coactivation(ids, experts)))
-    return [
-        Placed(
-            name=name,
-            placements=placements,
-            predictions=[
-                predict(placement, np.concatenate([_rows(trace, layer) for trace in unseen]), experts, bytes_per_row)
-                for layer, placement in enumerate(placements)
-            ],
-        )
-        for name, placements in ways.items()
-    ]
+        made = [in_order, by_load, swap_pairs(by_load, load, coactivation(older, experts))]
+        judged = [predict(placement, newer, experts, bytes_per_row) for placement in made]
+        whole = np.concatenate([older, newer])
+        over_all = [predict(placement, whole, experts, bytes_per_row) for placement in made]
+        noise = noise_of(int((newer < experts).sum()), num_ranks)
+        costs = [max(_cost(judged[n], judged[0], noise), _cost(over_all[n], over_all[0], noise)) for n in range(3)]
+        best = int(np.argmin(costs))
+        chosen = best if costs[best] < 1.0 - noise else 0
+        for way, number in zip(ways, (0, 1, 2, chosen), strict=True):
+            way.placements.append(made[number])
+            way.predictions.append(judged[number])
+    return ways
+
+
+def noise_of(assignments: int, num_ranks: int) -> float:
+    """How far another batch of as many assignments moves the load of a rank, as a share of it; from 1% to 5%."""
+    return float(np.clip(np.sqrt(num_ranks / max(assignments, 1)), 0.01, 0.05))
+
+
+def _cost(new: Prediction, old: Prediction, noise: float) -> float:
+    """What is left of the load of the busiest rank times the bytes sent; infinite where either grows beyond noise."""
+    pairs = ((new.imbalance, old.imbalance), (new.bytes_per_token, old.bytes_per_token))
+    left = [now / was if was else 1.0 if not now else np.inf for now, was in pairs]
+    return float(np.prod(left)) if max(left) <= 1.0 + noise else np.inf
 
 
 def check_same(traces: Sequence[Trace]) -> None:

@@ -13,9 +13,9 @@ from mindmoe.cli import main
 from mindmoe.config import RunConfig
 from mindmoe.errors import UserError
 from mindmoe.flight.trace import FOLDER, Trace, read_traces, write_trace
-from mindmoe.flight.what_if import balance, check_same, dropped, placed
+from mindmoe.flight.what_if import balance, check_same, dropped, noise_of, placed
 from mindmoe.load import dump_config
-from mindmoe.moe.placement import renumbered
+from mindmoe.moe.placement import predict, renumbered
 
 L, B, S, K, E = 3, 4, 96, 3, 8
 CONFIG = {
@@ -116,12 +116,79 @@ def test_dropped_equals_a_loop_over_sequences(run, factor):
 
 
 def test_placement_finds_what_belongs_together_on_unseen_decisions(run):
-    before, by_load, after = placed(read_traces(run), 2, 100.0)
-    assert [way.name for way in (before, by_load, after)] == ["in order", "packed by load", "packed and swapped"]
+    before, *made, after = placed(read_traces(run), 2, 100.0)
+    assert [way.name for way in made] == ["packed by load", "packed and swapped"]
+    assert (before.name, after.name, before.moved, after.moved) == ("in order", "proposed", 0, L)
     for placement in after.placements:
         assert {int(expert) % 2 for expert in placement.experts[0]} in ({0}, {1})
     assert after.mean("bytes_per_token") < 0.8 * before.mean("bytes_per_token")
     assert after.mean("ranks_per_token") == pytest.approx(1.0)
+
+
+def traces_of(ids: np.ndarray) -> list[Trace]:
+    """Eight records (8, L, B, S, K) of sixteen experts."""
+    return [Trace(step=step, ids=part.astype(np.uint16), num_experts=16) for step, part in enumerate(ids)]
+
+
+def themed(rng: np.random.Generator, themes: np.ndarray) -> np.ndarray:
+    """Tokens that choose two experts of one theme; themes (8 or 1, G, 16 / G)."""
+    theme = rng.integers(0, themes.shape[1], (8, L, B, S))
+    own = np.argsort(rng.random((8, L, B, S, themes.shape[2])), -1)[..., :2]
+    record = np.broadcast_to(np.arange(8).reshape(8, 1, 1, 1, 1), own.shape) % len(themes)
+    return themes[record, theme[..., None], own]
+
+
+def skewed(rng: np.random.Generator, heavy: np.ndarray) -> np.ndarray:
+    """Tokens that choose the `heavy` experts of each record (8, H) more often."""
+    wish = rng.gumbel(size=(8, L, B, S, 16))
+    for record in range(8):
+        wish[record][..., heavy[record]] += 1.5
+    return np.argsort(-wish, -1)[..., :2]
+
+
+ADVERSARIAL = {
+    "no structure": lambda rng: np.argsort(rng.random((8, L, B, S, 16)), -1)[..., :2],
+    "in order is best": lambda rng: themed(rng, np.arange(16).reshape(1, 4, 4)),
+    "themes of the older half are torn apart in the newer": lambda rng: themed(
+        rng, np.stack([np.arange(16).reshape(4, 4).T] * 4 + [np.arange(16).reshape(4, 4)] * 4)
+    ),
+    "other experts are heavy in the newer half": lambda rng: skewed(rng, np.array([[0, 1, 2]] * 4 + [[4, 8, 12]] * 4)),
+    "one expert has everything": lambda rng: np.where(np.arange(2) == 0, 5, np.full((8, L, B, S, 2), 16)),
+    "nothing was chosen": lambda rng: np.full((8, L, B, S, 2), 16),
+}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("case", ADVERSARIAL)
+def test_what_is_worse_than_in_order_is_never_proposed(case, ranks):
+    traces = traces_of(ADVERSARIAL[case](np.random.default_rng(3)))
+    before, *_, after = placed(traces, ranks, 100.0)
+    for layer in range(L):
+        noise = noise_of(sum(int((trace.ids[layer] < 16).sum()) for trace in traces[4:]), ranks)
+        for part in (traces, traces[4:]):
+            ids = np.concatenate([trace.ids[layer].reshape(-1, 2) for trace in part])
+            was, now = (predict(way.placements[layer], ids, 16, 100.0) for way in (before, after))
+            assert now.imbalance <= (1 + noise) * was.imbalance
+            assert now.bytes_per_token <= (1 + noise) * was.bytes_per_token
+            product = was.imbalance * was.bytes_per_token
+            assert now == was or now.imbalance * now.bytes_per_token < (1 - noise) * product
+    if case in ("in order is best", "nothing was chosen") or ranks == 1:
+        assert not after.moved
+        np.testing.assert_array_equal(after.placements[0].experts, before.placements[0].experts)
+
+
+def test_the_noise_of_a_batch_is_that_of_its_counts():
+    assert noise_of(40_000 * 4, 4) == 0.01 and noise_of(4 * 1600, 4) == pytest.approx(0.025) and noise_of(0, 4) == 0.05
+
+
+def test_in_order_stays_where_nothing_is_better(run, tmp_path, capsys):
+    for step in range(1, 9):
+        record(run, step, np.argsort(np.random.default_rng(step).random((L, B, S, E)), -1)[..., :K])
+    assert main(["report", str(run), "--routing", "--ranks", "2"]) == 0
+    sentence = "experts stay in order: no placement is predicted to be better"
+    assert sentence in capsys.readouterr().out and sentence in (run / "routing.html").read_text()
+    assert main(["ckpt", "place", str(run), "--ranks", "2", "--out", str(tmp_path / "placed")]) == 0
+    assert "experts stay in order" in capsys.readouterr().out and not (tmp_path / "placed").exists()
 
 
 def test_records_of_two_models_are_refused(run):
@@ -134,7 +201,8 @@ def test_the_report_holds_every_table(run, capsys):
     assert main(["report", str(run), "--routing", "--ranks", "4"]) == 0
     page = (run / "routing.html").read_text()
     assert "Placement on 4 ranks" in page and "packed and swapped" in page and "Capacity" in page and "<svg" in page
-    assert "Fewer experts" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Fewer experts" in out and "3 of 3 layers gain by another placement" in out
     assert main(["report", str(run), "--routing", "--ranks", "3"]) == 2
     assert "3 ranks must divide 8 experts" in capsys.readouterr().err
 
