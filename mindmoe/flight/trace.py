@@ -7,6 +7,8 @@ smaller k can be replayed.
 
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,24 @@ from pathlib import Path
 import numpy as np
 
 from mindmoe.errors import UserError
+from mindmoe.files import FileError, open_regular, shown
 
 _FILE = re.compile(r"step-(\d{8})-rank-(\d{5})\.npz")
+_MOST = 2**30  # decisions of a step that fit a report
+_DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What NumPy and zipfile raise for files that are none of theirs."""
+
 FOLDER = "routing"
 """Below the folder of a run."""
 
@@ -97,24 +115,67 @@ def read_traces(run: Path, last: int = 8) -> list[Trace]:
 
 def _read(step: int, paths: list[Path]) -> Trace | None:
     """The decisions of a step; None while a rank's file is missing, as after a kill."""
-    whole, known = None, np.zeros(0, bool)
-    experts = 0
+    whole, known, sizes = None, np.zeros(0, bool), None
     for path in paths:
         try:
-            with np.load(path, allow_pickle=False) as file:
-                layers, length, experts = (int(size) for size in file["sizes"])
-                positions = file["positions"]
-                for name in file.files:
-                    if not name.startswith("layer-"):
-                        continue
-                    rows, layer = file[name], int(name.removeprefix("layer-"))
-                    if whole is None:
-                        whole = np.zeros((layers, rows.shape[0], length, rows.shape[2]), np.uint16)
-                        known = np.zeros((layers, length), bool)
-                    whole[layer][:, positions] = rows
-                    known[layer, positions] = True
-        except (OSError, ValueError, KeyError, IndexError) as error:
-            raise UserError(f"{path} is damaged: {error}", "delete it") from error
+            part = _part(path)
+            if sizes is None:
+                sizes = part.sizes
+            _require(part.sizes == sizes, f"it is of another model than {paths[0].name}")
+            layers, length, experts = sizes
+            for layer, rows in part.layers.items():
+                shape = (layers, rows.shape[0], length, rows.shape[2])
+                if whole is None:
+                    _require(np.prod(shape, dtype=float) <= _MOST, f"{shape} are too many decisions")
+                    whole, known = np.zeros(shape, np.uint16), np.zeros((layers, length), bool)
+                _require(whole.shape == shape, f"{shape} does not fit {whole.shape}")
+                whole[layer][:, part.positions] = rows
+                known[layer, part.positions] = True
+        except _DAMAGE as error:
+            if isinstance(error, FileError):
+                raise
+            raise UserError(f"{shown(str(path), 300)} is damaged: {shown(str(error), 200)}", "delete it") from error
     if whole is None or not known.all():
         return None
     return Trace(step=step, ids=whole, num_experts=experts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Part:
+    """What a rank's file holds: sizes (layers, S, E), positions (S'), and by layer rows (B, S', K)."""
+
+    sizes: tuple[int, int, int]
+    positions: np.ndarray
+    layers: dict[int, np.ndarray]
+
+
+def _part(path: Path) -> _Part:
+    """A rank's file, everything in it checked.
+
+    Raises:
+        FileError: it cannot be read.
+        Exception: one of _DAMAGE.
+    """
+    with open_regular(path, follow=False) as opened, zipfile.ZipFile(opened) as zipped:
+        unpacked = sum(member.file_size for member in zipped.infolist())
+        _require(unpacked <= 2 * _MOST, f"{unpacked} bytes unpacked are too many")
+        with np.load(opened, allow_pickle=False) as file:
+            sizes, positions = file["sizes"], file["positions"]
+            _require(sizes.shape == (3,) and sizes.dtype.kind == "i" and (sizes > 0).all(), "sizes are no sizes")
+            layers, length, experts = (int(size) for size in sizes)
+            _require(positions.ndim == 1 and positions.dtype.kind == "i", "positions are no positions")
+            _require(((positions >= 0) & (positions < length)).all(), f"a position lies outside {length} tokens")
+            found = {}
+            for name in (name for name in file.files if name.startswith("layer-")):
+                layer, rows = int(name.removeprefix("layer-")), file[name]
+                _require(0 <= layer < layers, f"{name} lies outside {layers} layers")
+                _require(rows.dtype == np.uint16 and rows.ndim == 3, f"{name} holds no decisions")
+                _require(rows.shape[1] == positions.size, f"{name} has {rows.shape[1]} of {positions.size} tokens")
+                _require(rows.size > 0 and int(rows.max()) <= experts, f"{name} names no expert below {experts}")
+                found[layer] = rows
+    return _Part(sizes=(layers, length, experts), positions=positions, layers=found)
+
+
+def _require(holds: object, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)

@@ -6,7 +6,6 @@ Proposals come from a thread of rank 0 that asks the side process; a step never 
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,12 +15,15 @@ import numpy as np
 
 from mindmoe.config import RunConfig
 from mindmoe.errors import UserError
+from mindmoe.files import replace_file
 from mindmoe.moe.config import DmrConfig
 from mindmoe.parallel.collectives import host_sum
 from mindmoe.parallel.groups import Groups
+from mindmoe.schema import Section
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.step import TrainStep
 from mindmoe.tune.config import ALPHA, AUX, BIAS, TAU, OnlineConfig
+from mindmoe.tune.log import read_log
 from mindmoe.tune.online import Decision, OnlineTuner, Window
 from mindmoe.tune.search import Proposal, Trial, Tuner
 from mindmoe.tune.space import Levels, Space
@@ -74,6 +76,26 @@ class Proposals:
         self.tuner.close()
 
 
+class Change(Section):
+    """A line of `qea.jsonl`: what a window begins with, and what was decided of the candidate before it, if anything.
+
+    `value` is the candidate's objective relative to the first incumbent, `gain` to the present one.
+    """
+
+    step: int
+    settings: dict[str, float]
+    exploring: bool = False
+    incumbent: list[int] = []
+    levels: list[int] | None = None
+    accepted: bool | None = None
+    value: float | None = None
+    gain: float | None = None
+    z: float | None = None
+    source: str | None = None
+    latency: float | None = None
+    gap_to_exhaustive: float | None = None
+
+
 class Online:
     """Tunes a run, or replays a log.
 
@@ -97,16 +119,18 @@ class Online:
         self.proposals: Proposals | None = None
         self.tuner: OnlineTuner | None = None
         self.replayed = _replayed(Path(self.qea.replay)) if self.qea.replay else None
-        before: list[dict[str, Any]] = []
+        before: list[Change] = []
         if self.replayed is None:  # a replay leaves every log as it is, its own among them
             before = _cut(self.log, start) if self.leader else _lines(self.log, start)
         if before:
-            self.levels = tuple(before[-1]["incumbent"])
+            self.levels = tuple(before[-1].incumbent)
         if self.leader and self.replayed is None:
             self.proposals = Proposals(self.qea, self.levels)
             self.tuner = OnlineTuner(self.qea, self.levels, self.proposals)
             self.tuner.trials += [
-                Trial(tuple(line["levels"]), line["value"]) for line in before if line.get("value") is not None
+                Trial(tuple(line.levels), line.value)
+                for line in before
+                if line.levels is not None and line.value is not None
             ]
         if self.replayed is not None:
             past = [step for step in self.replayed if step < start]
@@ -197,21 +221,21 @@ class Online:
         log.info("qea: %s", record)
 
 
-def _lines(path: Path, start: int) -> list[dict[str, Any]]:
-    """Records of a log of steps before `start`; a line torn by a kill is left out."""
-    if not path.exists():
-        return []
-    whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    return [record for record in map(json.loads, whole) if record["step"] < start]
+def _lines(path: Path, start: int) -> list[Change]:
+    """Records of a log of steps before `start`; a line torn by a kill is left out.
+
+    Raises:
+        UserError: a whole line is damaged.
+    """
+    return [record for record in read_log(path, Change) if record.step < start]
 
 
-def _cut(path: Path, start: int) -> list[dict[str, Any]]:
+def _cut(path: Path, start: int) -> list[Change]:
     """The same, and cuts the file to it: what came later will be run again."""
     kept = _lines(path, start)
     if path.exists():
-        aside = path.with_name(f".{path.name}")  # other ranks may be reading it
-        aside.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        os.replace(aside, path)
+        lines = [record.model_dump_json(exclude_unset=True) + "\n" for record in kept]
+        replace_file(path, "".join(lines))  # other ranks may be reading it
     return kept
 
 
@@ -221,8 +245,7 @@ def _replayed(path: Path) -> dict[int, dict[str, float]]:
     Raises:
         UserError: it is no such log.
     """
-    try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {int(record["step"]): dict(record["settings"]) for record in records}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"qea.replay={path} is no log of online tuning: {error}", "name a qea.jsonl") from error
+    records = read_log(path, Change, follow=True)
+    if not records:
+        raise UserError(f"qea.replay={path} holds no change of a setting", "name the qea.jsonl of a run")
+    return {record.step: record.settings for record in records}

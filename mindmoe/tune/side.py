@@ -1,6 +1,5 @@
 """QAOA in a warm side process that a training step never waits for (dry)."""
 
-import json
 import selectors
 import subprocess
 import sys
@@ -8,9 +7,13 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
+from mindmoe import strict_json
 from mindmoe.env import solver_environment
+from mindmoe.files import shown
 from mindmoe.tune.qubo import Qubo
 from mindmoe.tune.solver_process import encode_request
+
+_LINE = 16 * 2**20  # [bytes] that an answer may have; more without an end of the line is none
 
 
 class SideSolver:
@@ -24,7 +27,7 @@ class SideSolver:
 
     def __init__(self, backend: str, python: str | None = None, command: Sequence[str] | None = None):
         self.command = list(command or [python or sys.executable, "-m", "mindmoe.tune.solver_process", backend])
-        self.number = 0
+        self.number = self.states = 0
         self.problem = ""
         self.backend = ""
         self.useless = False
@@ -39,7 +42,7 @@ class SideSolver:
         if not self.backend:
             return False
         assert self.process is not None and self.process.stdin is not None
-        self.number += 1
+        self.number, self.states = self.number + 1, 2**qubo.num_bits
         try:
             self.process.stdin.write((encode_request(self.number, qubo, depth, shots, seed) + "\n").encode())
             self.process.stdin.flush()
@@ -57,8 +60,15 @@ class SideSolver:
                 self._restart("the side process ended")
                 return None
             if message and message.get("id") == self.number:
-                self.problem = message.get("error", "")
-                return message.get("states")
+                states, error = message.get("states"), message.get("error")
+                if isinstance(error, str):
+                    self.problem = shown(error, 300)
+                    return None
+                if not _are_states(states, self.states):
+                    self._restart(f"the answer is no list of states below {self.states}")
+                    return None
+                self.problem = ""
+                return states
         self._restart(f"no answer within {timeout:.3g} s")
         return None
 
@@ -104,13 +114,15 @@ class SideSolver:
         if line is None:
             return None
         try:
-            message = json.loads(line)
-        except ValueError:
+            message = strict_json.parse(line, "the side process")
+        except strict_json.JsonError:
             return None  # a library that prints on standard output
-        if "ready" in message:
-            self.backend = message["ready"]
-        if "dead" in message:  # it would die again: an import does not heal
-            self.problem, self.useless = message["dead"], True
+        if not isinstance(message, dict):
+            return None
+        if isinstance(ready := message.get("ready"), str):
+            self.backend = shown(ready)
+        if isinstance(dead := message.get("dead"), str):  # it would die again: an import does not heal
+            self.problem, self.useless = shown(dead, 300), True
         return message
 
     def _line(self, timeout: float) -> bytes | None:
@@ -126,5 +138,13 @@ class SideSolver:
                 if not piece:
                     return None
                 self._buffer += piece
+                if len(self._buffer) > _LINE:
+                    self._restart(f"a line of more than {_LINE} bytes")
+                    return None
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
+
+
+def _are_states(states: Any, count: int) -> bool:
+    """Whether it is a list of at least one state, each from 0 to `count` - 1."""
+    return isinstance(states, list) and bool(states) and all(type(x) is int and 0 <= x < count for x in states)

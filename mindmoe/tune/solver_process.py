@@ -71,11 +71,13 @@ def serve(wanted: str, requests: TextIO, answers: TextIO) -> None:
 
     say({"ready": backend})
     for line in requests:
-        request = json.loads(line)
+        number = None
         try:
+            request = json.loads(line)
+            number = request["id"]
             say(answer(request, backend))
         except Exception as error:  # whatever a simulator raises, the caller needs an answer to fall back on
-            say({"id": request["id"], "error": f"{type(error).__name__}: {error}"})
+            say({"id": number, "error": f"{type(error).__name__}: {error}"})
 
 
 if __name__ == "__main__":

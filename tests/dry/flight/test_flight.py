@@ -1,5 +1,7 @@
 """The flight recorder: files put together, what-ifs against loops, and a checkpoint with its experts placed."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from mindmoe.checkpoint.retention import Retention
 from mindmoe.cli import main
 from mindmoe.config import RunConfig
 from mindmoe.errors import UserError
+from mindmoe.flight import trace as recorder
 from mindmoe.flight.trace import FOLDER, Trace, read_traces, write_trace
 from mindmoe.flight.what_if import balance, check_same, dropped, noise_of, placed
 from mindmoe.load import dump_config
@@ -75,6 +78,79 @@ def test_a_step_that_a_rank_did_not_finish_is_left_out_and_a_damaged_file_named(
     assert read_traces(run)[-1].step == 7
     (run / FOLDER / "step-00000007-rank-00000.npz").write_bytes(b"PK nonsense")
     with pytest.raises(UserError, match="step-00000007-rank-00000.npz is damaged"):
+        read_traces(run)
+
+
+def arrays(**changed) -> Callable[[Path], None]:
+    """What a rank's file of one layer holds, with some arrays replaced, or left out where they are None."""
+    usual = {"sizes": np.array((1, S, E)), "positions": np.arange(S, dtype=np.int32)}
+    usual |= {"layer-0": np.zeros((B, S, K), np.uint16)} | changed
+    return lambda path: np.savez(path, **{name: value for name, value in usual.items() if value is not None})
+
+
+HOSTILE = {
+    "empty": lambda path: path.write_bytes(b""),
+    "no archive": lambda path: path.write_bytes(b"PK\x03\x04" + bytes(100)),
+    "one array": lambda path: path.write_bytes(b"\x93NUMPY\x01\x00"),
+    "pickle": lambda path: np.savez(path, sizes=np.array([{}], object)),
+    "pipe": lambda path: os.mkfifo(path),
+    "link": lambda path: path.symlink_to("/dev/zero"),
+    "folder": lambda path: path.mkdir(),
+    "no sizes": arrays(sizes=None),
+    "no positions": arrays(positions=None),
+    "sizes of another kind": arrays(sizes=np.array(["a", "b", "c"])),
+    "four sizes": arrays(sizes=np.array((1, S, E, 1))),
+    "negative sizes": arrays(sizes=np.array((1, -S, E))),
+    "huge sizes": arrays(sizes=np.array((2**40, 2**40, E))),
+    "positions beyond the sequence": arrays(positions=np.arange(S) + 1),
+    "negative positions": arrays(positions=-np.arange(S)),
+    "positions of floats": arrays(positions=np.arange(S) + 0.5),
+    "a layer beyond the last": arrays(**{"layer-1": np.zeros((B, S, K), np.uint16)}),
+    "a negative layer": arrays(**{"layer--1": np.zeros((B, S, K), np.uint16)}),
+    "a layer of words": arrays(**{"layer-x\x1b[2J": np.zeros((B, S, K), np.uint16)}),
+    "experts beyond the last": arrays(**{"layer-0": np.full((B, S, K), E + 1, np.uint16)}),
+    "experts of floats": arrays(**{"layer-0": np.zeros((B, S, K))}),
+    "too few tokens": arrays(**{"layer-0": np.zeros((B, S - 1, K), np.uint16)}),
+    "no token": arrays(**{"layer-0": np.zeros((0, S, K), np.uint16)}),
+    "two dimensions": arrays(**{"layer-0": np.zeros((S, K), np.uint16)}),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_whatever_a_record_holds_the_answer_is_a_sentence(tmp_path, kind):
+    (tmp_path / FOLDER).mkdir()
+    HOSTILE[kind](tmp_path / FOLDER / "step-00000001-rank-00000.npz")
+    with pytest.raises(UserError) as caught:
+        read_traces(tmp_path)
+    assert "step-00000001-rank-00000.npz" in str(caught.value) and str(caught.value).isprintable()
+
+
+def test_what_unpacks_to_more_than_a_report_can_hold_is_refused(run, monkeypatch):
+    monkeypatch.setattr(recorder, "_MOST", B * S * K)
+    with pytest.raises(UserError, match="unpacked are too many"):
+        read_traces(run)
+
+
+def test_a_truncated_or_flipped_record_is_named(run):
+    path = run / FOLDER / "step-00000008-rank-00000.npz"
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for cut in rng.integers(0, len(whole), 20):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(UserError, match="step-00000008-rank-00000.npz"):
+            read_traces(run)
+    for at in rng.integers(0, len(whole), 60):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            read_traces(run)
+        except UserError as error:
+            assert "step-00000008-rank-00000.npz" in str(error)
+
+
+def test_ranks_of_two_models_in_one_step_are_refused(run):
+    record(run, 8, decisions(8))
+    write_trace(run, 8, 3, [(range(2, 3), np.zeros((1, B * S // 2, K), int))], np.arange(S // 2), (L, S, E + 1))
+    with pytest.raises(UserError, match="of another model"):
         read_traces(run)
 
 

@@ -21,6 +21,19 @@ FAKES = {
     '    print(\'{"id": %d, "error": "ValueError: no"}\' % n, flush=True)',
     "crashes": READY + "input()\nraise SystemExit(3)",
     "lacks the module": 'print(\'{"dead": "No module named mindquantum"}\', flush=True)',
+    "says what is no message": "import sys\n" + READY + "for line in sys.stdin:\n"
+    "    for text in ('7', '[1]', 'null', '\\x00', '{\"id\": 1', '[' * 9999, '{\"id\": NaN}', 'ready', '\"dead\"'):\n"
+    "        print(text, flush=True)\n"
+    '    print(\'{"id": 1, "states": [0, 99]}\', flush=True)',
+    **{
+        f"answers {states}": "import sys\n" + READY + f"for line in sys.stdin:\n"
+        f'    print(\'{{"id": 1, "states": {states}}}\', flush=True)'
+        for states in ("[]", "[-1]", "[8]", "[true]", "[0.0]", '["0"]', "{}", "null", "1")
+    },
+    "is ready with no name": "import time\nprint('{\"ready\": [1]}', flush=True)\ntime.sleep(60)",
+    "never ends its line": "import sys\n"
+    + READY
+    + "for line in sys.stdin:\n    sys.stdout.write('x' * 2**25)\n    sys.stdout.flush()",
     "never starts": "import time\ntime.sleep(60)",
 }
 
@@ -40,8 +53,8 @@ def test_a_proposal_comes_in_time_whatever_happens(fault, monkeypatch):
     waits = []
     line = SideSolver._line
     side = SideSolver("numpy", command=[sys.executable, "-c", FAKES[fault]])
-    if fault != "never starts":
-        side.wait_until_ready(200.0)
+    if fault not in ("never starts", "is ready with no name"):
+        assert side.wait_until_ready(200.0) or side.useless
     monkeypatch.setattr(SideSolver, "_line", lambda self, timeout: waits.append(timeout) or line(self, timeout))
     tuner = Tuner(config(), (0, 0), side)
     proposal = tuner.ask(trials())
