@@ -172,7 +172,7 @@ def _report(args: argparse.Namespace) -> int:
 def _ablate(args: argparse.Namespace) -> int:
     from mindmoe.ablate.main import main as ablate
 
-    return ablate(args.config, args.words, args.report, args.configs)
+    return ablate(args.config, args.words, args.report, args.configs, args.quick)
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -328,6 +328,9 @@ def _add_ablate(commands: Any) -> None:
     ablate.add_argument("words", nargs="*", metavar="key=value", help="settings that win over the file's")
     ablate.add_argument("--report", action="store_true", help="judge the runs that are there, and start none")
     ablate.add_argument("--configs", action="store_true", help="write the configs of the runs, and start none")
+    ablate.add_argument(
+        "--quick", action="store_true", help="2 seeds of a quarter of the steps, without searches; gives no verdict"
+    )
 
 
 def _add_plan(commands: Any) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from mindmoe import strict_json
 from mindmoe.ablate.config import AblateConfig, ArmConfig
 from mindmoe.config import RunConfig
 from mindmoe.env import run_environment
 from mindmoe.errors import UserError
 from mindmoe.load import dump_config, load_config
+from mindmoe.moe.config import DmrConfig
 from mindmoe.observe.metrics import read_metrics
 
 
@@ -60,10 +62,11 @@ class Plan:
     Args:
         ablation: the comparison.
         folder: of its file, which paths are relative to.
+        share: of the steps that each run takes, warm-ups included.
     """
 
-    def __init__(self, ablation: AblateConfig, folder: Path):
-        self.ablation, self.folder = ablation, folder
+    def __init__(self, ablation: AblateConfig, folder: Path, share: float = 1.0):
+        self.ablation, self.folder, self.share = ablation, folder, share
         self.out = Path(ablation.output_dir) / ablation.name
 
     def job(self, arm: str, seed: int, budget: float = 1.0, settings: Mapping[str, float] | None = None) -> Job:
@@ -98,35 +101,70 @@ class Plan:
         words = [f"{key}={json.dumps(value)}" for key, value in values.items()]
         preset = self.folder / arm.preset if arm.preset else None
         config = load_config(self.folder / (arm.config or self.ablation.base), words, preset)
+        if self.share != 1.0:
+            config = _shortened(config, self.share)
         if budget != 1.0:
             steps = max(1, round(config.train.steps * budget))
             config = config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
         return Job(name=name, config=config)
 
 
+def _shortened(config: RunConfig, share: float) -> RunConfig:
+    """The run with a share of its steps and of its warm-ups, that of dynamic routing among them."""
+
+    def part(steps: int) -> int:
+        return max(1, round(steps * share)) if steps else 0
+
+    train = config.train.model_copy(update={"steps": part(config.train.steps)})
+    optim = config.optim.model_copy(update={"warmup_steps": part(config.optim.warmup_steps)})
+    moe = config.moe
+    if moe is not None and isinstance(moe.router, DmrConfig):
+        budget = moe.router.budget
+        budget = budget.model_copy(update={"warmup_steps": part(budget.warmup_steps)})
+        moe = moe.model_copy(update={"router": moe.router.model_copy(update={"budget": budget})})
+    return config.model_copy(update={"train": train, "optim": optim, "moe": moe})
+
+
 def measured(job: Job) -> Measured | None:
-    """What a job left behind; None unless it has run to its last step."""
-    records = read_metrics(job.folder / "metrics.jsonl")
-    evals = [record for record in records if record["kind"] == "eval"]
-    train = [record for record in records if record["kind"] == "train"]
-    if not evals or evals[-1]["step"] != job.config.train.steps or evals[-1]["loss"] is None:
+    """What a job left behind; None unless it has run to its last step.
+
+    Raises:
+        JsonError: a record of its metrics is of another form.
+    """
+    path = job.folder / "metrics.jsonl"
+    records = read_metrics(path)
+
+    def of_kind(kind: str, *keys: str, form: Any = float | None) -> list[list[Any]]:
+        """For each record of a kind its step and the values of some keys."""
+        found = []
+        for record in records:
+            if record["kind"] == kind:
+                where = f"{path}: record {kind!r} of step {record['step']}"
+                values = [strict_json.checked(form, record.get(key), f"{where}: {key}") for key in keys]
+                found.append([record["step"], *values])
+        return found
+
+    evals = [(step, loss) for step, loss in of_kind("eval", "loss") if loss is not None]
+    steps = job.config.train.steps
+    if not evals or evals[-1][0] != steps:
         return None
-    late = [record for record in train if 2 * record["step"] > job.config.train.steps and "mean_k" in record]
-
-    def mean(key: str) -> float:
-        return float(np.mean([record[key] for record in late])) if late else float("nan")
-
-    seconds = np.array([record["step_seconds"] for record in train])
-    routing = [record for record in records if record["kind"] == "routing"]
+    figures = ("mean_k", "load_cv", "max_vio", "dropped_fraction")
+    train = of_kind("train", "step_seconds", *figures)
+    late = [values for step, _, *values in train if 2 * step > steps and None not in values]
+    means = np.mean(late, 0) if late else np.full(len(figures), np.nan)
+    seconds = [taken for _, taken, *_ in train if taken is not None]
+    loads = of_kind("routing", "load", form=list[list[float]])
+    if loads and len({len(row) for row in loads[-1][1]}) != 1:
+        raise UserError(f"{path}: the load of step {loads[-1][0]} has layers of several lengths", "remove the record")
     return Measured(
-        loss=evals[-1]["loss"],
-        seconds=float(np.median(seconds)) * job.config.train.steps,
-        curve=([record["step"] for record in evals], [record["loss"] for record in evals]),
-        mean_k=mean("mean_k"),
-        load_cv=mean("load_cv"),
-        max_vio=mean("max_vio"),
-        dropped=mean("dropped_fraction"),
-        load=np.array(routing[-1]["load"]) if routing else None,
+        loss=evals[-1][1],
+        seconds=float(np.median(seconds)) * steps if seconds else float("nan"),
+        curve=([step for step, _ in evals], [loss for _, loss in evals]),
+        mean_k=float(means[0]),
+        load_cv=float(means[1]),
+        max_vio=float(means[2]),
+        dropped=float(means[3]),
+        load=np.array(loads[-1][1]) if loads else None,
     )
 
 

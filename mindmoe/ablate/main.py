@@ -1,8 +1,8 @@
 """`mindmoe ablate FILE`: tunes, trains, judges, and writes a report; whatever is there already is taken up (dry)."""
 
-import json
+import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +18,32 @@ from mindmoe.ablate.jobs import Measured, Plan
 from mindmoe.ablate.statistics import Look, ScalingFit, fit_scaling
 from mindmoe.ablate.verdict import GO, ArmResult, Rule, Verdict, decide
 from mindmoe.errors import UserError
+from mindmoe.files import shown
 from mindmoe.load import load_section
+from mindmoe.schema import Section
+from mindmoe.tune.log import read_log
 from mindmoe.tune.search import Trial, Tuner
 from mindmoe.tune.space import Space
 
 T = TypeVar("T")
+QUICK_SEEDS, QUICK_SHARE = 2, 0.25
+QUICK = (
+    "2 seeds of a quarter of the steps, no search and no runs at other budgets show that the arms train and what "
+    "differs grossly; this is no verdict"
+)
+
+
+class TrialRecord(Section):
+    """A line of the log of a search; `load_cv` is None in a dense model."""
+
+    levels: list[int]
+    settings: dict[str, float]
+    value: float
+    loss: float
+    load_cv: float | None
+    source: str
+    seconds: float
+    gap: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +61,7 @@ class Outcome:
 
     ablation: AblateConfig
     runs: dict[str, dict[int, Measured]]
-    trials: dict[str, list[dict[str, Any]]]
+    trials: dict[str, list[TrialRecord]]
     settings: dict[str, dict[str, float]]
     results: dict[str, ArmResult]
     fit: ScalingFit | None
@@ -49,16 +70,20 @@ class Outcome:
     missing: int
 
 
-def main(path: Path, words: Sequence[str], report_only: bool, configs_only: bool = False) -> int:
+def main(path: Path, words: Sequence[str], report_only: bool, configs_only: bool = False, quick: bool = False) -> int:
     """Runs what is missing of an ablation, or only judges what is there; returns the exit code.
 
-    With `configs_only` it writes the configs of the complete runs, for a cluster whose scheduler starts them.
+    With `configs_only` it writes the configs of the complete runs, for a cluster whose scheduler starts them. With
+    `quick` it is a small comparison in a folder of its own, which gives no verdict.
 
     Raises:
         UserError: a config is wrong, or a run failed.
     """
     ablation = load_section(AblateConfig, words, path)
     plan = Plan(ablation, path.resolve().parent)
+    if quick:
+        plan = _quick(plan)
+        ablation = plan.ablation
     for arm in ablation.arms:  # every arm's config is checked before the first run
         plan.job(arm, ablation.seeds[0])
     plan.out.mkdir(parents=True, exist_ok=True)
@@ -70,7 +95,11 @@ def main(path: Path, words: Sequence[str], report_only: bool, configs_only: bool
     from mindmoe.ablate.report import write_report
 
     written = write_report(outcome, plan.out / "report.html")
-    if outcome.verdict is None:
+    if quick:
+        print(f"no verdict: {outcome.problem}" + (f" ({outcome.missing} runs are missing)" if outcome.missing else ""))
+        for line in _differences(outcome):
+            print(f"  {line}")
+    elif outcome.verdict is None:
         print(f"no verdict yet: {outcome.problem}; {outcome.missing} runs are missing")
     else:
         print(f"{outcome.verdict.answer}" + (f" ({outcome.missing} runs are missing)" if outcome.missing else ""))
@@ -78,6 +107,43 @@ def main(path: Path, words: Sequence[str], report_only: bool, configs_only: bool
             print(f"  {reason}")
     print(f"wrote {written}")
     return 0
+
+
+def _quick(full: Plan) -> Plan:
+    """The small comparison: the arms without a search, on the first seeds, at a share of the steps.
+
+    Raises:
+        UserError: without its searches the ablation has nothing to compare.
+    """
+    ablation = full.ablation
+    arms = {name: arm for name, arm in ablation.arms.items() if arm.tune is None}
+    if len(arms) < 2:
+        raise UserError(
+            "--quick leaves searched arms out, and no arm but the baseline is left", "run it without --quick"
+        )
+    small = {"name": f"{ablation.name}-quick", "arms": arms, "seeds": ablation.seeds[:QUICK_SEEDS], "looks": []}
+    scaling = ablation.scaling.model_copy(update={"budgets": []})
+    plan = Plan(ablation.model_copy(update={**small, "scaling": scaling}), full.folder, QUICK_SHARE)
+    runs, steps = len(arms) * QUICK_SEEDS, plan.job(ablation.baseline, ablation.seeds[0]).config.train.steps
+    whole = len(ablation.arms) * len(ablation.seeds) + len(_scaling_jobs(full))
+    trials = sum(arm.tune.trials for arm in ablation.arms.values() if arm.tune is not None)
+    of_full = full.job(ablation.baseline, ablation.seeds[0]).config.train.steps
+    print(
+        f"quick: {runs} runs of {steps} steps, {plan.ablation.workers} at a time; the whole plan is {whole} runs of "
+        f"{of_full} steps and {trials} trials of searches",
+        flush=True,
+    )
+    return plan
+
+
+def _differences(outcome: Outcome) -> Iterator[str]:
+    """Held-out loss of each arm, and how far it is from the baseline's over the seeds that both have."""
+    baseline = outcome.runs[outcome.ablation.baseline]
+    for name, runs in outcome.runs.items():
+        pairs = [runs[seed].loss - baseline[seed].loss for seed in runs if seed in baseline]
+        loss = f"{np.mean([run.loss for run in runs.values()]):.4f}" if runs else "none yet"
+        apart = f", {np.mean(pairs):+.4f} from {outcome.ablation.baseline} over {len(pairs)} pairs" if pairs else ""
+        yield f"{name}: held-out loss {loss}" + (apart if name != outcome.ablation.baseline else "")
 
 
 def _run_all(plan: Plan) -> None:
@@ -164,45 +230,52 @@ def search(plan: Plan, arm: str) -> dict[str, float]:
     log = plan.out / "tune" / f"{arm}.jsonl"
     log.parent.mkdir(parents=True, exist_ok=True)
     space = Space.of(config.space)
-    records = _read_trials(log)
+    records = _read_trials(log, space, cut=True)
     tuner = Tuner(config, _incumbent(plan, arm, space))
     try:
         while len(records) < config.trials:
-            proposal = tuner.ask([Trial(tuple(record["levels"]), record["value"]) for record in records])
+            proposal = tuner.ask([Trial(tuple(record.levels), record.value) for record in records])
             settings = space.settings(proposal.levels)
             result = jobs.run(plan.trial(arm, settings), plan.ablation.threads)
             value = result.loss + config.cv_weight * max(0.0, result.load_cv - config.cv_max) ** 2
             records.append(
-                {
-                    "levels": list(proposal.levels),
-                    "settings": settings,
-                    "value": value,
-                    "loss": result.loss,
-                    "load_cv": result.load_cv,
-                    "source": proposal.source,
-                    "seconds": proposal.seconds,
-                    "gap": proposal.gap,
-                }
+                TrialRecord(
+                    levels=list(proposal.levels),
+                    settings=settings,
+                    value=value,
+                    loss=result.loss,
+                    load_cv=result.load_cv if math.isfinite(result.load_cv) else None,
+                    source=proposal.source,
+                    seconds=proposal.seconds,
+                    gap=proposal.gap,
+                )
             )
             with log.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(records[-1]) + "\n")
+                out.write(records[-1].model_dump_json() + "\n")
                 out.flush()
                 os.fsync(out.fileno())
             print(f"{arm} trial {len(records)}: {proposal.source}, {value:.4f} at {settings}", flush=True)
     finally:
         tuner.close()
-    return min(records, key=lambda record: record["value"])["settings"]
+    return min(records, key=lambda record: record.value).settings
 
 
-def _read_trials(log: Path) -> list[dict[str, Any]]:
-    """Trials of a log; a line torn by a kill is left out, and the file cut to what is whole."""
-    if not log.exists():
-        return []
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    if len(whole) < len(lines):
-        log.write_text("".join(whole), encoding="utf-8")
-    return [json.loads(line) for line in whole]
+def _read_trials(log: Path, space: Space, cut: bool = False) -> list[TrialRecord]:
+    """Trials of a log; a line torn by a kill is left out, with `cut` of the file too.
+
+    Raises:
+        UserError: a line is damaged, or a trial is of another space.
+    """
+    records = read_log(log, TrialRecord, cut=cut)
+    for number, record in enumerate(records, 1):
+        counts = [len(values) for _, values in space.variables]
+        fits = len(record.levels) == len(counts) and set(record.settings) == {key for key, _ in space.variables}
+        if not fits or any(not 0 <= level < count for level, count in zip(record.levels, counts, strict=True)):
+            raise UserError(
+                f"{log}:{number}: levels {shown(str(record.levels))} lie outside the space of the search",
+                "restore the space that the log was written with, or remove the log",
+            )
+    return records
 
 
 def _incumbent(plan: Plan, arm: str, space: Space) -> tuple[int, ...]:
@@ -227,13 +300,15 @@ def judge(plan: Plan) -> Outcome:
     """What the finished runs say."""
     ablation = plan.ablation
     trials = {
-        name: _read_trials(plan.out / "tune" / f"{name}.jsonl") for name, arm in ablation.arms.items() if arm.tune
+        name: _read_trials(plan.out / "tune" / f"{name}.jsonl", Space.of(arm.tune.space))
+        for name, arm in ablation.arms.items()
+        if arm.tune
     }
     settings = {}
     for name, records in trials.items():
         tune = ablation.arms[name].tune
         if tune is not None and len(records) >= tune.trials:
-            settings[name] = min(records[: tune.trials], key=lambda record: record["value"])["settings"]
+            settings[name] = min(records[: tune.trials], key=lambda record: record.value).settings
     runs: dict[str, dict[int, Measured]] = {name: {} for name in ablation.arms}
     for name, arm in ablation.arms.items():
         if arm.tune is not None and name not in settings:
@@ -243,7 +318,7 @@ def judge(plan: Plan) -> Outcome:
             if found is not None:
                 runs[name][seed] = found
     results = {name: _result(plan, name, found, settings.get(name)) for name, found in runs.items() if found}
-    fit, problem = _fit(plan, runs[ablation.baseline])
+    fit, problem = (None, QUICK) if plan.share != 1.0 else _fit(plan, runs[ablation.baseline])
     rule = Rule(
         seeds=tuple(ablation.seeds),
         looks=tuple(Look(look.seeds, look.alpha) for look in ablation.looks),

@@ -33,7 +33,7 @@ def render(outcome: Outcome) -> str:
     return template.render(
         name=ablation.name,
         colours=charts.COLOURS,
-        answer=verdict.answer if verdict else "no verdict yet",
+        answer=verdict.answer if verdict else "no verdict yet" if ablation.looks else "no verdict",
         colour="green" if verdict and verdict.answer == GO else "orange" if verdict else "blue",
         planned=planned,
         reasons=verdict.reasons if verdict else [outcome.problem],
@@ -47,7 +47,10 @@ def render(outcome: Outcome) -> str:
 
 
 def _rule(outcome: Outcome) -> str:
+    """How the verdict is reached; nothing where no look is planned."""
     ablation, fit = outcome.ablation, outcome.fit
+    if not ablation.looks:
+        return ""
     looks = ", ".join(f"{look.seeds} seeds at {look.alpha:g}" for look in ablation.looks)
     slope = f"slope {fit.slope:.3f} +- {fit.error:.3f} nats per factor e of compute" if fit else "no slope yet"
     return (
@@ -103,11 +106,12 @@ def _charts(outcome: Outcome) -> Iterator[Mapping[str, Any]]:
     if series:
         note = "mean over finished seeds; the band spans them"
         yield {"title": "Held-out loss", "note": note, "svg": charts.arms_chart(series)}
-    for name, runs in outcome.runs.items():
-        loads = [run.load for run in runs.values() if run.load is not None]
-        if loads:
-            note = "last step of one seed; 1 is the fair share"
-            yield {"title": f"Load of every expert: {name}", "note": note, "svg": charts.share_chart(loads[0])}
+    loads = {name: [run.load for run in runs.values() if run.load is not None] for name, runs in outcome.runs.items()}
+    shown = {name: found[0] for name, found in loads.items() if found}
+    top = max((float(load.max()) * load.shape[1] for load in shown.values()), default=0.0)
+    for name, load in shown.items():
+        note = "last step of one seed; 1 is the fair share, and colours mean the same for every arm"
+        yield {"title": f"Load of every expert: {name}", "note": note, "svg": charts.share_chart(load, max(2.0, top))}
 
 
 def _settings(settings: Mapping[str, float]) -> str:
@@ -119,11 +123,11 @@ def _searches(outcome: Outcome) -> Iterator[Mapping[str, Any]]:
         rows = [
             {
                 "number": str(number),
-                "source": record["source"],
-                "settings": _settings(record["settings"]),
-                "value": f"{record['value']:.4f}",
-                "gap": "-" if record["gap"] is None else f"{record['gap']:.1%}",
-                "seconds": f"{1000 * record['seconds']:.0f} ms",
+                "source": record.source,
+                "settings": _settings(record.settings),
+                "value": f"{record.value:.4f}",
+                "gap": "-" if record.gap is None else f"{record.gap:.1%}",
+                "seconds": f"{1000 * record.seconds:.0f} ms",
             }
             for number, record in enumerate(records, 1)
         ]

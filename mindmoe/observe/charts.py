@@ -137,11 +137,16 @@ def load_chart(routing: Routing) -> str:
     return share_chart(routing.load)
 
 
-def share_chart(load: np.ndarray) -> str:
-    """Load fractions (layers, experts) in units of the fair share."""
+def share_chart(load: np.ndarray, top: float = 2.0) -> str:
+    """Load fractions (layers, experts) in units of the fair share.
+
+    Args:
+        load: fractions, those of a layer add up to 1.
+        top: the share that the brightest colour stands for, at least; charts that are compared share it.
+    """
     share = load * load.shape[1]
     axes = _axes("layer", "expert", WIDE, _height(len(share)), grid=False)
-    top = max(2.0, float(share.max()))
+    top = max(top, float(share.max()))
     image = axes.imshow(share, aspect="auto", cmap="viridis", vmin=0, vmax=top, origin="lower", interpolation="none")
     _colour_bar(axes, image, "x fair share")
     return _svg(axes)

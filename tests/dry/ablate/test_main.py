@@ -11,6 +11,7 @@ from mindmoe.ablate import jobs
 from mindmoe.ablate.main import main
 from mindmoe.errors import ConfigError, UserError
 from mindmoe.load import load_config
+from mindmoe.observe import charts
 
 BASE = """
 name: base
@@ -119,6 +120,94 @@ def test_an_interrupted_log_line_is_cut(lab):
     log.write_text('{"levels": [1], "set')
     main(file, [], report_only=False)
     assert len(log.read_text().splitlines()) == 6
+
+
+TRIAL = {"levels": [1], "settings": {"moe.router.tau": 1.0}, "value": 4.0, "loss": 4.0, "load_cv": 0.2,
+         "source": "initial", "seconds": 0.0, "gap": None}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"{", "no JSON"),
+        (b"\xff", "not UTF-8"),
+        (b"[" * 5000, "nested"),
+        (b"null", "object"),
+        (b"7", "object"),
+        (json.dumps(TRIAL | {"value": "4"}).encode(), "value"),
+        (json.dumps(TRIAL | {"value": None}).encode(), "value"),
+        (b'{"levels": [1], "value": NaN}', "NaN"),
+        (json.dumps({key: TRIAL[key] for key in TRIAL if key != "settings"}).encode(), "settings"),
+        (json.dumps(TRIAL | {"levels": [4]}).encode(), "outside the space"),
+        (json.dumps(TRIAL | {"levels": [-1]}).encode(), "outside the space"),
+        (json.dumps(TRIAL | {"levels": [1, 1]}).encode(), "outside the space"),
+        (json.dumps(TRIAL | {"settings": {"moe.router.tau\x1b[2J": 1.0}}).encode(), "outside the space"),
+        (b"", "no JSON"),
+    ],
+)
+def test_a_damaged_line_of_a_search_is_told_with_its_number(lab, line, said):
+    file, started = lab
+    log = file.parent / "runs" / "lab" / "tune" / "qaoa.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_bytes(json.dumps(TRIAL).encode() + b"\n" + line + b"\n")
+    with pytest.raises(UserError, match="qaoa.jsonl:2: ") as caught:
+        main(file, [], report_only=True)
+    assert said in str(caught.value) and str(caught.value).isprintable() and not started
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"loss": "x"}, {"loss": [1]}, {"load": 3, "kind": "routing"}, {"load": [[1.0], [0.5, 0.5]], "kind": "routing"},
+     {"kind": "train", "step_seconds": "1"}],
+)  # fmt: skip
+def test_a_damaged_metrics_record_is_told(lab, damage):
+    file, _ = lab
+    main(file, [], report_only=False)
+    metrics = file.parent / "runs" / "lab" / "dmr-seed1" / "metrics.jsonl"
+    with metrics.open("a") as out:
+        out.write(json.dumps({"kind": "eval", "step": 100} | damage) + "\n")
+    with pytest.raises(UserError, match="metrics.jsonl"):
+        main(file, [], report_only=True)
+
+
+def test_quick_is_small_and_gives_no_verdict(lab, capsys):
+    file, started = lab
+    assert main(file, [], report_only=False, quick=True) == 0
+    said = capsys.readouterr().out
+    assert "quick: 6 runs of 25 steps, 1 at a time; the whole plan is 24 runs of 100 steps and 12 trials" in said
+    assert sorted(started) == sorted(f"{arm}-seed{seed}" for arm in ("static", "dmr", "placebo") for seed in (0, 1))
+    assert "this is no verdict" in said and "GO-NEXT" not in said and "KEEP-STATIC" not in said
+    assert "dmr: held-out loss" in said and "from static over 2 pairs" in said
+    out = file.parent / "runs" / "lab-quick"
+    page = (out / "report.html").read_text()
+    assert "no verdict" in page and "KEEP-STATIC" not in page and "paired t tests" not in page
+    run = load_config(out / "configs" / "dmr-seed0.yaml")
+    assert (run.train.steps, run.optim.warmup_steps, run.moe.router.budget.warmup_steps) == (25, 2, 125)
+    before = len(started)
+    assert main(file, [], report_only=True, quick=True) == 0 and len(started) == before
+    assert not (file.parent / "runs" / "lab").exists()
+
+
+def test_quick_without_anything_to_compare_is_refused(lab):
+    file, _ = lab
+    text = file.read_text().replace("  placebo: {role: placebo, set: {moe.balance.z_coef: 0.001}}\n", "")
+    file.write_text(text[: text.index("  dmr:")] + text[text.index("  qaoa:") :])
+    with pytest.raises(UserError, match="no arm but the baseline is left"):
+        main(file, [], report_only=False, quick=True)
+
+
+def test_loads_of_all_arms_share_their_colours(lab, monkeypatch):
+    file, _ = lab
+    main(file, [], report_only=False)
+    for arm, busiest in (("static", 0.3), ("dmr", 0.9), ("placebo", 0.2)):
+        load = [[busiest, *[(1 - busiest) / 7] * 7]] * 2
+        with (file.parent / "runs" / "lab" / f"{arm}-seed0" / "metrics.jsonl").open("a") as out:
+            out.write(json.dumps({"kind": "routing", "step": 100, "load": load}) + "\n")
+    tops = []
+    drawn = charts.share_chart
+    monkeypatch.setattr(charts, "share_chart", lambda load, top: tops.append(top) or drawn(load, top))
+    main(file, [], report_only=True)
+    assert tops == pytest.approx([0.9 * 8] * 3)
 
 
 def test_a_failed_run_names_its_log(lab, monkeypatch):
