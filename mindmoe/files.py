@@ -21,7 +21,7 @@ SMALL = 10**6  # [bytes], what a file that people write by hand may have
 
 
 class FileError(UserError):
-    """A file that cannot be read: what it is, and what to do."""
+    """A file that cannot be read, and what to do. The error of the system, if there was one, is its cause."""
 
 
 class FileMissing(FileError):
@@ -58,8 +58,10 @@ def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
         raise FileError(f"{name} is no path", "check the path") from None
     except OSError as error:
         if error.errno == errno.ELOOP and not follow:
-            raise FileError(f"{name} is a link, and links are not followed here", "put the file itself there") from None
-        raise FileError(f"{name} cannot be read: {error.strerror}", _remedy(error)) from None
+            raise FileError(
+                f"{name} is a link, and links are not followed here", "put the file itself there"
+            ) from error
+        raise FileError(f"{name} cannot be read: {error.strerror}", _remedy(error)) from error
     try:
         mode = os.fstat(fd).st_mode
         if not stat.S_ISREG(mode):
@@ -81,7 +83,7 @@ def read_bytes(path: Path, limit: int = SMALL, *, follow: bool = True) -> bytes:
         try:
             data = file.read(limit + 1)
         except OSError as error:
-            raise FileError(f"{shown(str(path), 300)} cannot be read: {error.strerror}", _remedy(error)) from None
+            raise FileError(f"{shown(str(path), 300)} cannot be read: {error.strerror}", _remedy(error)) from error
     if len(data) > limit:
         raise FileError(f"{shown(str(path), 300)} is larger than {limit} bytes", "give the file that belongs here")
     return data

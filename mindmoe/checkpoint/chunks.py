@@ -20,32 +20,16 @@ import xxhash
 
 from mindmoe.checkpoint import disk
 from mindmoe.checkpoint.digest import block_bytes, block_digests, num_blocks, tensor_sum
+from mindmoe.checkpoint.dtypes import DTYPES, numpy_dtype
 from mindmoe.checkpoint.manifest import ChunkRecord, CorruptCheckpoint, ShardRecord
+from mindmoe.files import shown
+from mindmoe.strict_json import JsonError, parse
 
 MAX_HEADER = 100_000_000  # [bytes], the limit of the stock reader
 _SEALERS = 2  # threads: one core digests 2 to 3 GB/s, less than a fast disk writes
 BLOCKS = "blocks:"  # prefix of the metadata entry that holds the block digests of a tensor
 
-# NumPy has no bfloat16, so BF16 is stored and returned as its 16 bits in uint16. Plain uint16 arrays are
-# refused: after loading they could not be told from BF16.
-_NUMPY = {
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "BF16": "<u2",
-    "I64": "<i8",
-    "I32": "<i4",
-    "I16": "<i2",
-    "I8": "|i1",
-    "U8": "|u1",
-    "BOOL": "|b1",
-}
-_TAGS = {np.dtype(text): tag for tag, text in _NUMPY.items() if tag != "BF16"}
-
-
-def numpy_dtype(tag: str) -> np.dtype:
-    """The NumPy dtype that holds values of a safetensors dtype; BF16 comes as its bits in uint16."""
-    return np.dtype(_NUMPY[tag])
+_TAGS = {np.dtype(text): tag for tag, text in DTYPES.items() if tag != "BF16"}
 
 
 def tag_of(array: np.ndarray, dtype: str = "") -> str:
@@ -64,7 +48,7 @@ def tag_of(array: np.ndarray, dtype: str = "") -> str:
     if tag is None or dtype not in ("", tag):
         raise ValueError(
             f"dtype {array.dtype} cannot be stored{' as ' + dtype if dtype else ''}: "
-            f"use one of {', '.join(_NUMPY)} (BF16 as uint16 with dtype='BF16')"
+            f"use one of {', '.join(DTYPES)} (BF16 as uint16 with dtype='BF16')"
         )
     return tag
 
@@ -297,24 +281,21 @@ def parse_header(head: bytes, file_size: int, where: Path) -> tuple[dict[str, En
     def refuse(why: str) -> CorruptCheckpoint:
         return CorruptCheckpoint(f"{where}: header: {why}")
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("a key appears twice")
-        return dict(pairs)
-
     try:
-        header = json.loads(head[8:], object_pairs_hook=unique)
+        header = parse(head[8:], f"{where}: header")
         metadata = header.pop("__metadata__", None) or {}
         if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
             raise ValueError("__metadata__ must hold text by name")
         entries = {name: _entry(item, len(head)) for name, item in header.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise refuse(f"{type(error).__name__}: {error}") from None
+    except JsonError as error:
+        raise CorruptCheckpoint(error.message) from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise refuse(shown(f"{type(error).__name__}: {error}", 200)) from None
     position = len(head)
     entries = dict(sorted(entries.items(), key=lambda pair: (pair[1].begin, pair[1].end)))
     for name, entry in entries.items():
         if entry.begin != position:
-            raise refuse(f"{name} starts at byte {entry.begin}, expected {position} (overlap or hole)")
+            raise refuse(f"{shown(name)} starts at byte {entry.begin}, expected {position} (overlap or hole)")
         position = entry.end
     if position != file_size:
         raise refuse(f"the data ends at byte {position} but the file at {file_size}")
@@ -327,7 +308,7 @@ def _entry(item: Any, data_start: int) -> Entry:
     shape = tuple(item["shape"])
     if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
         raise ValueError("shape and data_offsets must be whole numbers from 0")
-    if item["dtype"] not in _NUMPY:
+    if item["dtype"] not in DTYPES:
         raise ValueError(f"unknown dtype {item['dtype']!r}")
     if end - begin != math.prod(shape) * numpy_dtype(item["dtype"]).itemsize:
         raise ValueError(f"{end - begin} bytes do not hold shape {list(shape)} of {item['dtype']}")

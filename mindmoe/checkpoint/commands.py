@@ -14,7 +14,8 @@ from rich.table import Table
 
 from mindmoe.checkpoint import disk, store
 from mindmoe.checkpoint.balance import share_out
-from mindmoe.checkpoint.chunks import Box, Chunk, Staging, numpy_dtype, write_shard
+from mindmoe.checkpoint.chunks import Box, Chunk, Staging, write_shard
+from mindmoe.checkpoint.dtypes import numpy_dtype
 from mindmoe.checkpoint.folder import (
     QUARANTINE,
     STEP,

@@ -2,6 +2,7 @@
 
 A file is durable after fsync of the file; its name after fsync of the folder that holds it. Everything that
 the store publishes goes through these functions, so that the crash tests can record the real system calls.
+Permissions are those that the umask leaves; whoever shares runs with others sets it.
 """
 
 import errno
@@ -9,6 +10,7 @@ import fcntl
 import mmap
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +34,7 @@ _REMEDIES = {
     errno.EPERM: _NO_ACCESS,
     errno.EIO: "check the disk (dmesg, smartctl) and move output_dir to a healthy one",
     errno.ENOTDIR: "set output_dir to a folder; part of this path is a file",
+    errno.ENAMETOOLONG: "choose a shorter path",
 }
 
 
@@ -209,9 +212,9 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a folder; one that is already gone is fine."""
+    """Removes a file, a folder, or a link but not what it leads to; one that is already gone is fine."""
     with suppress(FileNotFoundError):
-        if path.is_dir():
+        if stat.S_ISDIR(path.lstat().st_mode):
             shutil.rmtree(path)
         else:
             path.unlink()

@@ -5,16 +5,17 @@ message is a small file that appears whole, by a rename; every wait has a deadli
 """
 
 import json
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mindmoe import files, strict_json
 from mindmoe.checkpoint import disk
-from mindmoe.errors import CheckpointError
+from mindmoe.errors import CheckpointError, UserError
 
 _POLL = 0.02  # [s]
+_MAX_MESSAGE = 2**28  # [bytes]; a rank tells of every box that it holds
 
 
 class Exchange:
@@ -41,17 +42,20 @@ class Exchange:
             CheckpointError: the folder cannot be written.
         """
         with disk.reported(f"write to {self.folder}"):
-            path = self._path(topic, self.rank)
-            aside = path.with_name(f".{path.name}")
-            aside.write_text(json.dumps(message), encoding="utf-8")
-            os.replace(aside, path)
+            files.replace_file(self._path(topic, self.rank), json.dumps(message))
 
     def received(self, topic: str, rank: int) -> Any:
-        """The message of a rank, None if there is none yet."""
+        """The message of a rank, None if there is none yet.
+
+        Raises:
+            CheckpointError: it cannot be read, or is none.
+        """
         try:
-            return json.loads(self._path(topic, rank).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            return strict_json.read(self._path(topic, rank), _MAX_MESSAGE, follow=False)
+        except files.FileMissing:
             return None
+        except UserError as error:
+            raise CheckpointError(error.message, error.remedy) from error
 
     def wait(self, topic: str, rank: int, started: float, *, or_topic: str = "", patience: float = 1.0) -> Any:
         """The message of a rank.

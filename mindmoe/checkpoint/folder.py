@@ -1,5 +1,6 @@
 """The names inside a checkpoint folder."""
 
+import errno
 import os
 import re
 import uuid
@@ -7,13 +8,15 @@ from pathlib import Path
 
 from mindmoe.checkpoint import disk
 from mindmoe.checkpoint.manifest import CorruptCheckpoint, Manifest, parse
+from mindmoe.errors import CheckpointError
+from mindmoe.files import FileError, FileMissing, read_bytes
 
 MANIFEST = "MANIFEST.json"
 OWNER = "WRITER"
 DELETED = ".del-"
 QUARANTINE = "quarantine-"
-STEP = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
-_MAX_MANIFEST = 2**30  # [bytes]
+STEP = re.compile(r"step-([0-9]{8,15})(?:\.([0-9]{1,15}))?")
+_MAX_MANIFEST = 2**28  # [bytes]; 100,000 chunks take about 30 MB
 
 
 def step_name(step: int) -> str:
@@ -39,11 +42,18 @@ def shard_name(rank: int) -> str:
 
 
 def list_steps(root: Path) -> list[Path]:
-    """Published step folders, newest first, by name only: none is opened."""
+    """Published step folders, or links to some, newest first, by name only: none is opened.
+
+    Raises:
+        CheckpointError: the folder cannot be read.
+    """
     try:
-        names = os.listdir(root)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+        with disk.reported(f"list the checkpoints in {root}"):
+            names = os.listdir(root)
+    except CheckpointError as error:
+        if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
+            return []
+        raise
     found = [(int(match[1]), int(match[2] or 0), name) for name in names if (match := STEP.fullmatch(name))]
     return [root / name for _, _, name in sorted(found, reverse=True)]
 
@@ -73,19 +83,30 @@ def read_manifest(path: Path) -> Manifest:
     """The verified manifest of a step's folder.
 
     Raises:
-        CorruptCheckpoint: altered.
+        CorruptCheckpoint: missing, altered, or of a form that no writer gives it.
         CheckpointError: another format version wrote it.
         OSError: it cannot be read.
     """
     file = path / MANIFEST
-    if file.stat().st_size > _MAX_MANIFEST:
-        raise CorruptCheckpoint(f"{file} has more than {_MAX_MANIFEST} bytes")
-    return parse(file.read_bytes(), file)
+    try:
+        raw = read_bytes(file, _MAX_MANIFEST, follow=False)
+    except FileMissing:
+        raise CorruptCheckpoint(f"{path} is incomplete: {MANIFEST} is missing") from None
+    except FileError as error:
+        if isinstance(error.__cause__, OSError) and not is_misplaced(error.__cause__):
+            raise error.__cause__ from None
+        raise CorruptCheckpoint(error.message) from None
+    return parse(raw, file)
+
+
+def is_misplaced(error: OSError) -> bool:
+    """Whether the system found something else in the place of a file: a link, or a path through no folder."""
+    return error.errno in (errno.ELOOP, errno.ENOTDIR)
 
 
 def inode_of(path: Path) -> int:
-    """The identity of a folder; 0 if it has gone."""
+    """The identity of a folder, or of a link to one; 0 if it has gone."""
     try:
-        return path.stat().st_ino
+        return path.lstat().st_ino
     except FileNotFoundError:
         return 0

@@ -11,22 +11,32 @@ they do not know, so a minor version may add some.
 
 import math
 import re
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import xxhash
-from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
+from mindmoe import strict_json
 from mindmoe.checkpoint.digest import add
+from mindmoe.checkpoint.dtypes import DTYPES, numpy_dtype
 from mindmoe.errors import CheckpointError
+from mindmoe.files import shown
+from mindmoe.strict_json import JsonError
 
 VERSION = "2.0"
 _MAJOR = VERSION.split(".")[0]
+_FILE = re.compile("[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _DIGEST = re.compile("[0-9a-f]{16}")
+_MAX_NAME = 1000  # [characters] of the name of a tensor
+_MAX_RANK = 32  # of a NumPy array
+_MAX_SIZE = 2**60  # [bytes] of a tensor or a file; sums of a few stay below 2^63
+_FIELD = 2**61 - 1  # a prime: the sums of `tiles` are taken modulo it
 
 
 class CorruptCheckpoint(CheckpointError):
@@ -125,14 +135,6 @@ class Manifest:
         return body + _digest_line(body)
 
 
-class _Head(BaseModel):
-    """The part of a manifest that every version shares."""
-
-    model_config = ConfigDict(strict=True)
-    format: Literal["mindmoe-checkpoint"]
-    version: str
-
-
 @cache
 def _adapter() -> TypeAdapter[Manifest]:
     return TypeAdapter(Manifest)
@@ -143,14 +145,14 @@ def _digest_line(body: bytes) -> bytes:
 
 
 def parse(raw: bytes, where: Path) -> Manifest:
-    """The manifest in the content of its file.
+    """The manifest in the content of its file, checked as a whole: nothing in it needs to be doubted afterwards.
 
     Args:
         raw: the whole file.
         where: its path, for messages.
 
     Raises:
-        CorruptCheckpoint: the digest, the JSON or the structure is wrong.
+        CorruptCheckpoint: the digest, the JSON, the structure or a value is wrong.
         CheckpointError: a newer major version wrote it.
     """
     cut = raw.rfind(b"\n", 0, -1) + 1
@@ -158,54 +160,98 @@ def parse(raw: bytes, where: Path) -> Manifest:
     if _digest_line(body) != raw[cut:]:
         raise CorruptCheckpoint(f"{where} does not match its own digest")
     try:
-        version = _Head.model_validate_json(body).version
+        head = strict_json.parse(body, str(where))
+        version = head.get("version") if isinstance(head, dict) else None
+        if not isinstance(version, str) or head.get("format") != "mindmoe-checkpoint":
+            raise CorruptCheckpoint(f"{where} is no manifest of a checkpoint")
         if version.split(".")[0] != _MAJOR:
             raise CheckpointError(
-                f"{where} has format version {version} but this program reads {_MAJOR}.x",
+                f"{where} has format version {shown(version)} but this program reads {_MAJOR}.x",
                 "use the version of mindmoe that wrote it, or a newer one",
             )
         manifest = _adapter().validate_json(body, strict=True)
+    except JsonError as error:
+        raise CorruptCheckpoint(error.message) from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        raise CorruptCheckpoint(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    for shard in manifest.shards:
-        if shard.file in ("", ".", "..") or "/" in shard.file:
-            raise CorruptCheckpoint(f"{where}: {shard.file!r} is not a plain file name")
-    if bad := next((name for name, chunk in manifest.chunks() if not _DIGEST.fullmatch(chunk.digest)), None):
-        raise CorruptCheckpoint(f"{where}: the digest of {bad} is not 16 hexadecimal digits")
+        key = ".".join(shown(str(part)) for part in first["loc"])
+        raise CorruptCheckpoint(f"{where}: {key}: {first['msg']}") from None
+    if problem := next(chain(_shard_problems(manifest), _tensor_problems(manifest)), None):
+        raise CorruptCheckpoint(f"{where}: {problem}")
     return manifest
 
 
 def check_tiling(manifest: Manifest) -> None:
     """Raises CorruptCheckpoint unless the chunks of every tensor cover it exactly once."""
-    boxes: dict[str, list[ChunkRecord]] = {}
+    if problem := next(_tensor_problems(manifest), None):
+        raise CorruptCheckpoint(problem)
+
+
+def _shard_problems(manifest: Manifest) -> Iterator[str]:
+    if not 0 <= manifest.step < 10**15:
+        yield f"step is {manifest.step}, below 0 or not below 10^15"
+    files = [shard.file for shard in manifest.shards]
+    if len(set(files)) < len(files):
+        yield "two shards have the same file"
+    for shard in manifest.shards:
+        if not _FILE.fullmatch(shard.file) or shard.file.endswith(".json"):
+            yield f"{shown(shard.file)} is no file name of a shard"
+        if not 0 <= shard.size < _MAX_SIZE:
+            yield f"{shard.file} has {shard.size} bytes, below 0 or not below 2^60"
+
+
+def _tensor_problems(manifest: Manifest) -> Iterator[str]:
+    chunks: dict[str, list[ChunkRecord]] = {}
     for name, chunk in manifest.chunks():
-        boxes.setdefault(name, []).append(chunk)
-    for name, chunks in boxes.items():
-        first = chunks[0]
-        if any((c.global_shape, c.dtype) != (first.global_shape, first.dtype) for c in chunks):
-            raise CorruptCheckpoint(f"tensor {name}: its chunks disagree about shape or dtype")
-        if not all(_inside(c) for c in chunks):
-            raise CorruptCheckpoint(f"tensor {name}: a chunk lies outside of shape {first.global_shape}")
-        if sum(math.prod(c.shape) for c in chunks) != math.prod(first.global_shape) or _overlap(chunks):
-            raise CorruptCheckpoint(
-                f"tensor {name}: its {len(chunks)} chunks do not cover shape {first.global_shape} exactly once"
-            )
+        if problem := _chunk_problem(name, chunk):
+            yield f"tensor {shown(name)}: {problem}"
+        chunks.setdefault(name, []).append(chunk)
+    for name, parts in chunks.items():
+        shape, dtype = parts[0].global_shape, parts[0].dtype
+        if any((part.global_shape, part.dtype) != (shape, dtype) for part in parts):
+            yield f"tensor {name}: its chunks disagree about shape or dtype"
+        if not tiles(shape, [(part.offset, part.shape) for part in parts]):
+            yield f"tensor {name}: its {len(parts)} chunks do not cover shape {shape} exactly once"
 
 
-def _inside(chunk: ChunkRecord) -> bool:
-    if not len(chunk.shape) == len(chunk.offset) == len(chunk.global_shape):
-        return False
-    return all(
-        o >= 0 and n >= 0 and o + n <= g for o, n, g in zip(chunk.offset, chunk.shape, chunk.global_shape, strict=True)
-    )
+def _chunk_problem(name: str, chunk: ChunkRecord) -> str | None:
+    """What is wrong with one chunk by itself."""
+    if not 0 < len(name) <= _MAX_NAME or not name.isprintable() or name == "__metadata__":
+        return "no name of a tensor"
+    if chunk.dtype not in DTYPES:
+        return f"unknown dtype {shown(chunk.dtype)}"
+    if not _DIGEST.fullmatch(chunk.digest):
+        return "its digest is not 16 hexadecimal digits"
+    if not len(chunk.shape) == len(chunk.offset) == len(chunk.global_shape) <= _MAX_RANK:
+        return f"its shape, offset and global_shape are not of one rank of at most {_MAX_RANK}"
+    # An empty tensor may have dimensions that NumPy cannot multiply.
+    if math.prod(max(length, 1) for length in chunk.global_shape) * numpy_dtype(chunk.dtype).itemsize > _MAX_SIZE:
+        return f"shape {chunk.global_shape} is beyond 2^60 bytes"
+    box = zip(chunk.offset, chunk.shape, chunk.global_shape, strict=True)
+    if not all(start >= 0 and length >= 0 and start + length <= whole for start, length, whole in box):
+        return f"a chunk lies outside of shape {chunk.global_shape}"
+    return None
 
 
-def _overlap(chunks: list[ChunkRecord]) -> bool:
-    """Whether any two boxes of one tensor share an element."""
-    if len(chunks) == 1:
-        return False
-    low = np.array([c.offset for c in chunks], np.int64)
-    high = low + np.array([c.shape for c in chunks], np.int64)
-    shared = np.minimum(high[:, None], high[None]) > np.maximum(low[:, None], low[None])  # (chunks, chunks, dims)
-    return bool(np.triu(shared.all(axis=2), k=1).any())
+def tiles(whole: tuple[int, ...], boxes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:
+    """Whether boxes (offset, shape) cover a shape exactly once, in time proportional to their number.
+
+    Give every coordinate of every dimension a random number, and a box the product over its dimensions of the number
+    at its end less that at its start. The boxes that tile a shape then sum up to its own product, because inner borders
+    cancel; for any others the difference is a polynomial of degree `rank` that is not zero, and vanishes modulo the
+    prime with a probability below rank / 2^61. The numbers are drawn anew each time, so nobody can aim at them.
+    Source: Schwartz, "Fast probabilistic algorithms for verification of polynomial identities" (1980).
+    """
+    numbers: list[dict[int, int]] = [{} for _ in whole]
+
+    def product(offset: tuple[int, ...], shape: tuple[int, ...]) -> int:
+        result = 1
+        for drawn, start, length in zip(numbers, offset, shape, strict=True):
+            for place in (start, start + length):
+                if place not in drawn:
+                    drawn[place] = secrets.randbelow(_FIELD)
+            result = result * (drawn[start + length] - drawn[start]) % _FIELD
+        return result
+
+    difference = sum(product(offset, shape) for offset, shape in boxes) - product((0,) * len(whole), whole)
+    return difference % _FIELD == 0

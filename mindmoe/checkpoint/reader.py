@@ -24,15 +24,16 @@ import numpy as np
 import xxhash
 
 from mindmoe.checkpoint import disk
-from mindmoe.checkpoint.chunks import BLOCKS, MAX_HEADER, Entry, numpy_dtype, parse_header
+from mindmoe.checkpoint.chunks import BLOCKS, MAX_HEADER, Entry, parse_header
 from mindmoe.checkpoint.digest import block_bytes, num_blocks, tensor_sum
+from mindmoe.checkpoint.dtypes import numpy_dtype
+from mindmoe.checkpoint.folder import is_misplaced
 from mindmoe.checkpoint.manifest import (
     ChunkRecord,
     CorruptCheckpoint,
     Manifest,
     ShardRecord,
     TensorRecord,
-    check_tiling,
 )
 from mindmoe.errors import CheckpointError
 
@@ -106,9 +107,18 @@ class ShardReader:
         self.bytes_read = 0
         self._lock = threading.Lock()
         self.past_cache = True
-        self._fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        self._direct = disk.reopen_direct(self._fd)
         try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if is_misplaced(error):
+                raise CorruptCheckpoint(f"{path} is no file: {error.strerror}") from None
+            raise
+        self._direct: int | None = None
+        try:
+            status = os.fstat(self._fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_size != record.size:
+                raise CorruptCheckpoint(f"{path} has {status.st_size} bytes, expected a file of {record.size}")
+            self._direct = disk.reopen_direct(self._fd)
             self.entries, self.blocks = self._verified_header()
         except BaseException:
             self.close()
@@ -121,9 +131,7 @@ class ShardReader:
             os.close(self._direct)
 
     def _verified_header(self) -> tuple[dict[str, Entry], dict[str, str]]:
-        path, record, status = self.path, self.record, os.fstat(self._fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_size != record.size:
-            raise CorruptCheckpoint(f"{path} has {status.st_size} bytes, expected a file of {record.size}")
+        path, record = self.path, self.record
         (length,) = struct.unpack("<Q", self._fetch(0, 8))
         if length > min(MAX_HEADER, record.size - 8):
             raise CorruptCheckpoint(f"{path}: header length {length} is beyond the file or {MAX_HEADER} bytes")
@@ -227,13 +235,9 @@ class Checkpoint:
     Args:
         path: the folder, for messages and to find the shards.
         manifest: parsed from it.
-
-    Raises:
-        CorruptCheckpoint: the chunks of a tensor do not tile it.
     """
 
     def __init__(self, path: Path, manifest: Manifest):
-        check_tiling(manifest)
         self.path, self.manifest = path, manifest
         self.tensors = manifest.tensors()
         self._homes: dict[str, list[tuple[ShardRecord, ChunkRecord]]] = {name: [] for name in self.tensors}

@@ -50,6 +50,7 @@ from mindmoe.checkpoint.manifest import CorruptCheckpoint, Manifest, Meta, Shard
 from mindmoe.checkpoint.reader import Checkpoint
 from mindmoe.checkpoint.retention import Retention, prune_after, require_space
 from mindmoe.errors import CheckpointError
+from mindmoe.files import FileError, FileMissing, read_text, shown
 
 Tensors = dict[str, np.ndarray]
 
@@ -94,12 +95,14 @@ def claim(root: Path) -> str:
 def require_owner(root: Path, generation: str) -> None:
     """Raises CheckpointError unless `generation` is the one that claimed the folder last."""
     try:
-        owner = (root / OWNER).read_text().strip()
-    except FileNotFoundError:
+        owner = read_text(root / OWNER, follow=False).strip()
+    except FileMissing:
         owner = ""
+    except FileError as error:
+        raise CheckpointError(error.message, error.remedy) from error.__cause__
     if owner != generation:
         raise CheckpointError(
-            f"{root} is claimed by {'writer ' + owner if owner else 'no writer'}, not by this one",
+            f"{root} is claimed by {'writer ' + shown(owner) if owner else 'no writer'}, not by this one",
             "if two runs share the folder, stop one or give it another name",
         )
 
@@ -114,7 +117,7 @@ def begin(root: Path, step: int, generation: str, attempt: str = "") -> Path:
         require_owner(root, generation)
         staging = staging_path(root, step, generation, attempt)
         disk.remove(staging)
-        os.mkdir(staging, 0o700)
+        os.mkdir(staging)
     return staging
 
 

@@ -18,6 +18,7 @@ from mindmoe.checkpoint.manifest import Manifest
 from mindmoe.checkpoint.reader import Checkpoint
 from mindmoe.checkpoint.retention import Retention, prune_after, require_space
 from mindmoe.errors import CheckpointError
+from mindmoe.files import open_regular
 
 _PIECE = 2**23  # [bytes] copied at once
 _log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def copy_step(source: Path, root: Path, generation: str, retention: Retention, m
 
 
 def _copy_file(source: Path, target: Path) -> None:
-    with source.open("rb", buffering=0) as stream, disk.new_file(target) as fd:
+    with open_regular(source, follow=False) as stream, disk.new_file(target) as fd:
         position = 0
         while piece := stream.read(_PIECE):
             disk.write_all(fd, piece, position)

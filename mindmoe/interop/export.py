@@ -17,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from mindmoe.checkpoint import disk
-from mindmoe.checkpoint.chunks import encode_header, numpy_dtype
+from mindmoe.checkpoint.chunks import encode_header
+from mindmoe.checkpoint.dtypes import numpy_dtype
 from mindmoe.errors import UserError
 from mindmoe.files import shown
 from mindmoe.interop.hf_config import check_representable, config_json

@@ -11,7 +11,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from mindmoe import strict_json
-from mindmoe.checkpoint.chunks import MAX_HEADER, Entry, numpy_dtype, parse_header
+from mindmoe.checkpoint.chunks import MAX_HEADER, Entry, parse_header
+from mindmoe.checkpoint.dtypes import numpy_dtype
 from mindmoe.checkpoint.reader import Checkpoint
 from mindmoe.errors import CheckpointError, UserError
 from mindmoe.files import open_regular, shown
