@@ -160,7 +160,7 @@ def verify(path: Path, step: int | None, everything: bool) -> int:
     console, damaged = _console(), 0
     for folder in folders:
         started = time.perf_counter()
-        problems = list(damage_of(folder))
+        problems = list(store.damage(folder))
         if problems:
             damaged += 1
             console.print(f"[red]{folder.name}: DAMAGED[/]")
@@ -171,15 +171,6 @@ def verify(path: Path, step: int | None, everything: bool) -> int:
             speed = manifest.size / seconds / 1e9
             console.print(f"{folder.name}: whole, {size_text(manifest.size)} verified at {speed:.2f} GB/s")
     return DAMAGED if damaged else 0
-
-
-def damage_of(folder: Path) -> Iterator[str]:
-    """Everything that is wrong with a step."""
-    try:
-        with store.open_step(folder) as checkpoint:
-            yield from checkpoint.damage()
-    except CheckpointError as error:
-        yield error.message
 
 
 def diff(first: Path, second: Path) -> int:
@@ -305,13 +296,13 @@ def repair(path: Path) -> int:
     """Sets damaged steps aside, brings back those set aside that verify now, removes abandoned saves."""
     root, done = root_of(path), 0
     for folder in list_steps(root):
-        if problems := list(damage_of(folder)):
+        if problems := list(store.damage(folder)):
             target = store.set_aside(folder)
             print(f"set aside {folder.name} as {target.name}: {problems[0]}")
             done += 1
     for folder in sorted(root.glob(f"{QUARANTINE}*")):
         match = STEP.search(folder.name)
-        if match and not (root / match[0]).exists() and not list(damage_of(folder)):
+        if match and not (root / match[0]).exists() and not list(store.damage(folder)):
             with disk.reported(f"bring back {folder}"):
                 os.rename(folder, root / match[0])
                 disk.sync_dir(root)

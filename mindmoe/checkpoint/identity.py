@@ -1,48 +1,105 @@
-"""What the checkpoints of a run belong to."""
+"""What the checkpoints of a run belong to: a table of parameters. All else that a checkpoint records is told by it.
+
+Two configurations describe the same model if they ask for tensors of the same names, shapes and dtypes. So a key that
+did not exist when a checkpoint was written never makes it that of another model.
+"""
 
 import hashlib
+from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
-from mindmoe.checkpoint.manifest import Meta
+import xxhash
+from pydantic import JsonValue
+
+from mindmoe.checkpoint.manifest import Meta, TensorRecord
 from mindmoe.checkpoint.reader import Checkpoint
 from mindmoe.config import RunConfig
 from mindmoe.errors import CheckpointError
 from mindmoe.load import dump_config
+from mindmoe.model.shapes import param_specs
 
 WEIGHTS_ONLY = "weights_only"  # key of Meta.state: imported weights, so the optimizer starts from nothing
+PARAMETERS = "parameters"  # key of Meta.model: the digest of the table
+MOMENTS = ("adam_m.", "adam_v.")  # what names of the state of the optimizer begin with
+_DTYPE = "F32"  # of every parameter
+_NAMED = 5  # differences that an error names
+
+Table = dict[str, tuple[str, tuple[int, ...]]]
+"""Dtype and shape of parameters by name."""
 
 
-def model_identity(config: RunConfig) -> dict[str, Any]:
-    """What must be equal for a checkpoint to belong to a model."""
-    return {"model": config.model.model_dump(), "moe": config.moe.model_dump() if config.moe else None}
+def table_of(config: RunConfig) -> Table:
+    """The parameters of a model."""
+    return {spec.name: (_DTYPE, tuple(spec.shape)) for spec in param_specs(config.model, config.moe).values()}
 
 
-def run_meta(config: RunConfig, world: int, generation: str) -> Meta:
-    """What the checkpoints of a run belong to. All randomness of a run follows from its seed and the step."""
+def stored_table(tensors: Mapping[str, TensorRecord]) -> Table:
+    """The parameters among stored tensors."""
+    return {name: (t.dtype, t.shape) for name, t in tensors.items() if not name.startswith(MOMENTS)}
+
+
+def table_digest(table: Table) -> str:
+    """One word for a table of parameters: equal for the same model, whatever the values."""
+    lines = (f"{name} {dtype} {'x'.join(map(str, shape))}\n" for name, (dtype, shape) in sorted(table.items()))
+    return xxhash.xxh3_128_hexdigest("".join(lines).encode())
+
+
+def run_meta(config: RunConfig, world: int, generation: str, data: Mapping[str, Any] | None = None) -> Meta:
+    """What the checkpoints of a run belong to. All randomness of a run follows from its seed and the step.
+
+    Args:
+        config: the resolved run.
+        world: number of ranks.
+        generation: of the writer.
+        data: what the run reads, from `data_identity`; None if it has not trained.
+    """
     return Meta(
-        model=model_identity(config),
+        model={PARAMETERS: table_digest(table_of(config))},
         topology={**config.parallel.model_dump(), "world": world},
         config_digest=hashlib.sha256(dump_config(config).encode()).hexdigest(),
         generation=generation,
         state={"seed": config.seed},
+        config=config.model_dump(mode="json"),
+        data=dict(data or {}),
+        versions=versions(),
     )
+
+
+def versions() -> dict[str, JsonValue]:
+    """What decides how a run computes: versions of mindmoe and MindSpore."""
+    found: dict[str, JsonValue] = {}
+    for package in ("mindmoe", "mindspore"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    return found
 
 
 def check_identity(checkpoint: Checkpoint, config: RunConfig) -> None:
     """Refuses a checkpoint of another model.
 
     Raises:
-        CheckpointError: names the keys that differ.
+        CheckpointError: names parameters that differ.
     """
-    theirs: dict[str, Any] = checkpoint.manifest.meta.model
-    ours = model_identity(config)
-    if theirs == ours:
+    there, here = stored_table(checkpoint.tensors), table_of(config)
+    if table_digest(there) == table_digest(here):
         return
-    differ = []
-    for section, values in ours.items():
-        there, here = theirs.get(section) or {}, values or {}
-        differ += [f"{section}.{key}" for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+    differ = [
+        f"{name}: {_entry(there, name)} there, {_entry(here, name)} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
+    more = f"; {len(differ) - _NAMED} more" if len(differ) > _NAMED else ""
     raise CheckpointError(
-        f"{checkpoint.path} is a checkpoint of another model ({', '.join(differ)} differ)",
+        f"{checkpoint.path} is a checkpoint of another model ({'; '.join(differ[:_NAMED])}{more})",
         "continue it with its own config, or choose another name",
     )
+
+
+def _entry(table: Table, name: str) -> str:
+    if name not in table:
+        return "none"
+    dtype, shape = table[name]
+    return f"{dtype} {list(shape)}"

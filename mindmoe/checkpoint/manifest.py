@@ -81,9 +81,10 @@ class ShardRecord:
 class Meta:
     """What a checkpoint belongs to.
 
-    `model` identifies the network and must be equal at load; `topology` says how it was laid out (information
-    only, any layout may load); `generation` is the writer that saved it, from `store.claim`; `state` holds
-    small values that resuming needs beyond the tensors.
+    `model` names the table of parameters by its digest; `topology` says how it was laid out (information only, any
+    layout may load); `generation` is the writer that saved it, from `store.claim`; `state` holds small values that
+    resuming needs beyond the tensors. `config` is the whole configuration, `data` the identity of what was read, and
+    `versions` those of the software; they are empty where the writer did not record them.
     """
 
     model: dict[str, JsonValue]
@@ -91,6 +92,9 @@ class Meta:
     config_digest: str
     generation: str
     state: dict[str, JsonValue] = field(default_factory=dict)
+    config: dict[str, JsonValue] = field(default_factory=dict)
+    data: dict[str, JsonValue] = field(default_factory=dict)
+    versions: dict[str, JsonValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

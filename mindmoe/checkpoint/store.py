@@ -245,6 +245,15 @@ def open_step(path: Path) -> Checkpoint:
     return Checkpoint(path, manifest)
 
 
+def damage(path: Path) -> Iterator[str]:
+    """Everything that is wrong with a step, one sentence each; every byte is read."""
+    try:
+        with open_step(path) as checkpoint:
+            yield from checkpoint.damage()
+    except CheckpointError as error:
+        yield error.message
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turns what the disk says while a step is read into a CheckpointError."""

@@ -32,12 +32,15 @@ class DataConfig(Section):
 
     `sources` accepts a path, a list of paths, or a list of {path, weight}. `valid` and `tokenizer` default
     to those of the first source's folder. `document_attention: true` keeps attention inside documents.
+    `on_change` says what happens where the files behind a source are not those that a checkpoint was trained on:
+    `refuse` to continue it, or `accept` them and record that.
     """
 
     sources: list[SourceConfig] = Field(min_length=1, json_schema_extra=_or_paths)
     valid: str | None = Field(None, min_length=1)
     tokenizer: str | None = Field(None, min_length=1)
     document_attention: bool = False
+    on_change: Literal["refuse", "accept"] = "refuse"
     seed: Seed = 0
 
     @field_validator("sources", mode="before")

@@ -14,6 +14,9 @@ class OptimConfig(Section):
 
     `schedule` after a linear warm-up: `cosine` or `linear` to `min_lr_ratio * lr` at the last step, `wsd`
     (constant, then linear over the last `decay_fraction` of the steps), or `constant`.
+
+    `on_jump` says what happens where a continued run would make the rate jump, as when a decayed run gets more steps:
+    `refuse` it, or `accept` it.
     """
 
     type: Literal["adamw", "sgd"] = "adamw"
@@ -27,6 +30,7 @@ class OptimConfig(Section):
     eps: Epsilon = 1e-8
     weight_decay: NonNegativeFp32 = 0.1
     clip_norm: NonNegativeFp32 = 1.0
+    on_jump: Literal["refuse", "accept"] = "refuse"
 
     @model_validator(mode="after")
     def _check(self) -> "OptimConfig":

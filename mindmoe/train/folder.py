@@ -1,13 +1,13 @@
 """The run folder: where everything of a run lives, and whether it may be continued (dry)."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mindmoe.config import RunConfig
 from mindmoe.errors import UserError
+from mindmoe.files import FileMissing, replace_file, shown
 from mindmoe.load import dump_config, load_config
 
 _MAY_CHANGE = (
@@ -20,12 +20,15 @@ _MAY_CHANGE = (
     "optim.schedule",
     "optim.min_lr_ratio",
     "optim.decay_fraction",
+    "optim.warmup_steps",
+    "optim.on_jump",
     "checkpoint",
     "observe",
     "launch",
     "parallel",
     "output_dir",
     "data.valid",
+    "data.on_change",
 )
 """What a continued run may change; everything else decides what the run computes."""
 
@@ -72,17 +75,28 @@ class RunFolder:
         return self.path / "logs"
 
     def load_config(self) -> RunConfig:
-        """The config that the run was started with.
+        """The config that the run was last started with.
 
         Raises:
             UserError: there is no run here.
         """
-        if not self.config.is_file():
+        if (config := self.recorded()) is None:
             raise UserError(
-                f"{self.path} is not a run folder: {self.config.name} is missing",
+                f"{shown(str(self.path), 300)} is not a run folder: {self.config.name} is missing",
                 "give the folder that training printed, output_dir/name",
             )
-        return load_config(self.config)
+        return config
+
+    def recorded(self) -> RunConfig | None:
+        """The config that the run was last started with; None if there is no run here.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        try:
+            return load_config(self.config)
+        except FileMissing:
+            return None
 
     def check_continues(self, config: RunConfig) -> None:
         """Refuses a config that would continue another run.
@@ -90,9 +104,9 @@ class RunFolder:
         Raises:
             UserError: names the keys that differ.
         """
-        if not self.config.is_file():
+        if (recorded := self.recorded()) is None:
             return
-        before, now = _flat(self.load_config().model_dump()), _flat(config.model_dump())
+        before, now = flat(recorded.model_dump()), flat(config.model_dump())
         changed = [
             f"{key}: {before.get(key)!r} there, {now.get(key)!r} here"
             for key in sorted(before.keys() | now.keys())
@@ -112,33 +126,27 @@ class RunFolder:
         """
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
-            self.write(self.config, dump_config(config))
+            replace_file(self.config, dump_config(config))
         except OSError as error:
             raise UserError(
                 f"cannot write the run folder {self.path}: {error.strerror}",
                 "set output_dir=... to a folder that you may write, or free some space",
             ) from None
 
-    def write(self, path: Path, text: str) -> None:
-        """Replaces a small file as a whole."""
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Records machine and versions."""
-        self.write(self.environment, json.dumps(environment, indent=2))
+        replace_file(self.environment, json.dumps(environment, indent=2))
 
 
 def _may_change(key: str) -> bool:
     return any(key == prefix or key.startswith(prefix + ".") for prefix in _MAY_CHANGE)
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings as dotted keys; lists stay values."""
     if not isinstance(value, dict):
         return {prefix: value}
     items: dict[str, Any] = {}
     for key, inner in value.items():
-        items |= _flat(inner, f"{prefix}.{key}" if prefix else key)
+        items |= flat(inner, f"{prefix}.{key}" if prefix else key)
     return items

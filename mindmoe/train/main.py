@@ -7,6 +7,7 @@ from typing import Any
 
 from mindmoe.checkpoint import store
 from mindmoe.config import RunConfig
+from mindmoe.data.identity import data_identity
 from mindmoe.env import Place, place, quiet_mindspore, threads_per_rank
 from mindmoe.observe.environment import describe
 from mindmoe.observe.metrics import MetricsLog
@@ -16,6 +17,7 @@ from mindmoe.position import during
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.guard import StopRequest
 from mindmoe.train.preflight import finished_steps, preflight
+from mindmoe.train.resume import changes
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ def train(config: RunConfig) -> int:
     )
     config = planned(config, at.world)
     batches, held_out = preflight(config, at.world)
+    data = data_identity(config.data)
     folder = RunFolder.of(config)
     if (done := finished_steps(config)) >= config.train.steps:
         print(
@@ -39,6 +42,7 @@ def train(config: RunConfig) -> int:
             "raise train.steps to continue"
         )
         return 0
+    before = folder.recorded()
     if at.rank == 0:
         folder.create(config)
         folder.write_environment(describe())
@@ -56,9 +60,11 @@ def train(config: RunConfig) -> int:
             recorded = config.moe is not None and config.observe.routing_every > 0
             trainer = build_trainer(config, at, recorded)
         held, agree = trainer.state, RankAgreement(trainer.groups["world"])
-        saver = Saver(config, held, at, agree)
+        saver = Saver(config, held, at, agree, data)
         saver.bring_newer(config)
-        start, quarantined = resume(config, held, agree, cached=at.local_world > 1)
+        found = load_newest(config, held, agree, cached=at.local_world > 1)
+        start = found.manifest.step if found is not None else 0
+        changed = changes(found.manifest, config, data, before) if found is not None else []
         trainer.publish()
         with ExitStack() as stack:
             stack.callback(saver.close)
@@ -70,29 +76,24 @@ def train(config: RunConfig) -> int:
                 "resume" if start else "start",
                 f"resuming from step {start}" if start else f"starting {config.name} on {at.world} processes",
             )
-            for bad in quarantined:
-                loop.event(start, "quarantine", f"put the corrupt {bad.path.name} aside: {bad.reason}")
+            for event, message in changed:
+                loop.event(start, event, message)
             stack.callback(loop.close)
             code = loop.run(start, stop)
             barrier(trainer.groups["world"])
             return code
 
 
-def resume(config: RunConfig, held: Any, agree: Any, cached: bool) -> tuple[int, tuple[store.Quarantined, ...]]:
-    """Loads the newest valid checkpoint into what this rank holds, whatever layout wrote it.
-
-    Returns:
-        its step, 0 if there is none, and the corrupt ones that were put aside.
-    """
+def load_newest(config: RunConfig, held: Any, agree: Any, cached: bool) -> store.Found | None:
+    """Loads the newest valid checkpoint into what this rank holds, whatever layout wrote it; None if there is none."""
     from mindmoe.train.persist import names_of_run, reader_of, restore, second_root
 
     read = reader_of(config, held, names_of_run(config), cached)
     with during("loading"):
         found = store.newest_valid(RunFolder.of(config).checkpoints, read, agree, second_root(config))
-    if found is None:
-        return 0, ()
-    restore(found.tensors, held)
-    return found.manifest.step, found.quarantined
+    if found is not None:
+        restore(found.tensors, held)
+    return found
 
 
 def open_sinks(config: RunConfig, at: Place, start: int, stack: ExitStack) -> Any:

@@ -1,8 +1,9 @@
 """Between the training state and the checkpoint store."""
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor
@@ -10,7 +11,7 @@ from mindspore import Tensor
 from mindmoe.checkpoint import store
 from mindmoe.checkpoint.agree import Agreement, from_rank_0
 from mindmoe.checkpoint.chunks import Box, tag_of
-from mindmoe.checkpoint.identity import WEIGHTS_ONLY, check_identity, run_meta
+from mindmoe.checkpoint.identity import MOMENTS, WEIGHTS_ONLY, check_identity, run_meta
 from mindmoe.checkpoint.objects import SCHEME, ObjectStore
 from mindmoe.checkpoint.reader import Checkpoint
 from mindmoe.checkpoint.retention import SCORE, Retention
@@ -26,7 +27,6 @@ from mindmoe.parallel.held import Held
 from mindmoe.train.folder import RunFolder
 
 log = logging.getLogger(__name__)
-_MOMENTS = ("adam_m.", "adam_v.")
 _TEXT = 1024  # longest text that rank 0 can share [bytes]
 
 
@@ -57,12 +57,20 @@ class Saver:
         held: what this rank holds of the training state.
         at: this process among the others.
         agree: between all ranks.
+        data: the identity of what the run reads.
 
     Raises:
         CheckpointError: the checkpoint folder cannot be used.
     """
 
-    def __init__(self, config: RunConfig, held: Sequence[Held], at: Place, agree: Agreement):
+    def __init__(
+        self,
+        config: RunConfig,
+        held: Sequence[Held],
+        at: Place,
+        agree: Agreement,
+        data: Mapping[str, Any] | None = None,
+    ):
         root, rules = RunFolder.of(config).checkpoints, config.checkpoint
         self.held = {item.name: item for item in held}
         self.agree, self.stops, self.background = agree, rules.on_failure == "stop", rules.background
@@ -73,7 +81,7 @@ class Saver:
             {item.name: box_of(item) for item in held},
             rank=at.rank,
             world=at.world,
-            meta=run_meta(config, at.world, from_rank_0(agree, lambda: store.claim(root))),
+            meta=run_meta(config, at.world, from_rank_0(agree, lambda: store.claim(root)), data),
             policy=SavePolicy(
                 retention=Retention.of(rules),
                 min_free=rules.min_free,
@@ -161,7 +169,7 @@ def box_of(item: Held) -> Box:
 def names_of_run(config: RunConfig) -> set[str]:
     """The names of every tensor of the training state, over all ranks."""
     specs = param_specs(config.model, config.moe).values()
-    moments = _MOMENTS if config.optim.type == "adamw" else ()
+    moments = MOMENTS if config.optim.type == "adamw" else ()
     return {spec.name for spec in specs} | {
         f"{prefix}{spec.name}" for prefix in moments for spec in specs if spec.trainable
     }
@@ -186,7 +194,7 @@ def reader_of(
         there = checkpoint.tensors
         wanted = {item.name: item for item in held}
         if checkpoint.manifest.meta.state.get(WEIGHTS_ONLY):
-            wanted = {name: item for name, item in wanted.items() if not name.startswith(_MOMENTS)}
+            wanted = {name: item for name, item in wanted.items() if not name.startswith(MOMENTS)}
         wrong = [f"missing {name}" for name in wanted.keys() - there.keys()]
         wrong += [f"unexpected {name}" for name in there.keys() - set(expected)] if expected is not None else []
         for name in wanted.keys() & there.keys():

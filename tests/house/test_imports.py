@@ -40,6 +40,7 @@ FLOORS = [
     "interop.importing",
     "interop optim",
     "observe train.folder train.guard",
+    "train.resume",
     "train.preflight",
     "train",
     "train.main",
@@ -55,7 +56,7 @@ FLOOR = {unit: floor for floor, line in enumerate(FLOORS) for unit in line.split
 # are set, and its tests take seconds. Everything on the floors below ops is of this kind, and these.
 DRY = {unit for unit in FLOOR if FLOOR[unit] < FLOOR["ops"]}
 DRY |= {unit for unit in FLOOR if unit.startswith("interop.")}
-DRY |= {"observe", "train.folder", "train.guard", "train.preflight", "train.main"}
+DRY |= {"observe", "train.folder", "train.guard", "train.resume", "train.preflight", "train.main"}
 DRY |= {"launch", "generate", "transfer", "equiv", "dryrun", "ablate", "flight", "measure.main", "cli_ckpt", "cli"}
 
 HEAVY = {"mindspore", "torch", "transformers", "matplotlib", "optuna", "mindquantum"}
