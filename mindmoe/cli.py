@@ -6,12 +6,12 @@ stand anywhere after the command; flags exist only for paths and for what is no 
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mindmoe import cli_ckpt
+from mindmoe.cli_answers import answered
 from mindmoe.cli_arguments import (
     PREPARE_KEYS,
     Parser,
@@ -33,6 +33,10 @@ _OVERRIDE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 2 for a mistake of the user, 130 when interrupted."""
+    return answered(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
     args, late = parser.parse_known_args(argv)
     # argparse fills a positional list from one stretch of arguments only: words after an option come back here.
@@ -40,14 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.parser.error(f"unrecognized arguments: {' '.join(late)}")
     if late:
         args.words = [*args.words, *late]
-    try:
-        return args.run(args)
-    except UserError as error:
-        print(f"mindmoe: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("mindmoe: interrupted", file=sys.stderr)
-        return 130
+    return args.run(args)
 
 
 def _resolved(args: argparse.Namespace) -> "RunConfig":

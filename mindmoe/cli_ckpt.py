@@ -16,7 +16,7 @@ def add_ckpt(commands: Any) -> None:
             ("ls", ls, "list the steps of a run", "runs/quickstart"),
             ("show", show, "print what a step holds", "runs/quickstart --step 400"),
             ("verify", verify, "read every byte of a step and say what is wrong", "runs/quickstart --all"),
-            ("diff", diff, "compare two steps, whatever their layouts", "runs/quickstart runs/other"),
+            ("diff", diff, "compare two steps, whatever their layouts", "runs/quickstart runs/other --step 400"),
             ("prune", prune, "delete steps that no rule wants", "runs/quickstart keep_last=2 --dry-run"),
             ("pin", pin, "keep a step whatever the rules say", "runs/quickstart --step 400"),
             ("unpin", unpin, "let the rules decide about a step again", "runs/quickstart --step 400"),
@@ -47,6 +47,8 @@ def add_ckpt(commands: Any) -> None:
     made["show"].add_argument("--all", action="store_true", help="list every tensor")
     made["verify"].add_argument("--all", action="store_true", help="verify every step")
     made["diff"].add_argument("other", type=Path, metavar="OTHER", help="what to compare with")
+    made["diff"].add_argument("--step", type=whole_number, metavar="N", help="of both (default: the newest of each)")
+    made["diff"].add_argument("--other-step", type=whole_number, metavar="N", help="of OTHER, if it is another step")
     made["prune"].add_argument("words", nargs="*", metavar="key=value", help="keep_last, keep_every, keep_best")
     made["prune"].add_argument("--dry-run", action="store_true", help="only say what would be deleted")
     for name in ("reshard", "place"):
@@ -87,7 +89,7 @@ def diff(args: argparse.Namespace) -> int:
     """Compares two steps."""
     from mindmoe.checkpoint import commands
 
-    return commands.diff(args.path, args.other)
+    return commands.diff(args.path, args.other, args.step, args.other_step)
 
 
 def prune(args: argparse.Namespace) -> int:

@@ -1,18 +1,20 @@
 """`mindmoe ckpt`: what lies in a checkpoint folder, whether it is whole, and what to do about it. Needs no device."""
 
+import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from mindmoe.checkpoint import disk, store
+from mindmoe.checkpoint import disk, store, verdicts
 from mindmoe.checkpoint.balance import share_out
 from mindmoe.checkpoint.chunks import Box, Chunk, Staging, write_shard
 from mindmoe.checkpoint.dtypes import numpy_dtype
@@ -25,10 +27,12 @@ from mindmoe.checkpoint.folder import (
     shard_name,
     step_of,
 )
+from mindmoe.checkpoint.identity import MOMENTS, stored_table, table_digest
 from mindmoe.checkpoint.manifest import Manifest, ShardRecord
 from mindmoe.checkpoint.reader import Checkpoint, total_digest
 from mindmoe.checkpoint.retention import PIN, SCORE, Retention, complete_manifest, prune, superfluous
 from mindmoe.errors import CheckpointError, UserError
+from mindmoe.files import shown
 
 DAMAGED = 1  # exit code
 _PLAIN_WIDTH = 160
@@ -43,10 +47,15 @@ def _console() -> Console:
 
 def _table(title: str, *columns: str) -> Table:
     """A table; columns whose name starts with `>` are right-aligned."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=_said(title), title_justify="left")
     for column in columns:
         table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
     return table
+
+
+def _said(value: object) -> Text:
+    """Something from a manifest or the name of a file, as one line that neither a terminal nor rich obeys."""
+    return Text(shown(str(value), 1000))
 
 
 def root_of(path: Path) -> Path:
@@ -93,16 +102,20 @@ def _age(seconds: float) -> str:
 
 
 def ls(path: Path) -> int:
-    """Lists the steps of a folder, what was set aside, and what is unfinished; digests are not read."""
+    """Lists the steps of a folder, what `verify` found, what was set aside, and what is unfinished; reads no tensor."""
     root = root_of(path)
     table = _table(f"checkpoints in {root}", ">step", "saved", ">size", ">shards", ">held-out loss", "content", "state")
+    known = verdicts.recall(root)
     for folder in list_steps(root):
         manifest = complete_manifest(folder)
         if manifest is None:
-            table.add_row(str(step_of(folder)), "", "", "", "", "", "[red]incomplete: run ckpt verify[/]")
+            table.add_row(str(step_of(folder)), "", "", "", "", "", Text("incomplete: run ckpt verify", "red"))
             continue
         score = manifest.meta.state.get(SCORE)
-        state = "complete" + (", pinned" if (folder / PIN).exists() else "")
+        state = Text("complete")
+        if (verdict := known.get(folder.name)) is not None:
+            when = _age(time.time() - verdict.time)
+            state = Text(f"DAMAGED, found {when}", "red") if verdict.problems else Text(f"whole, verified {when}")
         table.add_row(
             str(manifest.step),
             _age(time.time() - manifest.saved_at) if manifest.saved_at else "",
@@ -110,15 +123,14 @@ def ls(path: Path) -> int:
             str(len(manifest.shards)),
             f"{score:.4f}" if isinstance(score, float) else "",
             total_digest(manifest.tensors()),
-            state,
+            state.append(", pinned") if (folder / PIN).exists() else state,
         )
     console = _console()
     console.print(table)
-    aside = sorted(root.glob(f"{QUARANTINE}*"))
-    for folder in aside:
-        console.print(f"[red]set aside as corrupt[/]: {folder.name}")
+    for folder in sorted(root.glob(f"{QUARANTINE}*")):
+        console.print(Text("set aside as corrupt", "red"), _said(folder.name), sep=": ")
     for folder in sorted(root.glob(f"{disk.TEMPORARY}step-*")):
-        console.print(f"unfinished save: {folder.name}")
+        console.print("unfinished save", _said(folder.name), sep=": ")
     console.print(f"{size_text(shutil.disk_usage(root).free)} free on this disk")
     return 0
 
@@ -128,17 +140,23 @@ def show(path: Path, step: int | None, everything: bool) -> int:
     folder = step_folder(path, step)
     with store.open_step(folder) as checkpoint:
         manifest, tensors = checkpoint.manifest, checkpoint.tensors
+    meta = manifest.meta
     facts = _table(str(folder), "what", "value")
-    facts.add_row("step", str(manifest.step))
-    facts.add_row("format version", manifest.version)
-    facts.add_row("size", f"{size_text(manifest.size)} in {len(manifest.shards)} shards")
-    facts.add_row("elements", f"{sum(math.prod(t.shape) for t in tensors.values()):,} in {len(tensors)} tensors")
-    facts.add_row("content digest", total_digest(tensors))
-    facts.add_row("config digest", manifest.meta.config_digest)
-    facts.add_row("written by", manifest.meta.generation)
-    facts.add_row("layout", ", ".join(f"{key}={value}" for key, value in manifest.meta.topology.items()))
-    for key, value in manifest.meta.state.items():
-        facts.add_row(key, str(value))
+    for what, value in (
+        ("step", manifest.step),
+        ("format version", manifest.version),
+        ("size", f"{size_text(manifest.size)} in {len(manifest.shards)} shards"),
+        ("elements", f"{sum(math.prod(t.shape) for t in tensors.values()):,} in {len(tensors)} tensors"),
+        ("content digest", total_digest(tensors)),
+        ("model digest", table_digest(stored_table(tensors))),
+        ("config digest", meta.config_digest),
+        ("written by", meta.generation),
+        ("software", _pairs(meta.versions)),
+        ("layout", _pairs(meta.topology)),
+        *((f"data: {key}", json.dumps(value)) for key, value in meta.data.items()),
+        *meta.state.items(),
+    ):
+        facts.add_row(_said(what), _said(value))
     console = _console()
     console.print(facts)
     chunks: dict[str, int] = {}
@@ -147,25 +165,34 @@ def show(path: Path, step: int | None, everything: bool) -> int:
     listed = list(tensors.items())[: None if everything else 20]
     table = _table("tensors", "name", "dtype", "shape", ">chunks", "digest")
     for name, tensor in listed:
-        table.add_row(name, tensor.dtype, "x".join(map(str, tensor.shape)) or "-", str(chunks[name]), tensor.digest)
+        shape = "x".join(map(str, tensor.shape)) or "-"
+        table.add_row(_said(name), tensor.dtype, shape, str(chunks[name]), tensor.digest)
     console.print(table)
     if len(listed) < len(tensors):
         console.print(f"{len(tensors) - len(listed)} more: add --all")
     return 0
 
 
+def _pairs(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in values.items()) or "not recorded"
+
+
 def verify(path: Path, step: int | None, everything: bool) -> int:
-    """Reads every byte of a step, or of all steps, and prints what is wrong; exit code 1 if something is."""
+    """Reads every byte of a step, or of all steps, and prints what is wrong; exit code 1 if something is.
+
+    What it finds is remembered for `ls`, as long as the files stay as they are.
+    """
     folders = list_steps(root_of(path)) if everything else [step_folder(path, step)]
     console, damaged = _console(), 0
     for folder in folders:
-        started = time.perf_counter()
+        started, files = time.perf_counter(), verdicts.fingerprint(folder)
         problems = list(store.damage(folder))
+        verdicts.remember(folder, files, problems)
         if problems:
             damaged += 1
-            console.print(f"[red]{folder.name}: DAMAGED[/]")
+            console.print(Text(f"{folder.name}: DAMAGED", "red"))
             for problem in problems:
-                console.print(f"  {problem}", markup=False)
+                console.print(Text("  ").append_text(_said(problem)))
         else:
             manifest, seconds = read_manifest(folder), time.perf_counter() - started
             speed = manifest.size / seconds / 1e9
@@ -173,23 +200,41 @@ def verify(path: Path, step: int | None, everything: bool) -> int:
     return DAMAGED if damaged else 0
 
 
-def diff(first: Path, second: Path) -> int:
-    """Compares two steps tensor by tensor, whatever their layouts; exit code 1 if they differ."""
+def diff(first: Path, second: Path, step: int | None = None, other_step: int | None = None) -> int:
+    """Compares two steps tensor by tensor, whatever their layouts; exit code 1 if they differ.
+
+    Args:
+        first: a run folder, its checkpoints, or one step.
+        second: what to compare it with.
+        step: which step of both; by default the newest of each.
+        other_step: which step of the second, if it is another.
+    """
     console = _console()
-    with store.open_step(step_folder(first, None)) as one, store.open_step(step_folder(second, None)) as two:
-        table = _table("differences", "tensor", "what", ">largest difference", ">elements that differ")
+    folders = step_folder(first, step), step_folder(second, step if other_step is None else other_step)
+    with store.open_step(folders[0]) as one, store.open_step(folders[1]) as two:
+        for name, side in (("first", one), ("second", two)):
+            console.print(Text(f"{name}: ").append_text(_said(f"{side.path}, {_content(side)}")))
+        table = _table("differences", "tensor", "of", "what", ">largest difference", ">elements that differ")
         for name in sorted(one.tensors.keys() | two.tensors.keys()):
             here, there = one.tensors.get(name), two.tensors.get(name)
+            row = _said(name), "optimizer" if name.startswith(MOMENTS) else "weights"
             if here is None or there is None:
-                table.add_row(name, f"only in {(one if there is None else two).path}", "", "")
+                table.add_row(*row, f"only in the {'first' if there is None else 'second'}", "", "")
             elif (here.shape, here.dtype) != (there.shape, there.dtype):
-                table.add_row(name, f"{here.dtype} {here.shape} / {there.dtype} {there.shape}", "", "")
+                table.add_row(*row, f"{here.dtype} {here.shape} / {there.dtype} {there.shape}", "", "")
             elif here.digest != there.digest:
                 largest, count = _difference(one, two, name)
-                table.add_row(name, "content", f"{largest:.3g}", f"{count:,} of {math.prod(here.shape):,}")
+                table.add_row(*row, "content", f"{largest:.3g}", f"{count:,} of {math.prod(here.shape):,}")
         equal = table.row_count == 0
         console.print(f"equal: {len(one.tensors)} tensors, content {total_digest(one.tensors)}" if equal else table)
     return 0 if equal else DAMAGED
+
+
+def _content(checkpoint: Checkpoint) -> str:
+    """What a step holds, in a few words."""
+    moments = sum(name.startswith(MOMENTS) for name in checkpoint.tensors)
+    weights = len(checkpoint.tensors) - moments
+    return f"step {checkpoint.manifest.step}: {weights} tensors of weights, {moments} of the optimizer"
 
 
 def _difference(one: Checkpoint, two: Checkpoint, name: str) -> tuple[float, int]:
@@ -298,7 +343,7 @@ def repair(path: Path) -> int:
     for folder in list_steps(root):
         if problems := list(store.damage(folder)):
             target = store.set_aside(folder)
-            print(f"set aside {folder.name} as {target.name}: {problems[0]}")
+            print(f"set aside {folder.name} as {target.name}: {shown(problems[0], 1000)}")
             done += 1
     for folder in sorted(root.glob(f"{QUARANTINE}*")):
         match = STEP.search(folder.name)

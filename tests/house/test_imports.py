@@ -45,7 +45,7 @@ FLOORS = [
     "train",
     "train.main",
     "launch generate transfer ablate flight",
-    "equiv dryrun measure cli_arguments",
+    "equiv dryrun measure cli_arguments cli_answers",
     "cli_ckpt measure.main",
     "cli",
     "__main__",
@@ -57,7 +57,19 @@ FLOOR = {unit: floor for floor, line in enumerate(FLOORS) for unit in line.split
 DRY = {unit for unit in FLOOR if FLOOR[unit] < FLOOR["ops"]}
 DRY |= {unit for unit in FLOOR if unit.startswith("interop.")}
 DRY |= {"observe", "train.folder", "train.guard", "train.resume", "train.preflight", "train.main"}
-DRY |= {"launch", "generate", "transfer", "equiv", "dryrun", "ablate", "flight", "measure.main", "cli_ckpt", "cli"}
+DRY |= {
+    "launch",
+    "generate",
+    "transfer",
+    "equiv",
+    "dryrun",
+    "ablate",
+    "flight",
+    "measure.main",
+    "cli_ckpt",
+    "cli_answers",
+    "cli",
+}
 
 HEAVY = {"mindspore", "torch", "transformers", "matplotlib", "optuna", "mindquantum"}
 

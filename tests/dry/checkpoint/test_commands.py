@@ -1,5 +1,6 @@
 """`mindmoe ckpt` on real folders, through the command line."""
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import xxhash
 
 from mindmoe.checkpoint import store
 from mindmoe.checkpoint.chunks import Chunk
@@ -117,3 +119,82 @@ def test_repair(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not abandoned.exists() and live.exists()
     assert [path.name for path in list_steps(root)] == ["step-00000002", "step-00000001"]
     assert ckpt("repair", run) == 0 and "0 repairs" in capsys.readouterr().out
+
+
+def state_of(run: Path, capsys: pytest.CaptureFixture[str]) -> dict[int, str]:
+    """What `ckpt ls` says of each step."""
+    capsys.readouterr()
+    assert ckpt("ls", run) == 0
+    rows = [line.split("\u2502") for line in capsys.readouterr().out.splitlines() if "\u2502" in line]
+    return {int(row[1]): row[-2].strip() for row in rows}
+
+
+def test_ls_remembers_what_verify_found(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = run / "checkpoints"
+    before = {path: sorted(os.listdir(path)) for path in list_steps(root)}
+    assert set(state_of(run, capsys).values()) == {"complete"}
+    flip(root / "step-00000002")
+    assert ckpt("verify", run, "--all") == 1
+    states = state_of(run, capsys)
+    assert "whole, verified" in states[1] and "DAMAGED" in states[2] and "whole, verified" in states[3]
+    assert {path: sorted(os.listdir(path)) for path in list_steps(root)} == before, "nothing is put into a step"
+    assert ckpt("pin", run, "--step", 3) == 0
+    assert "whole, verified" in state_of(run, capsys)[3] and "pinned" in state_of(run, capsys)[3]
+
+
+@pytest.mark.parametrize("file", ["MANIFEST.json", "shard-00000.safetensors"])
+@pytest.mark.parametrize("same_time", [False, True])
+def test_a_file_that_changed_is_no_longer_verified(
+    run: Path, capsys: pytest.CaptureFixture[str], file: str, same_time: bool
+) -> None:
+    assert ckpt("verify", run) == 0 and "verified" in state_of(run, capsys)[3]
+    path = run / "checkpoints" / "step-00000003" / file
+    status, raw = path.stat(), path.read_bytes()
+    path.write_bytes(raw)
+    if same_time:
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert state_of(run, capsys)[3] == "complete"
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"step-00000003": 1}', b"[" * 9999, b"\xff"])
+def test_what_was_remembered_may_be_lost(run: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+    (run / "checkpoints" / "VERIFIED.json").write_bytes(content)
+    assert state_of(run, capsys)[3] == "complete"
+    assert ckpt("verify", run) == 0 and "verified" in state_of(run, capsys)[3]
+
+
+def test_diff_names_what_it_compares(ram: Path, saver: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    def put(name: str, step: int, value: float, moment: float) -> None:
+        tensors = {"w": np.full(3, value, np.float32), "adam_m.w": np.full(3, moment, np.float32)}
+        meta = saver.meta(store.claim(ram / name))
+        store.save(ram / name, step, tensors, meta, Retention(keep_last=9), 0)
+
+    for name in ("a", "b"):
+        for step in (1, 2):
+            put(name, step, step, 0.0 if name == "a" else step - 1.0)
+    assert ckpt("diff", ram / "a", ram / "b", "--step", 1) == 0
+    out = capsys.readouterr().out
+    for name in ("a", "b"):
+        assert f"{ram / name}/step-00000001, step 1: 1 tensors of weights, 1 of the optimizer" in out
+    assert ckpt("diff", ram / "a", ram / "b") == 1
+    out = capsys.readouterr().out
+    assert out.count("step 2:") == 2 and "adam_m.w" in out and "optimizer" in out and " w " not in out
+    assert ckpt("diff", ram / "a", ram / "a", "--step", 1, "--other-step", 2) == 1
+    out = capsys.readouterr().out
+    assert "first: " in out and "step 1:" in out and "step 2:" in out and "\u2502 weights" in out
+    assert ckpt("diff", ram / "a", ram / "b", "--step", 7) == 2 and "it holds: 2, 1" in capsys.readouterr().err
+
+
+def test_nothing_of_a_manifest_reaches_the_terminal_as_it_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = "\x1b]0;title\x07[/x][link=http://x]y"
+    file = run / "checkpoints" / "step-00000003" / "MANIFEST.json"
+    content = json.loads(file.read_bytes().rsplit(b"\n", 2)[0])
+    content["meta"].update(config_digest=hostile, generation=hostile, topology={hostile: hostile})
+    content["meta"].update(state={hostile: hostile, "x": [hostile]}, data={hostile: hostile}, versions={"v": hostile})
+    content["shards"][0]["tensors"]["[/x]"] = content["shards"][0]["tensors"].pop("w.0")
+    body = json.dumps(content).encode() + b"\n"
+    file.write_bytes(body + f'"xxh3_128:{xxhash.xxh3_128_hexdigest(body)}"\n'.encode())
+    for words, code in ((("show", run, "--all"), 0), (("ls", run), 0), (("verify", run), 1)):
+        assert ckpt(*words) == code
+        written = capsys.readouterr()
+        assert (written.out + written.err).replace("\n", "").isprintable(), words
