@@ -18,7 +18,7 @@ from mindmoe.ablate.jobs import Measured, Plan
 from mindmoe.ablate.statistics import Look, ScalingFit, fit_scaling
 from mindmoe.ablate.verdict import GO, ArmResult, Rule, Verdict, decide
 from mindmoe.errors import UserError
-from mindmoe.files import shown
+from mindmoe.files import open_append, shown
 from mindmoe.load import load_section
 from mindmoe.schema import Section
 from mindmoe.tune.log import read_log
@@ -250,9 +250,8 @@ def search(plan: Plan, arm: str) -> dict[str, float]:
                     gap=proposal.gap,
                 )
             )
-            with log.open("a", encoding="utf-8") as out:
-                out.write(records[-1].model_dump_json() + "\n")
-                out.flush()
+            with open_append(log) as out:
+                out.write(records[-1].model_dump_json().encode() + b"\n")
                 os.fsync(out.fileno())
             print(f"{arm} trial {len(records)}: {proposal.source}, {value:.4f} at {settings}", flush=True)
     finally:

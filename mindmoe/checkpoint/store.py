@@ -64,6 +64,9 @@ class Quarantined:
     path: Path
     reason: str
 
+    def __str__(self) -> str:
+        return f"put the corrupt {self.path.name} aside: {self.reason}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
@@ -288,9 +291,9 @@ def newest_valid(
 ) -> Found | None:
     """The newest step that verifies, with the tensors asked for; None if nothing was ever saved.
 
-    Steps are tried from the newest. A corrupt one is renamed to `quarantine-...`, logged as an error and
-    reported in `Found.quarantined`; unfinished saves are ignored. With several ranks rank 0 chooses the step and puts
-    corrupt ones aside; a step counts only if every rank could read its part.
+    Steps are tried from the newest. A corrupt one is renamed to `quarantine-...` and reported in `Found.quarantined`,
+    or in the error if there is no other; unfinished saves are ignored. With several ranks rank 0 chooses the step and
+    puts corrupt ones aside; a step counts only if every rank could read its part.
 
     Args:
         root: the checkpoint folder.
@@ -329,13 +332,13 @@ def newest_valid(
         moved = _quarantine(path, inode) if agree.rank == 0 else None
         if moved is not None:
             bad.append(Quarantined(path=moved, reason=error.message))
-            _log.error("corrupt checkpoint set aside as %s: %s", moved.name, error.message)
         elif level == _DAMAGED and agree.rank:
             _log.error("corrupt checkpoint: %s", error.message)
     aside = max(len(bad), num_quarantined(root))
     if aside:
+        reasons = "".join(f"; {item}" for item in bad)
         raise CheckpointError(
-            f"{root} holds {aside} corrupt checkpoints and no valid one",
+            f"{root} holds {aside} corrupt checkpoints and no valid one{reasons}",
             f"restore a copy, or delete {root} to start over",
         )
     return None

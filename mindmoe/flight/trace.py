@@ -5,7 +5,7 @@ with no exchange between them; reading puts the files of a step together. Places
 smaller k can be replayed.
 """
 
-import os
+import io
 import re
 import zipfile
 import zlib
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mindmoe.errors import UserError
-from mindmoe.files import FileError, open_regular, shown
+from mindmoe.files import FileError, open_regular, replace_file, shown
 
 _FILE = re.compile(r"step-(\d{8})-rank-(\d{5})\.npz")
 _MOST = 2**30  # decisions of a step that fit a report
@@ -78,10 +78,9 @@ def write_trace(
     for layers, ids in parts:
         rows = ids.reshape(len(layers), -1, len(positions), ids.shape[-1]).astype(np.uint16)
         arrays |= {f"layer-{layer}": row for layer, row in zip(layers, rows, strict=True)}
-    aside = folder / f".{name}"
-    with aside.open("wb") as out:
-        np.savez_compressed(out, **arrays)
-    os.replace(aside, folder / name)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    replace_file(folder / name, content.getvalue())
 
 
 def recorded_steps(run: Path) -> dict[int, list[Path]]:

@@ -1,7 +1,7 @@
 """What the report tells of a run, read from its folder: curves as columns, evaluations, routing, events."""
 
-import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from mindmoe import strict_yaml
+from mindmoe import strict_json, strict_yaml
 from mindmoe.errors import ConfigError, UserError
+from mindmoe.files import FileMissing, read_bytes, shown
 from mindmoe.observe.metrics import iterate_metrics
 
 TRAIN_KEYS = (
@@ -70,10 +71,12 @@ def read_story(run_dir: Path) -> Story:
     """Reads the folder of a run, live or dead.
 
     Raises:
-        UserError: it is no run folder.
+        UserError: it is no run folder, or a file of it cannot be read.
     """
-    if not any((run_dir / name).is_file() for name in ("config.yaml", "metrics.jsonl")):
-        raise UserError(f"{run_dir} is not a run folder", "give output_dir/name of a run, such as runs/quickstart")
+    if not any(os.path.lexists(run_dir / name) for name in ("config.yaml", "metrics.jsonl")):
+        raise UserError(
+            f"{shown(str(run_dir), 300)} is not a run folder", "give output_dir/name of a run, such as runs/quickstart"
+        )
     kinds: dict[str, list[dict[str, Any]]] = {"train": [], "eval": [], "event": []}
     blocks: list[Columns] = []
     imbalance: list[tuple[int, Any]] = []
@@ -138,21 +141,25 @@ def _is_row(value: Any, length: int) -> bool:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    """The text of a small file; empty if there is none."""
+    try:
+        return read_bytes(path, follow=False).decode(errors="replace")
+    except FileMissing:
+        return ""
 
 
 def _planned_steps(config_text: str) -> int | None:
     try:
         root = strict_yaml.parse(config_text, "config.yaml").root
-        steps = strict_yaml.plain(root)["train"]["steps"] if root else None
+        steps = strict_yaml.plain(root)["train"]["steps"] if root is not None else None
     except (ConfigError, TypeError, KeyError):
         return None
-    return steps if isinstance(steps, int) else None
+    return steps if type(steps) is int else None
 
 
 def _environment(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(_text(path) or "{}")
-    except (ValueError, RecursionError):
+        value = strict_json.parse(_text(path).encode() or b"{}", str(path))
+    except strict_json.JsonError:
         return {}
     return value if isinstance(value, dict) else {}

@@ -1,5 +1,6 @@
 """A finished or running run, opened for use on one process."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from mindmoe.train.folder import RunFolder
 if TYPE_CHECKING:
     from mindmoe.model.decoder import CausalLM
     from mindmoe.train.setup import Trainer
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,5 +54,7 @@ def open_run(run: Path) -> OpenedRun:
     found = store.newest_valid(RunFolder(run).checkpoints, reader_of(config, trainer.state))
     if found is None:
         raise UserError(f"{run} has no checkpoint yet", "train it first, or wait for its first checkpoint")
+    for bad in found.quarantined:
+        _log.error("%s", bad)
     restore(found.tensors, trainer.state)
     return OpenedRun(config=config, trainer=trainer, step=found.manifest.step)

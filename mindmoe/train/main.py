@@ -9,6 +9,7 @@ from mindmoe.checkpoint import store
 from mindmoe.config import RunConfig
 from mindmoe.data.identity import data_identity
 from mindmoe.env import Place, place, quiet_mindspore, threads_per_rank
+from mindmoe.errors import UserError
 from mindmoe.observe.environment import describe
 from mindmoe.observe.metrics import MetricsLog
 from mindmoe.observe.progress import Progress
@@ -17,7 +18,7 @@ from mindmoe.position import during
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.guard import StopRequest
 from mindmoe.train.preflight import finished_steps, preflight
-from mindmoe.train.resume import changes
+from mindmoe.train.resume import Event, changes
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +30,10 @@ def train(config: RunConfig) -> int:
         UserError: the config, the data or the run folder do not fit.
     """
     at = place()
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s rank {at.rank} %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(  # a rank among others has nothing but its log; a process alone shows its events
+        level=logging.INFO if at.world > 1 else logging.WARNING,
+        stream=sys.stderr,
+        format=f"%(asctime)s rank {at.rank} %(levelname)s %(name)s: %(message)s",
     )
     config = planned(config, at.world)
     batches, held_out = preflight(config, at.world)
@@ -64,7 +67,7 @@ def train(config: RunConfig) -> int:
         saver.bring_newer(config)
         found = load_newest(config, held, agree, cached=at.local_world > 1)
         start = found.manifest.step if found is not None else 0
-        changed = changes(found.manifest, config, data, before) if found is not None else []
+        changed = told_of(found, config, data, before) if found is not None else []
         trainer.publish()
         with ExitStack() as stack:
             stack.callback(saver.close)
@@ -94,6 +97,21 @@ def load_newest(config: RunConfig, held: Any, agree: Any, cached: bool) -> store
     if found is not None:
         restore(found.tensors, held)
     return found
+
+
+def told_of(found: store.Found, config: RunConfig, data: dict[str, Any], before: RunConfig | None) -> list[Event]:
+    """What the run tells of the checkpoint that it continues, as events.
+
+    Raises:
+        UserError: it may not be continued like this; what was set aside on the way to it is logged then.
+    """
+    try:
+        changed = changes(found.manifest, config, data, before)
+    except UserError:
+        for bad in found.quarantined:
+            log.error("%s", bad)
+        raise
+    return [*(("quarantine", str(bad)) for bad in found.quarantined), *changed]
 
 
 def open_sinks(config: RunConfig, at: Place, start: int, stack: ExitStack) -> Any:

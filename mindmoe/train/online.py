@@ -15,7 +15,7 @@ import numpy as np
 
 from mindmoe.config import RunConfig
 from mindmoe.errors import UserError
-from mindmoe.files import replace_file
+from mindmoe.files import open_append, replace_file
 from mindmoe.moe.config import DmrConfig
 from mindmoe.parallel.collectives import host_sum
 from mindmoe.parallel.groups import Groups
@@ -216,8 +216,8 @@ class Online:
         proposal = decision.proposal if decision else self.tuner.test.proposal if self.tuner.test else None
         if proposal is not None:
             record |= {"source": proposal.source, "latency": proposal.seconds, "gap_to_exhaustive": proposal.gap}
-        with self.log.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(record) + "\n")
+        with open_append(self.log) as out:
+            out.write(json.dumps(record).encode() + b"\n")
         log.info("qea: %s", record)
 
 

@@ -79,4 +79,5 @@ def test_a_corrupt_checkpoint_is_put_aside_and_said(cli, run):
     shard.write_bytes(data)
     code, output = cli.run("train", "name=used", "train.steps=5")
     assert code == 0, output
-    assert "resuming from step 3" in output and "put the corrupt" in output and "step-00000004" in output, output
+    assert "resuming from step 3" in output and "step-00000004" in output, output
+    assert output.count("put the corrupt") == output.count("does not match its digest") == 1, "it is said once"

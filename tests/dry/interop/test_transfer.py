@@ -76,6 +76,7 @@ def main_import(folder: Path, run: RunConfig, tmp_path: Path, *words: str) -> in
 
 
 def test_the_command_line(run: RunConfig, known: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.umask(umask := os.umask(0))
     home = RunFolder.of(run)
     home.create(run)
     root = home.checkpoints
@@ -83,6 +84,8 @@ def test_the_command_line(run: RunConfig, known: Any, tmp_path: Path, capsys: py
     chunks = {name: Chunk(array) for name, array in known.tensors.items()} | moments
     store.save(root, 7, chunks, run_meta(run, 1, store.claim(root)), Retention(), 0)
     assert main(["export", str(home.path), "--form", "mxfp4"]) == 0
+    for path in (home.path / "hf-mxfp4", *(home.path / "hf-mxfp4").iterdir()):
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, "others may read an export"
     out = capsys.readouterr().out
     assert "step 7 as mxfp4" in out and "relative RMS error" in out
     assert main(["export", str(home.path), "--form", "mxfp4"]) == 2 and "exists" in capsys.readouterr().err
