@@ -3,13 +3,21 @@
 The library's folder is named after a digest of the sources, the compiler's version and the flags, so a changed source
 or compiler is a new library and nothing is ever rebuilt in place. Concurrent ranks wait on one file lock; the finished
 folder appears by one atomic rename.
+
+A library runs as this user, so it is loaded only where nobody else can have put it: file and folders belong to this
+user and may be written by nobody else, and no folder above them lets others put something in their place. A cache that
+is not of this kind is passed over for a private folder among the temporary files.
 """
 
 import fcntl
+import grp
 import hashlib
+import logging
 import os
 import platform
+import pwd
 import shutil
+import stat
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +28,7 @@ from typing import Literal, get_args
 from mindmoe.env import user_cache
 from mindmoe.errors import UserError
 
+_log = logging.getLogger(__name__)
 Isa = Literal["amx", "avx512_bf16", "avx512", "avx2", "portable"]
 
 # -ffp-contract=fast lets a*b+c become one fused operation; sums are never reordered.
@@ -111,31 +120,63 @@ def library(isa: Isa) -> Path:
         UserError: no compiler, a failed compilation, or a cache folder that cannot be written.
     """
     compiler, sources, flags = find_compiler(), source_folder(), (*BASE_FLAGS, *ISA_FLAGS[isa])
-    target = _target(isa, compiler, sources, flags)
-    folder = target.parent
-    if target.is_file():
-        return target
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with (folder.parent / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not target.is_file():
-                _build(compiler, sources, flags, folder)
+        target = _target(_safe_cache(), isa, compiler, sources, flags)
+        folder = target.parent
+        if not target.is_file() or exposed(target):
+            with (folder.parent / "lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if target.is_file() and (why := exposed(target)):
+                    _log.warning("%s: the CPU pack is built anew", why)
+                    aside = Path(tempfile.mkdtemp(prefix=".exposed-", dir=folder.parent))
+                    folder.rename(aside / folder.name)
+                    shutil.rmtree(aside, ignore_errors=True)
+                if not target.is_file():
+                    _build(compiler, sources, flags, folder)
     except OSError as error:
         raise UserError(
-            f"cannot write the CPU pack into {folder.parent}: {error}", "set XDG_CACHE_HOME to a writable folder"
+            f"cannot write the CPU pack into {cache_folder()}: {error}", "set XDG_CACHE_HOME to a writable folder"
         ) from error
     return target
 
 
 def built(isa: Isa) -> Path | None:
-    """The compiled pack where the cache holds it, else None.
+    """The compiled pack where a cache that nobody else may write holds it, else None.
 
     Raises:
         UserError: there is no compiler, or there are no sources, to tell which library it would be.
     """
-    target = _target(isa, find_compiler(), source_folder(), (*BASE_FLAGS, *ISA_FLAGS[isa]))
-    return target if target.is_file() else None
+    compiler, sources, flags = find_compiler(), source_folder(), (*BASE_FLAGS, *ISA_FLAGS[isa])
+    for root in (cache_folder(), _private_folder()):
+        target = _target(root, isa, compiler, sources, flags)
+        if target.is_file() and not exposed(target):
+            return target
+    return None
+
+
+def exposed(path: Path, own: int = 4) -> str:
+    """Why somebody else may decide what a path holds; empty if only this user (and root) does.
+
+    What lies in this user's cache must be of this user, and writable by nobody else. Folders above may also be root's,
+    and may be writable by others only with the sticky bit, under which nobody moves what belongs to another.
+
+    Args:
+        path: a library, or the folder of all.
+        own: how many levels of it, upwards, lie in the cache.
+    """
+    user, real = os.geteuid(), Path(os.path.realpath(path))
+    for place in (real, *real.parents):
+        try:
+            status = place.stat()
+        except OSError as error:
+            return f"{place} cannot be looked at: {error.strerror}"
+        ours = len(place.parts) > len(real.parts) - own
+        shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not (status.st_mode & stat.S_ISVTX and not ours)
+        if status.st_uid != user and (ours or status.st_uid != 0):
+            return f"{place} belongs to another user"
+        if shared and (status.st_mode & stat.S_IWOTH or not _is_private_group(status.st_gid)):
+            return f"{place} may be written by others"
+    return ""
 
 
 def find_compiler() -> str:
@@ -154,6 +195,41 @@ def find_compiler() -> str:
     )
 
 
+def _safe_cache() -> Path:
+    """The folder of compiled packs, made if missing: in this user's cache, or a private one if others may write there.
+
+    Raises:
+        OSError: it cannot be made.
+        UserError: others may write into the private one too.
+    """
+    why = ""
+    for folder in (cache_folder(), _private_folder()):
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(exist_ok=True, mode=0o700)
+        if not (exposure := exposed(folder, own=2)):
+            if why:
+                _log.warning("%s: the CPU pack is kept in %s; `chmod go-w` it to use it again", why, folder)
+            return folder
+        why = why or exposure
+    raise UserError(
+        f"{why}, and {exposure}: no library is loaded from there", "set XDG_CACHE_HOME to a folder of your own"
+    )
+
+
+def _private_folder() -> Path:
+    """Where packs are kept when the cache is no place for them."""
+    return Path(tempfile.gettempdir()) / f"mindmoe-{os.geteuid()}" / "cpu"
+
+
+def _is_private_group(number: int) -> bool:
+    """Whether a group is that of this user alone, as systems with an umask of 002 give each user one."""
+    try:
+        group, user = grp.getgrgid(number), pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return False
+    return number == user.pw_gid and group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
+
+
 def cache_folder() -> Path:
     """Where compiled packs are kept: `$XDG_CACHE_HOME/mindmoe/cpu`, by default under `~/.cache`."""
     return user_cache() / "cpu"
@@ -169,8 +245,8 @@ def _cpu_features() -> set[str]:
     return {word for key, _, value in lines if key.strip() in ("flags", "vendor_id") for word in value.split()}
 
 
-def _target(isa: Isa, compiler: str, sources: Path, flags: tuple[str, ...]) -> Path:
-    return cache_folder() / f"{isa}-{_digest(sources, compiler, flags)}" / "libmindmoe_cpu.so"
+def _target(root: Path, isa: Isa, compiler: str, sources: Path, flags: tuple[str, ...]) -> Path:
+    return root / f"{isa}-{_digest(sources, compiler, flags)}" / "libmindmoe_cpu.so"
 
 
 def _digest(sources: Path, compiler: str, flags: tuple[str, ...]) -> str:
@@ -197,6 +273,7 @@ def _build(compiler: str, sources: Path, flags: tuple[str, ...], folder: Path) -
         _run([compiler, "-shared", *objects, "-o", str(scratch / "libmindmoe_cpu.so"), "-ldl", "-lpthread"])
         for item in objects:
             Path(item).unlink()
+        (scratch / "libmindmoe_cpu.so").chmod(0o700)
         scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -2,7 +2,9 @@
 
 import ctypes
 import multiprocessing
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -118,3 +120,69 @@ def test_sources_stay_small(root):
     for file in sorted((root / "kernels" / "cpu").rglob("*.[ch]*")):
         if "build" not in file.parts:
             assert len(file.read_text().splitlines()) < 300, file
+
+
+def _marked(path: Path) -> None:
+    """Makes a library one that must not be loaded."""
+    path.write_bytes(b"somebody else's")
+
+
+@pytest.mark.parametrize("level", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("mode", [0o777, 0o775])
+def test_a_pack_that_others_may_have_written_is_not_loaded(sources, tmp_path, monkeypatch, caplog, level, mode):
+    """`level` counts from the library up to the folder that XDG_CACHE_HOME names."""
+    monkeypatch.setattr(build, "_is_private_group", lambda _: False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    first = build.library("portable")
+    _marked(first)
+    place = [first, *first.parents][level]
+    place.chmod(mode)
+    assert build.built("portable") is None
+    again = build.library("portable")
+    assert ctypes.CDLL(str(again)).answer() == 41 and "may be written by others" in caplog.text
+    assert (again == first) == (level < 2)  # a folder that is exposed as a whole is left alone
+    assert build.library("portable") == build.built("portable") == again and not build.exposed(again)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
+@pytest.mark.parametrize("level", [0, 1, 2, 3, 4])
+def test_a_pack_of_another_user_is_not_loaded(sources, tmp_path, monkeypatch, level):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    first = build.library("portable")
+    _marked(first)
+    os.chown([first, *first.parents][level], 12345, -1)
+    assert build.built("portable") is None
+    assert ctypes.CDLL(str(build.library("portable"))).answer() == 41
+
+
+def test_a_link_in_the_cache_is_judged_by_what_it_points_to(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "_is_private_group", lambda _: False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    first = build.library("portable")
+    _marked(first)
+    open_folder = tmp_path / "open"
+    first.parent.rename(open_folder)
+    open_folder.chmod(0o777)
+    first.parent.symlink_to(open_folder)
+    assert ctypes.CDLL(str(build.library("portable"))).answer() == 41
+
+
+@pytest.mark.parametrize(("mode", "why"), [(0o1777, ""), (0o777, "may be written by others"), (0o755, "")])
+def test_a_sticky_folder_above_the_cache_is_safe(tmp_path, monkeypatch, mode, why):
+    monkeypatch.setattr(build, "_is_private_group", lambda _: False)
+    file = tmp_path / "shared" / "mindmoe" / "cpu" / "portable" / "pack.so"
+    file.parent.mkdir(parents=True, mode=0o700)
+    file.touch(mode=0o700)
+    (tmp_path / "shared").chmod(mode)
+    for folder in list(file.parents)[:3]:
+        folder.chmod(0o700)
+    assert (why in build.exposed(file)) and bool(build.exposed(file)) == bool(why)
+
+
+def test_without_a_safe_place_nothing_is_loaded(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "_is_private_group", lambda _: False)
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "cache"))
+    (tmp_path / "cache").chmod(0o777)  # without the sticky bit
+    with pytest.raises(UserError, match=r"no library is loaded from there.*XDG_CACHE_HOME"):
+        build.library("portable")
