@@ -34,6 +34,11 @@ def shown(text: str, limit: int = 60) -> str:
     return short if short and short.isprintable() else repr(short)
 
 
+def printable(text: str) -> str:
+    """The text with its line breaks as it may go to a terminal: other control characters are escaped."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in text)
+
+
 def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
     """A regular file, open for reading; never waits for a pipe or a device.
 

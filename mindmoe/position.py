@@ -8,6 +8,7 @@ is recorded.
 
 import json
 import os
+import stat
 import struct
 import time
 from collections.abc import Sequence
@@ -17,9 +18,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from mindmoe import strict_json
+from mindmoe.files import FileError, read_bytes
+
 _HEAD = struct.Struct("<QI")  # the count and the length of the content
 _TAIL = struct.Struct("<Q")  # the count again: a reader that finds two counts has read during a write
 _RESERVED = 1 << 14  # [bytes] written at the start, so that a disk that fills up later still takes the record
+_MOST_BYTES = 1 << 22  # of a record
+_MOST_RANKS = 1 << 20  # of a group
 _NOT_RECORDED: AbstractContextManager[Any] = nullcontext()
 
 
@@ -86,17 +92,23 @@ def during(name: str, ranks: Sequence[int] = (), number: int = -1) -> AbstractCo
     return _Entered(name, tuple(ranks), number) if _RECORD.file is not None else _NOT_RECORDED
 
 
+def standing() -> tuple[int, bool]:
+    """How many phases this process has recorded, and whether one that it is in may have to compile."""
+    return _RECORD.count, any(phase.fields and phase.fields[4] for phase in tuple(_RECORD.stack))
+
+
 def read(path: Path) -> Position | None:
-    """What a rank has recorded; None if it has not begun to, or is writing at this moment, over and over."""
+    """What a rank has recorded; None if it has not begun to, is writing at this moment, over and over, or cannot be
+    read: nothing that stands in the file ends its reader."""
     for _ in range(100):
         try:
-            raw = path.read_bytes()
+            raw = read_bytes(path, _MOST_BYTES, follow=False)
             count, length = _HEAD.unpack_from(raw)
             if count == 0:
                 return None
             if (count,) == _TAIL.unpack_from(raw, _HEAD.size + length):
-                return _parsed(count, json.loads(raw[_HEAD.size : _HEAD.size + length]))
-        except FileNotFoundError:
+                return _parsed(count, strict_json.parse(raw[_HEAD.size : _HEAD.size + length], str(path)), str(path))
+        except FileError:
             return None
         except (ValueError, struct.error):
             pass  # read during a write
@@ -124,12 +136,19 @@ def spans(ranks: tuple[int, ...]) -> str:
 
 @lru_cache(maxsize=4096)
 def ranks_in(text: str) -> tuple[int, ...]:
-    """The ranks that `spans` wrote."""
+    """The ranks that `spans` wrote.
+
+    Raises:
+        ValueError: it is no such text, or names more ranks than any run has.
+    """
     ranks: list[int] = []
     for part in filter(None, text.split(",")):
         bounds, _, stride = part.partition("/")
         first, _, last = bounds.partition("-")
-        ranks += range(int(first), int(last or first) + 1, int(stride or 1))
+        found = range(int(first), int(last or first) + 1, int(stride or 1))
+        if not 0 <= found.start <= found.stop <= _MOST_RANKS or len(ranks) + len(found) > _MOST_RANKS:
+            raise ValueError(f"{part} is no part of a run's ranks")
+        ranks += found
     return tuple(ranks)
 
 
@@ -144,7 +163,11 @@ class _Record:
         self.seen: set[str] = set()
 
     def open(self, path: Path) -> None:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        file = os.open(path, flags, 0o666)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            return
         os.write(file, bytes(_RESERVED))
         self.file, self.stack, self.count, self.calls, self.seen = file, [], 0, {}, set()
         self.write()
@@ -197,13 +220,23 @@ class _Entered:
         _RECORD.write()
 
 
-def _parsed(count: int, content: dict[str, Any]) -> Position:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Content:
+    """What the file holds: when the last event was, fields of Phase, and calls by group."""
+
+    since: float
+    phases: list[tuple[str, int, str, int, bool]]
+    calls: dict[str, int]
+
+
+def _parsed(count: int, value: Any, name: str) -> Position:
+    content = strict_json.checked(_Content, value, name)
     return Position(
         count=count,
-        since=content["since"],
+        since=content.since,
         phases=tuple(
             Phase(name=name, number=number, ranks=ranks_in(group), call=call, first=first)
-            for name, number, group, call, first in content["phases"]
+            for name, number, group, call, first in content.phases
         ),
-        calls={ranks_in(group): calls for group, calls in content["calls"].items()},
+        calls={ranks_in(group): calls for group, calls in content.calls.items()},
     )

@@ -8,6 +8,7 @@ file and, where a type decides, the key.
 import json
 import math
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -111,7 +112,8 @@ def checked(form: type[T], value: Any, name: str) -> T:
         JsonError: names the first key that is of another form.
     """
     try:
-        return TypeAdapter(form).validate_json(json.dumps(value), strict=True)
+        adapter: TypeAdapter[T] = _adapter(form)  # type: ignore[arg-type]
+        return adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         key = ".".join(shown(str(part)) for part in first["loc"])
@@ -119,6 +121,11 @@ def checked(form: type[T], value: Any, name: str) -> T:
         raise JsonError(
             f"{shown(name, 300)}: {key + ': ' if key else ''}{message}", "restore the file, or write it anew"
         ) from None
+
+
+@lru_cache(maxsize=64)
+def _adapter(form: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(form)
 
 
 def _inside(item: dict[str, Any] | list[Any]) -> Any:

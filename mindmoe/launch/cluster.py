@@ -4,13 +4,19 @@ import json
 import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import psutil
+from pydantic import Field
 
+from mindmoe import strict_json
 from mindmoe.errors import UserError
-from mindmoe.launch.hosts import Host
+from mindmoe.files import replace_file
+from mindmoe.launch.hosts import Host, is_host
 
+Number = Annotated[int, Field(ge=1, lt=2**20)]
 _FILE = "cluster.json"
+_LIMIT = 1 << 26  # [bytes]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,9 +30,9 @@ class Cluster:
         hosts: their names; empty where a scheduler chooses them.
     """
 
-    cards: int
-    cards_per_node: int
-    num_nodes: int
+    cards: Number
+    cards_per_node: Number
+    num_nodes: Number
     hosts: tuple[Host, ...] = ()
 
     @property
@@ -61,7 +67,7 @@ class Cluster:
 
     def write(self, folder: Path) -> None:
         """Leaves it for the nodes."""
-        (folder / _FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        replace_file(folder / _FILE, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> "Cluster":
@@ -70,15 +76,21 @@ class Cluster:
         Raises:
             UserError: the folder is none of a launch.
         """
+        path = folder / _FILE
         try:
-            content = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-            hosts = tuple(Host(**host) for host in content.pop("hosts"))
-            return cls(hosts=hosts, **content)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            cluster = strict_json.checked(cls, strict_json.read(path, _LIMIT, follow=False), str(path))
+            if cluster.hosts and (len(cluster.hosts) != cluster.num_nodes or cluster.num_nodes < cluster.needed):
+                raise UserError(f"{path}: {len(cluster.hosts)} hosts are named for {cluster.num_nodes} nodes")
+            if bad := [host for host in cluster.hosts if not is_host(host.name) or not is_host(host.address)]:
+                raise UserError(f"{path}: {bad[0]} is neither a host name nor an IP address")
+            if cluster.cards % cluster.cards_per_node:
+                raise UserError(f"{path}: {cluster.cards} cards do not fill nodes of {cluster.cards_per_node}")
+        except UserError as error:
             raise UserError(
-                f"{folder} is no folder of a launch: {_FILE} cannot be read ({error})",
+                f"{folder} is no folder of a launch: {error.message}",
                 "give the folder that `mindmoe launch CONFIG --nodes` has printed, on a shared file system",
             ) from None
+        return cluster
 
     def address_of(self, index: int, interface: str | None) -> str:
         """Where the other nodes reach node `index`, which is this one."""

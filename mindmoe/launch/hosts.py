@@ -11,8 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mindmoe.errors import ConfigError, UserError
+from mindmoe.files import read_text, shown
 
-_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*")
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*")
+_NUMBER = r"(0[xX][0-9A-Fa-f]*|[0-9]+)"
+_NUMBERS = re.compile(rf"{_NUMBER}(\.{_NUMBER})*")  # what resolvers take for an address
+_SCOPE = re.compile(r"[A-Za-z0-9._-]{1,64}")  # of a link-local address, the interface
+_MAX_NAME = 253
 _MAX_HOSTS = 100_000
 
 
@@ -31,15 +37,13 @@ def read_hosts(path: Path) -> list[Host]:
         UserError: the file cannot be read or names no host.
         ConfigError: everything that is wrong with its lines.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"cannot read the hosts file {path}: {reason}", "give a text file of one host a line") from None
+    lines = read_text(path, 100 * _MAX_HOSTS).splitlines()
+    if len(lines) > _MAX_HOSTS:
+        raise UserError(f"the hosts file {path} has more than {_MAX_HOSTS} lines", "give one host a line")
     hosts: list[Host] = []
     problems: list[str] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(lines[:_MAX_HOSTS], 1):
+    for number, line in enumerate(lines, 1):
         words = line.partition("#")[0].split()
         if not words:
             continue
@@ -48,10 +52,10 @@ def read_hosts(path: Path) -> list[Host]:
         except UserError as error:
             problems.append(f"{path}:{number}: {error}")
             continue
-        for key in {host.name, host.address}:
-            if key in seen:
-                problems.append(f"{path}:{number}: {key} stands in line {seen[key]} already: name each node once")
-            seen[key] = number
+        for text in {_same(host.name): host.name, _same(host.address): host.address}.values():
+            if first := seen.get(_same(text)):
+                problems.append(f"{path}:{number}: {text} stands in line {first} already: name each node once")
+            seen.setdefault(_same(text), number)
         hosts.append(host)
     if problems:
         raise ConfigError(problems)
@@ -60,22 +64,36 @@ def read_hosts(path: Path) -> list[Host]:
     return hosts
 
 
+def is_host(text: str) -> bool:
+    """Whether a text is the name of a host or an address; numbers that are no address are neither."""
+    if _NUMBERS.fullmatch(text) or ":" in text:
+        return _address(text) is not None
+    return len(text) <= _MAX_NAME and _NAME.fullmatch(text) is not None
+
+
 def _host(words: list[str]) -> Host:
     name, address = words[0], words[0]
     for word in words[1:]:
         key, equals, value = word.partition("=")
         if key != "address" or not equals or len(words) > 2:
-            raise UserError(f"{word!r} is no setting of a host", "write NAME, or NAME address=ADDRESS")
+            raise UserError(f"'{shown(word)}' is no setting of a host", "write NAME, or NAME address=ADDRESS")
         address = value
     for text in (name, address):
-        if not _NAME.fullmatch(text) and not _is_address(text):
-            raise UserError(f"{text!r} is neither a host name nor an IP address", "correct it")
+        if not is_host(text):
+            raise UserError(f"'{shown(text)}' is neither a host name nor an IP address", "correct it")
     return Host(name=name, address=address)
 
 
-def _is_address(text: str) -> bool:
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        ipaddress.ip_address(text)
+        address = ipaddress.ip_address(text)
     except ValueError:
-        return False
-    return True
+        return None
+    scope = getattr(address, "scope_id", None)
+    return address if scope is None or _SCOPE.fullmatch(scope) else None
+
+
+def _same(text: str) -> str:
+    """What two spellings of one host have in common: resolvers tell no case, and addresses are written in many ways."""
+    address = _address(text)
+    return str(getattr(address, "ipv4_mapped", None) or address or text).lower()

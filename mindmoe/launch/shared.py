@@ -1,19 +1,29 @@
 """What the nodes of a launch tell each other, through small files in the run folder that they share.
 
 Every node writes `nodes/N.json`; node 0, which leads, also writes `orders.json`. Each file has one writer and is
-replaced as a whole. No node reads another's clock: a node lives while the `beat` in its file goes on changing.
+replaced as a whole. No node reads another's clock: a node lives while the `beat` in its file goes on changing. What
+stands in a file is believed only where every value is of its type; otherwise the file says nothing.
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal, TypeVar
 
+from pydantic import Field
+
+from mindmoe import strict_json
+from mindmoe.errors import UserError
+from mindmoe.files import replace_file
+from mindmoe.launch.hosts import is_host
 from mindmoe.launch.local import Failure
 
 Action = Literal["gather", "run", "stop", "finish"]
 NodeState = Literal["ready", "unfit", "running", "failing", "stopped", "done"]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Form = TypeVar("Form")
+_LIMIT = 1 << 22  # [bytes] of a file: a status carries the last lines and stacks of a rank
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,9 +42,9 @@ class Orders:
 
     session: str
     action: Action = "gather"
-    attempt: int = 0
-    nodes: tuple[int, ...] = ()
-    master: tuple[str, int] = ("", 0)
+    attempt: Count = 0
+    nodes: tuple[Count, ...] = ()
+    master: tuple[str, Port] = ("", 0)
     code: int = 0
     message: str = ""
 
@@ -58,14 +68,14 @@ class NodeStatus:
         failure: why its ranks ended.
     """
 
-    index: int
+    index: Count
     session: str
-    beat: int
+    beat: Count
     name: str
     address: str
-    port: int
+    port: Port
     state: NodeState
-    attempt: int = 0
+    attempt: Count = 0
     problems: tuple[str, ...] = ()
     facts: dict[str, str] = field(default_factory=dict)
     device_addresses: tuple[str, ...] = ()
@@ -79,42 +89,40 @@ class SharedFolder:
     path: Path
 
     def create(self) -> None:
-        """Makes the folder."""
-        (self.path / "nodes").mkdir(parents=True, exist_ok=True)
+        """Makes the folder.
+
+        Raises:
+            UserError: it cannot be made, or something else lies in its place.
+        """
+        nodes = self.path / "nodes"
+        try:
+            nodes.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make {nodes}: {error.strerror}", "remove what lies there") from None
+        if nodes.is_symlink():
+            raise UserError(f"{nodes} is a link, and what a launch writes follows none", "remove it")
 
     def write_orders(self, orders: Orders) -> None:
         """Gives orders; node 0 alone does."""
-        _replace(self.path / "orders.json", asdict(orders))
+        replace_file(self.path / "orders.json", json.dumps(asdict(orders)))
 
     def read_orders(self) -> Orders | None:
         """The orders, None before there are any."""
-        content = _read(self.path / "orders.json")
-        if content is None:
-            return None
-        return Orders(**{**content, "nodes": tuple(content["nodes"]), "master": tuple(content["master"])})
+        orders = _read(Orders, self.path / "orders.json")
+        return orders if orders is not None and (not orders.master[0] or is_host(orders.master[0])) else None
 
     def write_status(self, status: NodeStatus) -> None:
         """Says where a node is."""
-        _replace(self.path / "nodes" / f"{status.index}.json", asdict(status))
+        replace_file(self.path / "nodes" / f"{status.index}.json", json.dumps(asdict(status)))
 
     def read_status(self, index: int) -> NodeStatus | None:
         """What a node said last, None if it has said nothing."""
-        content = _read(self.path / "nodes" / f"{index}.json")
-        if content is None:
-            return None
-        lists = {key: tuple(content[key]) for key in ("problems", "device_addresses")}
-        failure = Failure(**content["failure"]) if content["failure"] else None
-        return NodeStatus(**{**content, **lists, "failure": failure})
+        status = _read(NodeStatus, self.path / "nodes" / f"{index}.json")
+        return status if status is not None and status.index == index and is_host(status.address) else None
 
 
-def _replace(path: Path, content: dict[str, Any]) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(aside, path)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(form: type[Form], path: Path) -> Form | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # a shared file system may show a file before its content
+        return strict_json.checked(form, strict_json.read(path, _LIMIT, follow=False), str(path))
+    except UserError:  # a shared file system may also show a file before its content
         return None
