@@ -14,10 +14,12 @@ import psutil
 
 from mindmoe.config import RunConfig
 from mindmoe.errors import UserError
+from mindmoe.files import FileError, read_bytes, read_text, shown
 from mindmoe.launch.command import HCCL_PORTS
+from mindmoe.launch.hosts import is_host
 from mindmoe.observe.environment import describe, memory, version
 from mindmoe.train.folder import RunFolder
-from mindmoe.train.preflight import preflight
+from mindmoe.train.preflight import check_data, machine_problems
 
 MAX_SKEW = 5.0  # [s] between the clock of a node and that of the shared folder
 _MEMORY_PER_RANK = 2 * 2**30  # [bytes] of the host that a rank takes for MindSpore alone
@@ -58,12 +60,12 @@ def check_node(config: RunConfig, cards: int, cards_per_node: int, address: str)
         "mindmoe": f"{machine['mindmoe']} ({machine['git_commit'] or 'no checkout'})",
         "mindspore": version("mindspore") or "missing",
         "numpy": version("numpy") or "missing",
-        "config": hashlib.sha256(folder.config.read_bytes()).hexdigest()[:12],
+        "config": hashlib.sha256(read_bytes(folder.config)).hexdigest()[:12],
     }
     problems, notes = [], []
     if facts["mindspore"] == "missing":
         problems.append("mindspore is not installed: install the environment of the other nodes")
-    problems += _shared_folder(folder.path) + _data(config, cards)
+    problems += _shared_folder(folder.path) + machine_problems(config, cards_per_node) + _data(config)
     if (free := memory("MemAvailable")) is not None and free < cards_per_node * _MEMORY_PER_RANK:
         problems.append(
             f"{free / 2**30:.1f} GiB of memory are free, {cards_per_node} ranks need "
@@ -74,12 +76,6 @@ def check_node(config: RunConfig, cards: int, cards_per_node: int, address: str)
     if config.train.device == "ascend":
         facts["driver"] = _version_in(_ASCEND / "driver" / "version.info")
         facts["CANN"] = _version_in(_ASCEND / "ascend-toolkit" / "latest" / "version.cfg")
-        present = len(list(Path("/dev").glob("davinci[0-9]*")))
-        if present < cards_per_node:
-            problems.append(
-                f"{present} devices /dev/davinci* are there, {cards_per_node} are needed: load the driver, "
-                "and pass the devices into the container"
-            )
         devices = device_addresses(Path("/etc/hccn.conf"))
         notes += _reserved_ports(_RESERVED_PORTS)
         if shutil.which("npu-smi") is None:
@@ -107,10 +103,11 @@ def differences(facts: Mapping[int, Mapping[str, str]]) -> dict[int, list[str]]:
 def device_addresses(path: Path) -> tuple[str, ...]:
     """The addresses of the devices of this node, as the driver's network settings name them: `address_0=...`."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
+        lines = read_text(path).splitlines()
+    except FileError:
         return ()
-    found = {int(match[1]): match[2] for line in lines if (match := re.fullmatch(r"address_(\d+)=(\S+)", line.strip()))}
+    entries = (re.fullmatch(r"address_([0-9]{1,4})=(\S+)", line.strip()) for line in lines)
+    found = {int(entry[1]): entry[2] for entry in entries if entry and is_host(entry[2])}
     return tuple(found[index] for index in sorted(found))
 
 
@@ -131,10 +128,10 @@ def _shared_folder(folder: Path) -> list[str]:
     return []
 
 
-def _data(config: RunConfig, cards: int) -> list[str]:
+def _data(config: RunConfig) -> list[str]:
     """Whether this node finds the data, and a run in the folder that may be continued."""
     try:
-        preflight(config, cards)
+        check_data(config)
     except UserError as error:
         return [str(error)]
     return []
@@ -162,21 +159,21 @@ def _address(address: str, interface: str | None) -> list[str]:
 def _version_in(path: Path) -> str:
     """The version that a file of an Ascend package names."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        text = read_bytes(path).decode("utf-8", errors="replace")
+    except FileError:
         return "missing"
     match = re.search(r"[Vv]ersion[^=\n]*=\s*\[?([^\]\n]+)", text)
-    return match[1].strip() if match else "unknown"
+    return shown(match[1].strip()) if match else "unknown"
 
 
 def _reserved_ports(path: Path) -> list[str]:
     """A note if the system may give HCCL's ports to other programs."""
     wanted = set(range(HCCL_PORTS[0], HCCL_PORTS[1] + 1))
     try:
-        for part in filter(None, path.read_text(encoding="utf-8").strip().split(",")):
+        for part in filter(None, read_text(path).strip().split(",")):
             low, _, high = part.partition("-")
-            wanted -= set(range(int(low), int(high or low) + 1))
-    except (OSError, ValueError):
+            wanted -= {port for port in wanted if int(low) <= port <= int(high or low)}
+    except ValueError:  # also where the file cannot be read
         return []
     if not wanted:
         return []

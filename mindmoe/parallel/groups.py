@@ -7,6 +7,7 @@ from typing import get_args
 import mindspore as ms
 from mindspore.mint.distributed import distributed
 
+from mindmoe.errors import UserError
 from mindmoe.parallel.mesh import Mesh, MeshAxis
 from mindmoe.parallel.sharding import ordered_groups
 
@@ -47,8 +48,19 @@ def alone(axis: str = "world", rank: int = 0) -> Group:
 
 
 def set_device(device: str) -> None:
-    """Makes `cpu` or `ascend` the device of this process."""
-    ms.set_device(_TARGET[device])
+    """Makes `cpu` or `ascend` the device of this process.
+
+    Raises:
+        UserError: MindSpore cannot use it, such as a package without its backend.
+    """
+    try:
+        ms.set_device(_TARGET[device])
+    except (RuntimeError, ValueError) as error:
+        said = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"MindSpore cannot use train.device={device}: {said}",
+            "install the package and the driver of the device, or set train.device=cpu",
+        ) from None
 
 
 def serve(device: str) -> None:

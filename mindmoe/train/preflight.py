@@ -1,41 +1,189 @@
 """Everything that can be refused before a process is started or MindSpore imported (dry)."""
 
 import os
+import shutil
 from functools import lru_cache
 from pathlib import Path
 
 from mindmoe.checkpoint import store
 from mindmoe.checkpoint.folder import list_steps, step_of
-from mindmoe.checkpoint.manifest import Manifest
+from mindmoe.checkpoint.objects import SCHEME
 from mindmoe.checkpoint.retention import complete_manifest
 from mindmoe.config import RunConfig
 from mindmoe.data.dataset import Split
 from mindmoe.data.identity import data_identity
 from mindmoe.data.loader import TokenBatches
+from mindmoe.env import usable_cores
 from mindmoe.errors import UserError
+from mindmoe.files import shown
+from mindmoe.model.shapes import param_specs
 from mindmoe.moe.config import DmrConfig
 from mindmoe.parallel.mesh import Mesh
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.resume import changes
 
+UNPRINTABLE = "a character that cannot be printed"
 
-def preflight(config: RunConfig, world: int) -> tuple[TokenBatches, TokenBatches]:
-    """Checks a resolved config against the data and the run folder; returns the training and held-out batches.
+
+def preflight(config: RunConfig, world: int, local_world: int) -> tuple[TokenBatches, TokenBatches]:
+    """Checks a resolved config against this machine, the data and the run folder.
+
+    Args:
+        config: the run.
+        world: its ranks.
+        local_world: those of this machine.
+
+    Returns:
+        the training and the held-out batches.
 
     Raises:
-        UserError: the first thing that cannot work, with its remedy.
+        UserError: what cannot work, each with its remedy.
     """
     Mesh.build(config.parallel, world)
+    if problems := [*path_problems(config), *machine_problems(config, local_world)]:
+        raise UserError("; ".join(problems))
+    return check_data(config)
+
+
+def check_data(config: RunConfig) -> tuple[TokenBatches, TokenBatches]:
+    """The training and held-out batches of a config that may continue what its run folder holds.
+
+    Raises:
+        UserError: the data are not there or do not fit, or the folder holds another run.
+    """
     folder = RunFolder.of(config)
     folder.check_continues(config)
     batches = open_batches(config, "train"), open_held_out(config)
-    if (newest := _newest_complete(folder.checkpoints)) is not None:
+    complete = (complete_manifest(path) for path in list_steps(folder.checkpoints))
+    if (newest := next(filter(None, complete), None)) is not None:
         changes(newest, config, data_identity(config.data), folder.recorded())
     return batches
 
 
-def _newest_complete(root: Path) -> Manifest | None:
-    return next((found for path in list_steps(root) if (found := complete_manifest(path)) is not None), None)
+def doubts(config: RunConfig) -> list[str]:
+    """What speaks against a config on this machine, where it may be the machine that is the wrong one.
+
+    Raises:
+        UserError: what cannot work on any machine.
+    """
+    if absurd := path_problems(config, only_absolute=True):
+        raise UserError("; ".join(absurd))
+    found = [*path_problems(config), *machine_problems(config, 1)]
+    try:
+        check_data(config)
+    except UserError as error:
+        found.append(str(error))
+    return found
+
+
+def path_problems(config: RunConfig, *, only_absolute: bool = False) -> list[str]:
+    """Paths of a config that no machine can use: with unprintable characters, or outside the volume of its pods.
+
+    Args:
+        config: the run.
+        only_absolute: leave out those that depend on the working folder.
+    """
+    data, durable = config.data, config.checkpoint.durable
+    named = [("output_dir", config.output_dir), *(("data.sources", source.path) for source in data.sources)]
+    named += [(f"data.{key}", path) for key in ("valid", "tokenizer") if (path := getattr(data, key)) is not None]
+    if durable is not None and not durable.path.startswith(SCHEME):
+        named.append(("checkpoint.durable.path", durable.path))
+    problems = [f"{key}={shown(path)} holds {UNPRINTABLE}: rename it" for key, path in named if not path.isprintable()]
+    if config.launch.kubernetes is None:
+        return problems
+    mount = os.path.normpath(config.launch.kubernetes.mount)
+    for key, path in named:
+        if only_absolute and not os.path.isabs(path):
+            continue
+        full = os.path.normpath(os.path.join(working_folder(), path))
+        if os.path.commonpath([mount, full]) != mount:
+            problems.append(
+                f"{key}={shown(path, 200)} is {shown(full, 200)}, outside launch.kubernetes.mount={mount}, the volume "
+                "that the pods share: move it there, or correct the mount"
+            )
+    return problems
+
+
+def machine_problems(config: RunConfig, local_world: int) -> list[str]:
+    """Why this machine cannot run some ranks of a config, each reason with its remedy.
+
+    Args:
+        config: the run.
+        local_world: its ranks on this machine.
+    """
+    problems = []
+    if config.train.device == "ascend" and (there := devices()) < local_world:
+        problems.append(
+            f"train.device=ascend needs {_counted(local_world, 'device')} here, and /dev/davinci* shows {there}: "
+            "load the driver, pass the devices into the container, or set train.device=cpu"
+        )
+    if config.launch.threads > (cores := usable_cores()):
+        problems.append(
+            f"launch.threads={config.launch.threads} is more than the {_counted(cores, 'core')} of this machine: "
+            "lower it, or set 0 to divide them among the ranks"
+        )
+    return problems + _disk(config)
+
+
+def devices() -> int:
+    """Ascend devices that processes of this machine may use."""
+    there = len(list(Path("/dev").glob("davinci[0-9]*")))
+    visible = os.environ.get("ASCEND_RT_VISIBLE_DEVICES")
+    return there if visible is None else min(there, len([word for word in visible.split(",") if word.strip()]))
+
+
+def working_folder() -> Path:
+    """The folder that relative paths begin at.
+
+    Raises:
+        UserError: it has been removed.
+    """
+    try:
+        return Path.cwd()
+    except OSError:
+        raise UserError("the working folder has been removed", "change to one that is there") from None
+
+
+def _disk(config: RunConfig) -> list[str]:
+    """Whether the disk of the checkpoints holds those that are kept."""
+    rules, root = config.checkpoint, RunFolder.of(config).checkpoints
+    size = checkpoint_size(config)
+    try:
+        place = next(path for path in (root, *root.absolute().parents) if path.is_dir())
+        disk = shutil.disk_usage(place)
+        held = sum(file.stat().st_size for file in root.glob("step-*/*")) if root.is_dir() else 0
+    except OSError as error:
+        return [f"{root} cannot be reached: {error.strerror}: set output_dir to a folder that you may write"]
+    saves = 1 + config.train.steps // rules.every if rules.every else 1
+    short = f"checkpoints of {_size(size)}, and the disk of {place} has"
+    if not disk.total:  # a file system without blocks, such as those of the kernel
+        return []
+    if rules.keep_last * size > disk.total:
+        return [
+            f"checkpoint.keep_last={rules.keep_last} keeps {_size(rules.keep_last * size)} in {short} "
+            f"{_size(disk.total)}: lower it, or set output_dir to a larger disk"
+        ]
+    if (needed := min(rules.keep_last, saves) * size + rules.min_free) > disk.free + held:
+        return [
+            f"checkpoint.keep_last={rules.keep_last} and checkpoint.min_free need {_size(needed)} for {short} "
+            f"{_size(disk.free)} free: lower checkpoint.keep_last, free some space, or set output_dir to a larger disk"
+        ]
+    return []
+
+
+def checkpoint_size(config: RunConfig) -> int:
+    """Size of a checkpoint: weights and moments in fp32 [bytes]."""
+    moments = 2 if config.optim.type == "adamw" else 0
+    specs = param_specs(config.model, config.moe).values()
+    return sum(4 * spec.size * (1 + moments * spec.trainable) for spec in specs)
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 2**30:.1f} GiB" if nbytes >= 2**29 else f"{nbytes / 2**20:.1f} MiB"
 
 
 def open_batches(config: RunConfig, split: Split) -> TokenBatches:
