@@ -18,11 +18,7 @@ from mindmoe.launch.hosts import read_hosts
 from mindmoe.load import load_config
 
 ASCEND = ("train.device=ascend", "parallel.pp=4", "parallel.ep=8", "train.global_batch_size=512")
-KUBERNETES = (
-    "launch.kubernetes.image=registry.example/mindmoe:1",
-    "launch.kubernetes.claim=shared",
-    "launch.kubernetes.mount=/shared",
-)
+KUBERNETES = ("launch.kubernetes.image=registry.example/mindmoe:1", "launch.kubernetes.claim=shared")
 
 
 @pytest.fixture
@@ -32,9 +28,9 @@ def big(root: Path) -> str:
 
 @pytest.fixture
 def prepared(tmp_path: Path, big: str, capsys: pytest.CaptureFixture):
-    """Prepares the 512-card preset and returns the launch folder and what was printed."""
+    """Prepares the 512-card preset in a folder of the temporary one; returns the launch folder and what was printed."""
 
-    def prepare(*words: str) -> tuple[Path, str]:
+    def prepare(*words: str, folder: str = "a b") -> tuple[Path, str]:
         code = main(
             [
                 "launch",
@@ -45,11 +41,12 @@ def prepared(tmp_path: Path, big: str, capsys: pytest.CaptureFixture):
                 *ASCEND,
                 "launch.cluster_timeout=30min",
                 "name=big",
-                f"output_dir={tmp_path}/a b",
+                f"output_dir={json.dumps(str(tmp_path / folder))}",
             ]
         )
-        assert code == 0
-        return tmp_path / "a b" / "big" / "launch", capsys.readouterr().out
+        said = capsys.readouterr()
+        assert code == 0, said.err
+        return tmp_path / folder / "big" / "launch", said.out
 
     return prepare
 
@@ -268,8 +265,13 @@ JOB = {
 """What this project writes of a Volcano job, after its and Kubernetes' API references."""
 
 
-def test_the_volcano_job_is_valid_and_asks_for_all_nodes_at_once(prepared):
-    folder, said = prepared("--k8s", *KUBERNETES)
+def in_volume(mount: Path) -> tuple[str, ...]:
+    """The words for pods with data and a volume at a mount."""
+    return *KUBERNETES, f"data.sources={mount}/data", f"launch.kubernetes.mount={mount}"
+
+
+def test_the_volcano_job_is_valid_and_asks_for_all_nodes_at_once(prepared, tmp_path):
+    folder, said = prepared("--k8s", *in_volume(tmp_path))
     job = yaml.safe_load((folder / "volcano.yaml").read_text())
     jsonschema.validate(job, JOB)
     assert job["spec"]["minAvailable"] == job["spec"]["tasks"][0]["replicas"] == 64
@@ -280,6 +282,145 @@ def test_the_volcano_job_is_valid_and_asks_for_all_nodes_at_once(prepared):
     mounted = {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
     assert "kubectl create" in said
+
+
+@pytest.mark.parametrize(
+    ("image", "claim", "memory"),
+    [("true", "null", "1Gi"), ("1e5", "0x10", "256Gi"), ("~", "no", "1Mi"), ("1_000", "1e5", "5Ti")],
+)
+def test_every_word_of_the_volcano_job_stays_text(prepared, tmp_path, image, claim, memory):
+    words = [
+        f'launch.kubernetes.{key}="{value}"' for key, value in (("image", image), ("claim", claim), ("memory", memory))
+    ]
+    if image == "~":  # no image, so none that the config takes
+        words[0] = 'launch.kubernetes.image="null"'
+    folder, _ = prepared("--k8s", *in_volume(tmp_path), *words)
+    pod = yaml.safe_load((folder / "volcano.yaml").read_text())["spec"]["tasks"][0]["template"]["spec"]
+    container = pod["containers"][0]
+    assert container["image"] == ("null" if image == "~" else image)
+    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim
+    assert container["resources"]["limits"]["memory"] == memory
+
+
+FOLDERS = [
+    "o'x",
+    'o"x',
+    "o x",
+    "o;touch PWNED;",
+    "$(touch PWNED)",
+    "`touch PWNED`",
+    "$HOME",
+    "a#b",
+    "a&b",
+    "%j",
+    "{{ name }}",
+    "$$(X)",
+    "-n",
+    "~",
+    "*",
+    "\u00e9",
+]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_path_comes_through_every_parser_as_it_is(prepared, tmp_path, hosts, folder):
+    """Programs of ours stand for Slurm's, ssh and python; what the kubelet expands is expanded here."""
+    programs, seen = tmp_path / "bin", tmp_path / "seen"
+    programs.mkdir()
+    for name, text in {
+        "srun": 'while [[ $1 == --* ]]; do shift; done; SLURM_NODEID=0 exec "$@"',
+        "remote": 'shift; exec bash -c "$*"',  # what ssh does with its words
+        "python": f'pwd >> {seen}; echo "$@" >> {seen}',
+    }.items():
+        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
+        (programs / name).chmod(0o755)
+    env = {
+        **os.environ,
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "REMOTE_SHELL": str(programs / "remote"),
+        "VC_TASK_INDEX": "0",
+    }
+    launched = []
+    for words in (("--slurm",), ("--nodes", hosts), ("--k8s",)):
+        where, _ = prepared(*words, *in_volume(tmp_path), folder=folder)
+        node = (where / "node.sh").read_text()
+        (where / "node.sh").write_text(re.sub(r"export PATH=\S+", "", node))
+        script = where / {"--slurm": "job.slurm", "--nodes": "start.sh", "--k8s": "volcano.yaml"}[words[0]]
+        command = ["bash", str(script)]
+        if words[0] == "--k8s":
+            pod = yaml.safe_load(script.read_text())["spec"]["tasks"][0]["template"]["spec"]
+            command = [
+                re.sub(r"\$\$|\$\((\w+)\)", lambda found: "$" if found[0] == "$$" else "", word)
+                for word in pod["containers"][0]["command"]
+            ]
+        elif words[0] == "--nodes":
+            script.write_text(
+                "\n".join(line for line in script.read_text().splitlines() if " > " not in line or "npu-01" in line)
+            )
+        seen.unlink(missing_ok=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=60)
+        launched.append((words[0], seen.read_text() if seen.exists() else done.stderr))
+        assert f"-m mindmoe node {where} --index 0" in launched[-1][1], launched
+    assert not list(tmp_path.rglob("PWNED")) and not Path("PWNED").exists()
+
+
+@pytest.mark.parametrize("folder", ['a "b" c', "100%", "a'b"])
+def test_slurm_writes_into_the_logs(prepared, folder):
+    where, _ = prepared("--slurm", folder=folder)
+    word = re.search(r"^#SBATCH --output=(.*)$", (where / "job.slurm").read_text(), re.MULTILINE)
+    unquoted = shlex.split(word[1])  # sbatch knows double quotes and backslashes as a shell does
+    assert unquoted == [f"{where.parent}/logs/slurm-".replace("%", "%%") + "%j.out"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--slurm", 'output_dir="a\\\\b"'), "holds a backslash"),
+        (("--slurm", 'output_dir="a\\nb"'), "cannot be printed"),
+        (("--nodes", "hosts", 'output_dir="a\\eb"'), "cannot be printed"),
+        (("--k8s", *KUBERNETES, "launch.kubernetes.mount=/elsewhere"), "outside launch.kubernetes.mount=/elsewhere"),
+        (
+            ("--k8s", *KUBERNETES, "launch.kubernetes.mount=/m", "output_dir=/mm/runs"),
+            "output_dir=/mm/runs is /mm/runs, outside",
+        ),
+    ],
+)
+def test_paths_that_cannot_be_handed_on_are_refused(tmp_path, monkeypatch, big, capsys, words, expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hosts").write_text("".join(f"n{index}\n" for index in range(64)))
+    assert main(["launch", big, "--cards", "512", *words, *ASCEND]) == 2
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["node.sh", "msrun_lines.txt", "cluster.json", "start.sh", "job.slurm", "volcano.yaml"]
+)
+def test_no_file_of_a_launch_is_written_through_a_link(prepared, tmp_path, hosts, name):
+    victim, launch = tmp_path / "victim", tmp_path / "a b" / "big" / "launch"
+    victim.write_text("precious")
+    victim.chmod(0o600)
+    launch.mkdir(parents=True)
+    (launch / name).symlink_to(victim)
+    for words in (("--slurm",), ("--nodes", hosts), ("--k8s",)):
+        prepared(*words, *in_volume(tmp_path))
+    assert victim.read_text() == "precious" and victim.stat().st_mode & 0o777 == 0o600
+    assert not (launch / name).is_symlink()
+
+
+def test_a_folder_of_a_launch_that_is_a_link_is_refused(tmp_path, big, capsys):
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "launch").symlink_to(tmp_path / "victim")
+    assert main(["launch", big, "--cards", "512", "--slurm", *ASCEND, "name=big", f"output_dir={tmp_path}"]) == 2
+    assert "is a link" in capsys.readouterr().err and not list((tmp_path / "victim").iterdir())
+
+
+def test_a_removed_working_folder_is_one_clear_error(tmp_path, monkeypatch, big, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["launch", big, "--cards", "512", "--slurm", *ASCEND, f"output_dir={tmp_path}/out"]) == 2
+    assert "the working folder has been removed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -307,6 +448,31 @@ def test_mistakes_are_one_clear_error(tmp_path, big, capsys, words, expected):
         ("-oProxyCommand=x\n", "neither a host name nor an IP address"),
         ("a address=x;y\n", "neither a host name nor an IP address"),
         ("a b\n", "'b' is no setting"),
+        ("N1\nn1\n", "n1 stands in line 1 already"),
+        ("a address=10.0.0.1\n10.0.0.1\n", "stands in line 1 already"),
+        ("a address=FE80::1\nb address=fe80:0::1\n", "stands in line 1 already"),
+        ("a address=::ffff:10.0.0.1\n10.0.0.1\n", "stands in line 1 already"),
+        *(
+            (f"{bad}\n", "neither a host name nor an IP address")
+            for bad in (
+                "10.0.0.256",
+                "10.0.0",
+                "1",
+                "010.0.0.1",
+                "0x7f.1",
+                "1.2.3.4.5",
+                "a..b",
+                "a-",
+                "-a",
+                "a.",
+                "a" * 64,
+                ".".join(["a" * 60] * 5),
+                "fe80::1%eth0;x",
+                "1::2::3",
+                "\u00e9",
+                "a\x01b",
+            )
+        ),
     ],
 )
 def test_bad_hosts_files_are_refused(tmp_path, text, expected):
@@ -314,6 +480,16 @@ def test_bad_hosts_files_are_refused(tmp_path, text, expected):
     path.write_text(text)
     with pytest.raises(ValueError, match=re.escape(expected)):
         read_hosts(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["gpu_node01", "_a", "node-1.rack_2.site", "10.0.0.255", "node.1", "1a", "fe80::1%eth0", "::1"]
+)
+def test_hosts_are_named_as_sites_name_them(tmp_path, name):
+    (tmp_path / "hosts").write_text(
+        f"{name}\nother address={name}x\n" if name[0].isalpha() and ":" not in name else f"{name}\n"
+    )
+    assert read_hosts(tmp_path / "hosts")[0].name == name
 
 
 def test_too_few_hosts_are_refused(tmp_path, big, capsys):
