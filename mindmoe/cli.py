@@ -6,6 +6,7 @@ stand anywhere after the command; flags exist only for paths and for what is no 
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,12 @@ from mindmoe.cli_answers import answered
 from mindmoe.cli_arguments import (
     PREPARE_KEYS,
     Parser,
+    Version,
     add_command,
     add_config,
     add_group,
     add_settings,
+    add_takeover,
     positive_number,
     temperature_number,
     whole_number,
@@ -62,7 +65,7 @@ def _train(args: argparse.Namespace) -> int:
     run = load_config(args.config, args.words)  # before MindSpore's slow import: mistakes are told at once
     from mindmoe.train.main import train
 
-    return train(run)
+    return train(run, args.takeover)
 
 
 def _launch(args: argparse.Namespace) -> int:
@@ -71,10 +74,10 @@ def _launch(args: argparse.Namespace) -> int:
     if scheduler is None:
         from mindmoe.launch.msrun import launch
 
-        return launch(run, args.cards)
+        return launch(run, args.cards, args.takeover)
     from mindmoe.launch.prepare import prepare
 
-    return prepare(run, args.cards, args.cards_per_node, scheduler, args.nodes)
+    return prepare(run, args.cards, args.cards_per_node, scheduler, args.nodes, args.takeover)
 
 
 def _node(args: argparse.Namespace) -> int:
@@ -91,7 +94,11 @@ def _config_show(args: argparse.Namespace) -> int:
 
 
 def _config_validate(args: argparse.Namespace) -> int:
+    from mindmoe.train.preflight import doubts
+
     run = _resolved(args)
+    for doubt in doubts(run):
+        print(f"mindmoe: warning: on this machine, {doubt}", file=sys.stderr)
     print(f"{args.config}: valid" + (f" on {args.cards} cards, dp={run.parallel.dp}" if args.cards else ""))
     return 0
 
@@ -207,20 +214,6 @@ def _doctor(args: argparse.Namespace) -> int:
     return doctor.main()
 
 
-class _Version(argparse.Action):
-    """`--version`, looked up only when asked for: importlib.metadata costs as much as the rest of the CLI."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            number = version("mindmoe")
-        except PackageNotFoundError:
-            number = "(not installed, run from a source tree)"
-        print(f"mindmoe {number}")
-        parser.exit()
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="mindmoe",
@@ -228,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         epilog="example: mindmoe launch configs/quickstart.yaml --cards 2",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     parser.set_defaults(parser=parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_training(commands)
@@ -285,6 +278,9 @@ def _add_training(commands: Any) -> None:
     launch.add_argument(
         "--cards-per-node", type=positive_number, default=8, metavar="N", help="with nodes: cards of each (default 8)"
     )
+
+    for command in (train, launch):
+        add_takeover(command)
 
     node = add_command(
         commands,

@@ -111,3 +111,22 @@ def temperature_number(text: str) -> float:
     if not re.fullmatch(r"[0-9]{0,3}\.?[0-9]{1,9}", text):
         raise argparse.ArgumentTypeError(f"{text!r} must be a number, 0 or more")
     return float(text)
+
+
+def add_takeover(parser: argparse.ArgumentParser) -> None:
+    """The flag of a command that trains, for a folder that somebody trains in."""
+    parser.add_argument("--takeover", action="store_true", help="where the run goes on, make it save and end first")
+
+
+class Version(argparse.Action):
+    """`--version`, looked up only when asked for: importlib.metadata costs as much as the rest of the CLI."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            number = version("mindmoe")
+        except PackageNotFoundError:
+            number = "(not installed, run from a source tree)"
+        print(f"mindmoe {number}")
+        parser.exit()

@@ -52,6 +52,20 @@ def quiet_mindspore(threads: int) -> None:
 
 LAUNCH_MARK = "MINDMOE_LAUNCH"
 """Variable that marks every process of one launch, so that exactly those can be found and ended."""
+LAUNCHER = "MINDMOE_LAUNCHER"
+"""Variable that names the launcher to its processes, as `PID:BIRTH`, so that they notice when it has gone."""
+LAUNCH_FOLDER = "MINDMOE_RUN_FOLDER"
+"""Variable that names the run folder that a launch works in."""
+
+
+def launch_mark() -> str:
+    """The mark of the launch that this process is a rank of; empty in a process that a user has started."""
+    return os.environ.get(LAUNCH_MARK, "") if os.environ.get("MS_ROLE") == "MS_WORKER" else ""
+
+
+def launcher() -> str:
+    """The launcher of this rank, as `PID:BIRTH`; empty if it has none."""
+    return os.environ.get(LAUNCHER, "")
 
 
 def worker_environment(threads: int, local_world: int, python_folder: str) -> dict[str, str]:

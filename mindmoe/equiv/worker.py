@@ -1,7 +1,6 @@
 """The script that runs in every process of a comparison: one rank, under one layout after the other."""
 
 import faulthandler
-import os
 import sys
 from pathlib import Path
 
@@ -9,10 +8,10 @@ from pathlib import Path
 def main(logs: Path, jobs_file: Path, device: str) -> int:
     """Runs every job of the file; a job is a config, an output folder, and the folder of the process alone, if any."""
     from mindmoe.env import is_scheduler, place, quiet_mindspore, threads_per_rank
-    from mindmoe.launch.ranks import STACK_SIGNAL, Rank
-    from mindmoe.position import record_in
+    from mindmoe.launch.ranks import STACK_SIGNAL, Rank, leave_with_launcher
 
     at = place()
+    leave_with_launcher(after_ranks=False)
     quiet_mindspore(threads_per_rank(0, at.local_world))
     if is_scheduler():
         from mindmoe.parallel.groups import serve
@@ -22,8 +21,7 @@ def main(logs: Path, jobs_file: Path, device: str) -> int:
     faulthandler.enable()
     faulthandler.register(STACK_SIGNAL, all_threads=True)
     rank = Rank(at.rank, logs)
-    record_in(rank.position_file)
-    rank.pid_file.write_text(str(os.getpid()), encoding="utf-8")
+    rank.begin()
     code, reason = 1, ""
     try:
         from mindmoe import strict_json
@@ -45,7 +43,7 @@ def main(logs: Path, jobs_file: Path, device: str) -> int:
         reason = f"{type(error).__name__}: {error}"
         raise
     finally:
-        rank.exit_file.write_text(f"{code}\n{reason}\n", encoding="utf-8")
+        rank.leave(code, reason)
     return code
 
 

@@ -8,20 +8,22 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGTERM
 from typing import Literal
 
-import psutil
-
-from mindmoe.env import LAUNCH_MARK
-from mindmoe.launch.processes import end_all
+from mindmoe.env import LAUNCH_MARK, LAUNCHER
+from mindmoe.errors import UserError
+from mindmoe.files import FileError, open_append, read_bytes, replace_file, shown
 from mindmoe.launch.ranks import Rank, tail
+from mindmoe.launch.restart import STOPPED
+from mindmoe.processes import birth, end_all, send
 
 EXIT_FAILED = 1  # a rank was killed, or hung
 State = Literal["running", "failing", "ended"]
 _LINGER = 10.0  # [s] that msrun and its scheduler may need after the last rank has ended
+_MSRUN_OUTPUT = 1 << 24  # [bytes] that msrun prints at most
 _GRACE = 5.0  # [s] for the other ranks to leave a word after one has failed
 
 
@@ -50,22 +52,38 @@ class LocalRanks:
     Args:
         command: msrun and its arguments.
         ranks: the ranks that it starts on this node.
-        env: environment of msrun; a mark is added to it.
+        env: environment of msrun; the mark and the name of this process, the launcher, are added to it.
         output: file that takes what msrun prints.
+        mark: what every process of it carries in its environment, and no other; empty for one of its own.
     """
 
-    def __init__(self, command: Sequence[str], ranks: Sequence[Rank], env: Mapping[str, str], output: Path):
-        self.command, self.ranks, self.output = list(command), list(ranks), output
-        self.mark = uuid.uuid4().hex
-        self.env = {**env, LAUNCH_MARK: self.mark}
+    def __init__(
+        self, command: Sequence[str], ranks: Sequence[Rank], env: Mapping[str, str], output: Path, mark: str = ""
+    ):
+        self.command, self.output = list(command), output
+        self.mark = mark or f"{uuid.uuid4().hex}:0"
+        self.ranks = [replace(rank, mark=self.mark) for rank in ranks]
+        self.env = {**env, LAUNCH_MARK: self.mark, LAUNCHER: f"{os.getpid()}:{birth(os.getpid())}"}
         self._process: subprocess.Popen | None = None
         self._over = float("inf")
 
     def start(self) -> None:
-        """Starts msrun, forgetting what an earlier launch left."""
+        """Starts msrun, forgetting what an earlier launch left.
+
+        Raises:
+            UserError: that cannot be removed.
+        """
+        end_all(self.mark)  # what a launcher of this node, which has gone, has left
         for rank in self.ranks:
             rank.forget()
-        with open(self.output, "w", encoding="utf-8") as output:
+        try:
+            replace_file(self.output, "")
+            output = open_append(self.output)
+        except OSError as error:
+            raise UserError(
+                f"{shown(str(self.output), 300)} cannot be written: {error.strerror}", "remove it"
+            ) from None
+        with output:
             self._process = subprocess.Popen(
                 self.command,
                 env=self.env,
@@ -94,8 +112,7 @@ class LocalRanks:
         """Asks every rank to finish its step and save."""
         for rank in self.ranks:
             if (process := rank.process()) is not None:
-                with suppress(psutil.Error):
-                    process.send_signal(SIGTERM)
+                send(process, self.mark, SIGTERM)
 
     def end(self, grace: float = 5.0) -> None:
         """Ends every process; those that do not go when asked are killed after `grace` seconds."""
@@ -124,7 +141,7 @@ class LocalRanks:
         first = min(failed, key=lambda rank: rank.exit_file.stat().st_mtime_ns)
         code, reason = outcomes[first]
         when = first.exit_file.stat().st_mtime
-        if code in (130, 143):
+        if code in STOPPED:
             return Failure(code=code, rank=-1, message="stopped as asked; the same command resumes", time=when)
         if code == 2:
             return Failure(code=code, rank=first.number, message=reason, time=when)
@@ -136,15 +153,16 @@ class LocalRanks:
             return None
         pid, code = first
         for rank in self.ranks:
-            with suppress(FileNotFoundError):
-                if rank.pid_file.read_text().strip() == str(pid) and rank.outcome() is None:
-                    return rank, f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+            if rank.pid() == pid and rank.outcome() is None:
+                return rank, f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         return None
 
     def _first_failure(self) -> tuple[int, int] | None:
         """The process and the code of the first worker that msrun saw fail, even before it could leave a file."""
-        text = self.output.read_text(encoding="utf-8", errors="replace")
-        found = re.search(r"Worker process (\d+) exit with exception. Error code: (-?\d+)", text)
+        text = b""
+        with suppress(FileError):
+            text = read_bytes(self.output, _MSRUN_OUTPUT, follow=False)
+        found = re.search(rb"Worker process (\d{1,10}) exit with exception. Error code: (-?\d{1,4})", text)
         return (int(found[1]), int(found[2])) if found else None
 
 
@@ -160,8 +178,9 @@ def keep_logs(logs: Path) -> None:
     old = [*logs.glob("*.log"), *logs.glob("rank_*.*")]
     if not old:
         return
-    number = 1 + sum(path.is_dir() for path in logs.glob("attempt-*"))
-    aside = logs / f"attempt-{number:03d}"
+    number = 1
+    while os.path.lexists(aside := logs / f"attempt-{number:03d}"):
+        number += 1
     aside.mkdir()
     for path in old:
         os.replace(path, aside / path.name)

@@ -12,7 +12,9 @@ from pathlib import Path
 from types import FrameType
 
 from mindmoe.config import RunConfig, resolve
-from mindmoe.env import threads_per_rank, worker_environment
+from mindmoe.env import LAUNCH_FOLDER, threads_per_rank, worker_environment
+from mindmoe.files import printable, replace_file
+from mindmoe.lasting import lasting_output
 from mindmoe.launch.check import check_node
 from mindmoe.launch.cluster import Cluster
 from mindmoe.launch.command import exports, msrun_command, rank_table, variables
@@ -24,12 +26,15 @@ from mindmoe.launch.restart import Restarts
 from mindmoe.launch.shared import NodeStatus, Orders, SharedFolder
 from mindmoe.load import load_config
 from mindmoe.train.folder import RunFolder
+from mindmoe.train.guard import stop_signals
+from mindmoe.train.live import Hold
 from mindmoe.train.preflight import finished_steps
 
 _POLL = 0.5  # [s]
 _BEAT = 1.0  # [s]
 
 
+@lasting_output()
 def run_node(launch_folder: Path, index: int) -> int:
     """Runs a node until the launch is over; returns the exit code of the run.
 
@@ -38,13 +43,18 @@ def run_node(launch_folder: Path, index: int) -> int:
         index: which node this is, from 0.
 
     Raises:
-        UserError: the folder is none of a launch, or has no such node.
+        UserError: the folder is none of a launch, has no such node, or somebody else is that node or runs in it.
     """
     cluster = Cluster.read(launch_folder)
     cluster.check_index(index)
     config = resolve(load_config(launch_folder.parent / "config.yaml"), cluster.cards)
-    node = Node(SharedFolder(launch_folder), index, cluster, config)
-    return Leader(node).run() if index == 0 else node.run()
+    shared = SharedFolder(launch_folder)
+    shared.create()
+    if index:
+        with Hold(launch_folder / "nodes", config.launch, f"node --index {index}", name=f"live-{index}") as hold:
+            return Node(shared, index, cluster, config, hold).run()
+    with Hold(launch_folder.parent, config.launch, "node --index 0") as hold:
+        return Leader(Node(shared, index, cluster, config, hold)).run()
 
 
 class Node:
@@ -55,15 +65,15 @@ class Node:
         index: of this node.
         cluster: all nodes.
         config: the resolved run.
+        hold: of what this node is; on node 0 of the run, whose session marks the processes of all nodes.
     """
 
-    def __init__(self, shared: SharedFolder, index: int, cluster: Cluster, config: RunConfig):
-        self.shared, self.index, self.cluster, self.config = shared, index, cluster, config
+    def __init__(self, shared: SharedFolder, index: int, cluster: Cluster, config: RunConfig, hold: Hold):
+        self.shared, self.index, self.cluster, self.config, self.hold = shared, index, cluster, config, hold
         self.folder = RunFolder.of(config)
         self.asked = 0  # the signal that asked to stop
         self.ranks: LocalRanks | None = None
         self.status: NodeStatus | None = None
-        shared.create()
         self.folder.logs.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()  # of the status, which the heart re-writes
         self._leader_beat: int | None = None
@@ -82,6 +92,8 @@ class Node:
 
     def step(self) -> int | None:
         """Looks at the orders once; returns the exit code when there is no more to do."""
+        if self.hold.code and not self.asked:
+            self._stop(signal.SIGTERM, "another start takes this over")
         orders = self._living_orders()
         if orders is not None:
             if orders.action == "finish" and self.status is not None and self.status.session == orders.session:
@@ -98,7 +110,7 @@ class Node:
 
     def say(self, text: str) -> None:
         """Prints a line for the user."""
-        print(f"mindmoe node {self.index}: {text}", flush=True)
+        print(f"mindmoe node {self.index}: {printable(text)}", flush=True)
 
     def end_ranks(self) -> None:
         """Ends the processes of this node, if there are any."""
@@ -210,29 +222,40 @@ class Node:
         threads = threads_per_rank(self.config.launch.threads, cluster.cards_per_node)
         env = worker_environment(threads, cluster.cards_per_node, str(Path(sys.executable).parent))
         env |= exports(variables(self.config, cluster.cards, cluster.cards_per_node))
+        env[LAUNCH_FOLDER] = str(self.folder.path.absolute())
         first = place * cluster.cards_per_node
         ranks = [Rank(number, self.folder.logs) for number in range(first, first + cluster.cards_per_node)]
-        self.ranks = LocalRanks(command, ranks, env, self.folder.logs / f"msrun_node_{self.index}.log")
+        output = self.folder.logs / f"msrun_node_{self.index}.log"
+        self.ranks = LocalRanks(command, ranks, env, output, self.mark(orders.session))
         self.ranks.start()
+
+    def mark(self, session: str) -> str:
+        """What the processes of this node carry in a session."""
+        return f"{session}:{self.index}"
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Passes the first SIGINT or SIGTERM on to the ranks, which save and stop, and leaves at the second."""
+        """Passes the first signal that asks to stop on to the ranks, which save, and leaves at the second."""
 
         def handle(number: int, _: FrameType | None) -> None:
-            if self.asked:
+            if not self.asked:
+                self._stop(number, "stopping")
+            elif number != signal.SIGHUP:  # a terminal that closes sends it twice
                 sys.exit(128 + number)
-            self.asked = number
-            if self.ranks is not None:
-                self.say("stopping: the ranks finish their step and save")
-                self.ranks.ask_to_stop()
 
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, handle) for number in stop_signals()}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _stop(self, number: int, why: str) -> None:
+        """Asks the ranks of this node to save and stop, whereupon all do."""
+        self.asked = number
+        if self.ranks is not None:
+            self.say(f"{why}: the ranks finish their step and save")
+            self.ranks.ask_to_stop()
 
 
 class Leader:
@@ -251,6 +274,7 @@ class Leader:
             total=cluster.num_nodes,
             cards_per_node=cluster.cards_per_node,
             restarts=Restarts(config.launch, best_step=finished_steps(config)),
+            orders=Orders(session=node.hold.session),
         )
         self.hangs: HangWatch | None = None
 
@@ -298,13 +322,16 @@ class Leader:
         node, per_node = self.node, self.node.cluster.cards_per_node
         keep_logs(node.folder.logs)
         mine = orders.nodes.index(0) * per_node if 0 in orders.nodes else -per_node
+        mark = node.mark(orders.session)
         self.hangs = HangWatch(
             [
-                Rank(number, node.folder.logs, local=mine <= number < mine + per_node)
+                Rank(number, node.folder.logs, mark if mine <= number < mine + per_node else "")
                 for number in range(node.cluster.cards)
             ],
             node.config.launch,
         )
+        table = node.shared.path / "rank_table.json"
+        table.unlink(missing_ok=True)  # that of other nodes
         devices = [(statuses[index].address, statuses[index].device_addresses[:per_node]) for index in orders.nodes]
         if all(len(addresses) == per_node for _, addresses in devices):
-            (node.shared.path / "rank_table.json").write_text(rank_table(devices), encoding="utf-8")
+            replace_file(table, rank_table(devices))

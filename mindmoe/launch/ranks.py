@@ -1,5 +1,6 @@
 """A rank as its launcher sees it: the small files beside its log, and its process."""
 
+import os
 import re
 import signal
 import time
@@ -7,16 +8,24 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import psutil
 
 from mindmoe import position
+from mindmoe.env import LAUNCH_MARK, launcher
+from mindmoe.errors import UserError
+from mindmoe.files import FileError, open_regular, read_text, replace_file, shown
 from mindmoe.position import Position
+from mindmoe.processes import carries, is_rank, launcher_gone, marked, send
+from mindmoe.train.guard import EXIT_ORPHANED
 
 STACK_SIGNAL = signal.SIGUSR1
 """A worker answers it by writing the stacks of all its threads into its log, even from within a collective."""
 
 _LAST_LINES = 12
+_TAIL = 1 << 18  # [bytes] of a log that its last lines are looked for in
+_CODE = re.compile(r"(-?[0-9]{1,3})\n(.*)", re.DOTALL)
 _CHATTER = re.compile(r"\[(DEBUG|INFO|WARNING)\] ")  # of MindSpore, which goes on after a stack trace
 
 
@@ -27,12 +36,13 @@ class Rank:
     Attributes:
         number: global rank.
         folder: the log folder.
-        local: whether it runs on this node, so that its process number means something here.
+        mark: what its process carries in its environment; empty where it runs on another node. The file with its
+            process number alone names no process.
     """
 
     number: int
     folder: Path
-    local: bool = True
+    mark: str = ""
 
     @property
     def log(self) -> Path:
@@ -54,10 +64,29 @@ class Rank:
         """Where it is."""
         return self.folder / f"rank_{self.number}.position"
 
+    def begin(self) -> None:
+        """Leaves the number of this process, which is the rank, and records from now on where it is."""
+        position.record_in(self.position_file)
+        replace_file(self.pid_file, str(os.getpid()))
+
+    def leave(self, code: int, reason: str) -> None:
+        """Leaves the exit code of this process, and why it failed."""
+        replace_file(self.exit_file, f"{code}\n{reason}\n")
+
     def forget(self) -> None:
-        """Removes what an earlier launch left."""
-        for path in (self.pid_file, self.exit_file, self.position_file):
-            path.unlink(missing_ok=True)
+        """Removes what an earlier launch left, and a log that is a link, which would be written through.
+
+        Raises:
+            UserError: something else than a file lies there.
+        """
+        paths = [self.pid_file, self.exit_file, self.position_file, *([self.log] if self.log.is_symlink() else [])]
+        for path in paths:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"{shown(str(path), 300)} of an earlier launch cannot be removed: {error.strerror}", "remove it"
+                ) from None
 
     def position(self) -> Position | None:
         """Where it is, or was when it ended."""
@@ -65,33 +94,53 @@ class Rank:
 
     def outcome(self) -> tuple[int, str] | None:
         """Its exit code and reason; None if it left none, because it runs or was killed."""
-        with suppress(FileNotFoundError, ValueError):
-            code, _, reason = self.exit_file.read_text(encoding="utf-8").partition("\n")
-            return int(code), reason.strip()
+        with suppress(FileError):
+            if found := _CODE.match(read_text(self.exit_file, follow=False)):
+                return int(found[1]), found[2].strip()
+        return None
+
+    def pid(self) -> int | None:
+        """The process number that it left; None before it has."""
+        with suppress(FileError, ValueError):
+            text = read_text(self.pid_file, follow=False)
+            return int(text) if len(text) < 20 else None
         return None
 
     def process(self) -> psutil.Process | None:
         """Its living process, None before it starts, after it has ended, and on another node."""
-        if not self.local:
-            return None
-        with suppress(FileNotFoundError, ValueError, psutil.NoSuchProcess):  # an empty file is just being written
-            process = psutil.Process(int(self.pid_file.read_text(encoding="utf-8")))
-            if process.status() != psutil.STATUS_ZOMBIE:
+        with suppress(psutil.NoSuchProcess, OverflowError, ValueError):
+            if self.mark and (pid := self.pid()) is not None and carries(process := psutil.Process(pid), self.mark):
                 return process
         return None
 
     def ended(self) -> bool:
         """Whether it has run and is over; its process may still be leaving."""
-        if self.exit_file.exists():
+        if os.path.lexists(self.exit_file):
             return True
-        with suppress(FileNotFoundError, ValueError):
-            int(self.pid_file.read_text(encoding="utf-8"))
-            return self.process() is None
-        return False
+        return self.pid() is not None and self.process() is None
 
     def failed(self) -> bool:
         """Whether it has ended badly: with a code, or without leaving one."""
         return self.ended() and (self.outcome() or (1, ""))[0] != 0
+
+
+def leave_with_launcher(after_ranks: bool) -> None:
+    """Ends this process, which has nothing to save, once its launcher has gone.
+
+    Args:
+        after_ranks: only when no rank of the launch lives on this machine any more.
+    """
+
+    def ranks_live() -> bool:
+        found = marked(os.environ.get(LAUNCH_MARK, ""))
+        return any(is_rank(process) for process in found)
+
+    def watch() -> None:
+        while not launcher_gone(launcher()) or (after_ranks and ranks_live()):
+            time.sleep(1.0)
+        os._exit(EXIT_ORPHANED)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def dump_stacks(ranks: Iterable[Rank], patience: float = 3.0) -> dict[int, str]:
@@ -100,9 +149,7 @@ def dump_stacks(ranks: Iterable[Rank], patience: float = 3.0) -> dict[int, str]:
     for rank in ranks:
         if (process := rank.process()) is not None and rank.log.exists():
             asked[rank] = rank.log.stat().st_size
-            with suppress(psutil.Error):
-                process.send_signal(STACK_SIGNAL)
-                process.send_signal(signal.SIGCONT)  # a stopped process takes no other signal first
+            send(process, rank.mark, STACK_SIGNAL, signal.SIGCONT)  # a stopped process takes no other signal first
     deadline = time.monotonic() + patience
     written: dict[int, str] = {}
     while len(written) < len(asked) and time.monotonic() < deadline:
@@ -116,9 +163,13 @@ def dump_stacks(ranks: Iterable[Rank], patience: float = 3.0) -> dict[int, str]:
 
 def tail(path: Path) -> str:
     """The last lines of a log, without what MindSpore reports for information only."""
-    if not path.exists():
-        return f"    ({path} was not written)"
-    lines = path.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
+    try:
+        with open_regular(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL))
+            lines = file.read(_TAIL).decode("utf-8", errors="replace").rstrip().splitlines()
+    except FileError as error:
+        return f"    ({error.message})"
     return indented([line for line in lines if not _CHATTER.match(line)][-_LAST_LINES:])
 
 
@@ -128,6 +179,6 @@ def indented(lines: Iterable[str]) -> str:
 
 
 def _after(path: Path, offset: int) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(offset)
-        return file.read().decode("utf-8", errors="replace")
+        return file.read(_TAIL).decode("utf-8", errors="replace")

@@ -3,14 +3,18 @@
 from dataclasses import dataclass
 
 from mindmoe.launch.config import LaunchConfig
+from mindmoe.train.guard import EXIT_OVERTAKEN
 
 _FINAL = {
     0: "it has finished",
     2: "a mistake of the config or the data does not go away",
     3: "a loss that is not finite comes again",
+    EXIT_OVERTAKEN: "another start has taken it over",
+    129: "it was asked to stop",
     130: "it was asked to stop",
     143: "it was asked to stop",
 }
+STOPPED = (129, 130, 143)  # exit codes of a run that a signal has asked to save and stop
 _LONGEST = 600.0  # [s] between two starts
 
 

@@ -6,7 +6,6 @@ records where it is, and writes its stacks into its log when the launcher asks f
 """
 
 import faulthandler
-import os
 import sys
 from pathlib import Path
 
@@ -14,13 +13,11 @@ from pathlib import Path
 def _rank() -> int:
     from mindmoe.env import place
     from mindmoe.launch.ranks import STACK_SIGNAL, Rank
-    from mindmoe.position import record_in
 
     faulthandler.enable()
     faulthandler.register(STACK_SIGNAL, all_threads=True)
     rank = Rank(place().rank, Path(sys.argv[1]))
-    record_in(rank.position_file)
-    rank.pid_file.write_text(str(os.getpid()), encoding="utf-8")
+    rank.begin()
     code, reason = 1, ""
     try:
         from mindmoe.errors import UserError
@@ -36,14 +33,16 @@ def _rank() -> int:
             reason = f"{type(error).__name__}: {error}"
             raise
     finally:
-        rank.exit_file.write_text(f"{code}\n{reason}\n", encoding="utf-8")
+        rank.leave(code, reason)
     return code
 
 
 def _scheduler(device: str) -> int:
     """MindSpore's rendezvous: joining the cluster in this role serves it until every rank has left."""
     from mindmoe.env import quiet_mindspore
+    from mindmoe.launch.ranks import leave_with_launcher
 
+    leave_with_launcher(after_ranks=True)  # msrun, which waits for this process, then ends as well
     quiet_mindspore(threads=1)
     from mindmoe.parallel.groups import serve
 

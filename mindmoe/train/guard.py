@@ -1,21 +1,41 @@
-"""Signals: the first asks the run to save and stop, the second ends the process at once."""
+"""What ends a run early: a signal asks it to save and stop, a second one ends the process at once."""
 
 import os
 import signal
 from types import FrameType
+from typing import Protocol
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+EXIT_ORPHANED = 4  # the launcher of a rank has gone
+EXIT_OVERTAKEN = 5  # another start has taken the run folder, or wants it
+
+
+class Watch(Protocol):
+    """What else may ask: it gives the exit code to stop with, 0 for none."""
+
+    code: int
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that ask a run to save and stop; SIGHUP, of a terminal that closes, unless it is ignored (nohup)."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, signal.SIGINT, *hangup]
 
 
 class StopRequest:
-    """Watches SIGTERM and SIGINT while it is entered."""
+    """Watches the signals while it is entered.
+
+    Attributes:
+        signal: the first that came, 0 before.
+        watch: what else may ask.
+    """
 
     def __init__(self) -> None:
         self.signal = 0
+        self.watch: Watch | None = None
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        self._before = {number: signal.signal(number, self._handle) for number in stop_signals()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -23,16 +43,18 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.signal:
+        if self.signal and number != signal.SIGHUP:  # a terminal that closes sends it twice
             os._exit(128 + number)  # nothing may run any more: an unfinished save is ignored by the next start
-        self.signal = number
+        self.signal = self.signal or number
 
     @property
     def asked(self) -> bool:
-        """Whether a signal came."""
-        return self.signal != 0
+        """Whether this process shall stop."""
+        return self.exit_code != 0
 
     @property
     def exit_code(self) -> int:
-        """The shell's convention for a process that a signal ended."""
-        return 128 + (self.signal or signal.SIGTERM)
+        """The code to stop with: for a signal by the shell's convention, 0 if nobody has asked."""
+        if self.signal:
+            return 128 + self.signal
+        return self.watch.code if self.watch is not None else 0

@@ -17,7 +17,7 @@ from mindmoe.parallel.sequence import token_positions
 from mindmoe.position import during
 from mindmoe.train.evaluate import Evaluator
 from mindmoe.train.folder import RunFolder
-from mindmoe.train.guard import StopRequest
+from mindmoe.train.guard import EXIT_ORPHANED, EXIT_OVERTAKEN, StopRequest
 from mindmoe.train.online import Online
 from mindmoe.train.peak import Peak
 from mindmoe.train.persist import Saver
@@ -27,6 +27,7 @@ from mindmoe.train.step import StepResult
 log = logging.getLogger(__name__)
 Sink = Callable[[dict[str, Any]], None]
 EXIT_NOT_FINITE = 3
+_REASONS = {EXIT_ORPHANED: "a launcher has gone", EXIT_OVERTAKEN: "another start takes this run over"}
 
 
 class Loop:
@@ -86,9 +87,10 @@ class Loop:
                 self.save(done)
             if last or result.stop:
                 self.finish_saves()
-            if result.stop and not last and self.any_rank(stop.asked):
-                self.event(done, "signal", f"asked to stop: saved step {done}; the same command resumes there")
-                return stop.exit_code
+            if result.stop and not last and (code := self.agreed(stop.exit_code)):
+                why = _REASONS.get(code, "asked to stop")
+                self.event(done, "signal", f"{why}: saved step {done}; the same command resumes there")
+                return code
         self.event(self.config.steps, "finish", f"finished {self.config.steps} steps")
         return 0
 
@@ -259,6 +261,10 @@ class Loop:
         self.tell_copies(wait=True)
         if self.any_rank(self.saver.failed is not None):
             raise self.saver.failed or CheckpointError("another rank could not save", "see its message")
+
+    def agreed(self, code: int) -> int:
+        """The greatest exit code of any rank: a signal goes before the reasons of guard.py."""
+        return int(np.flatnonzero(host_sum(np.eye(256)[code], self.trainer.groups["world"]))[-1])
 
     def any_rank(self, flag: bool) -> bool:
         """Whether a flag is set on any rank."""

@@ -10,6 +10,7 @@ from mindmoe.config import RunConfig
 from mindmoe.data.identity import data_identity
 from mindmoe.env import Place, place, quiet_mindspore, threads_per_rank
 from mindmoe.errors import UserError
+from mindmoe.lasting import lasting_output
 from mindmoe.observe.environment import describe
 from mindmoe.observe.metrics import MetricsLog
 from mindmoe.observe.progress import Progress
@@ -17,17 +18,23 @@ from mindmoe.planner.auto import planned
 from mindmoe.position import during
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.guard import StopRequest
+from mindmoe.train.live import joined
 from mindmoe.train.preflight import finished_steps, preflight
 from mindmoe.train.resume import Event, changes
 
 log = logging.getLogger(__name__)
 
 
-def train(config: RunConfig) -> int:
+@lasting_output()
+def train(config: RunConfig, takeover: bool = False) -> int:
     """Trains a run to its last step, resuming from its newest valid checkpoint; returns the exit code.
 
+    Args:
+        config: the run.
+        takeover: end whoever runs in the folder, rather than refuse.
+
     Raises:
-        UserError: the config, the data or the run folder do not fit.
+        UserError: the config, the data or the run folder do not fit, or somebody else runs in it.
     """
     at = place()
     logging.basicConfig(  # a rank among others has nothing but its log; a process alone shows its events
@@ -36,7 +43,7 @@ def train(config: RunConfig) -> int:
         format=f"%(asctime)s rank {at.rank} %(levelname)s %(name)s: %(message)s",
     )
     config = planned(config, at.world)
-    batches, held_out = preflight(config, at.world)
+    batches, held_out = preflight(config, at.world, at.local_world)
     data = data_identity(config.data)
     folder = RunFolder.of(config)
     if (done := finished_steps(config)) >= config.train.steps:
@@ -46,11 +53,11 @@ def train(config: RunConfig) -> int:
         )
         return 0
     before = folder.recorded()
-    if at.rank == 0:
-        folder.create(config)
-        folder.write_environment(describe())
-    quiet_mindspore(threads_per_rank(config.launch.threads, at.local_world))
-    with StopRequest() as stop:
+    with StopRequest() as stop, joined(folder.path, config.launch, at, takeover) as stop.watch:
+        if at.rank == 0:
+            folder.create(config)
+            folder.write_environment(describe())
+        quiet_mindspore(threads_per_rank(config.launch.threads, at.local_world))
         from mindmoe.parallel.collectives import barrier
         from mindmoe.train.evaluate import Evaluator
         from mindmoe.train.loop import Loop
@@ -115,7 +122,7 @@ def told_of(found: store.Found, config: RunConfig, data: dict[str, Any], before:
 
 
 def open_sinks(config: RunConfig, at: Place, start: int, stack: ExitStack) -> Any:
-    """The function that takes records: metrics file, TensorBoard and, when run alone, the console."""
+    """The function that takes records: metrics file, TensorBoard and the console, which in a launch is the log."""
     if at.rank != 0:
         return lambda record: None
     folder = RunFolder.of(config)
@@ -127,14 +134,11 @@ def open_sinks(config: RunConfig, at: Place, start: int, stack: ExitStack) -> An
         sinks.append(TensorBoardLog(folder.tensorboard, start))
     for sink in sinks:
         stack.callback(sink.close)
-    show = None
-    if at.world == 1:
-        show = stack.enter_context(Progress(config.train.steps, start, config.name))
+    show = stack.enter_context(Progress(config.train.steps, start, config.name))
 
     def take(record: dict[str, Any]) -> None:
         for sink in sinks:
             sink.write(record)
-        if show is not None:
-            show.update(record)
+        show.update(record)
 
     return take
