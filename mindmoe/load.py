@@ -84,6 +84,16 @@ def dump_config(config: Section) -> str:
     return strict_yaml.dump(config.model_dump())
 
 
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; lists stay values."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    items: dict[str, Any] = {}
+    for key, inner in value.items():
+        items |= flat(inner, f"{prefix}.{key}" if prefix else key)
+    return items
+
+
 def config_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a run file, for editors.
 

@@ -7,16 +7,17 @@ did not exist when a checkpoint was written never makes it that of another model
 import hashlib
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import xxhash
 from pydantic import JsonValue
 
-from mindmoe.checkpoint.manifest import Meta, TensorRecord
-from mindmoe.checkpoint.reader import Checkpoint
+from mindmoe.checkpoint.manifest import Manifest, Meta, TensorRecord
 from mindmoe.config import RunConfig
 from mindmoe.errors import CheckpointError
-from mindmoe.load import dump_config
+from mindmoe.files import shown
+from mindmoe.load import dump_config, flat
 from mindmoe.model.shapes import param_specs
 
 WEIGHTS_ONLY = "weights_only"  # key of Meta.state: imported weights, so the optimizer starts from nothing
@@ -77,23 +78,33 @@ def versions() -> dict[str, JsonValue]:
     return found
 
 
-def check_identity(checkpoint: Checkpoint, config: RunConfig) -> None:
+def check_identity(path: Path, manifest: Manifest, config: RunConfig) -> None:
     """Refuses a checkpoint of another model.
 
+    Args:
+        path: of the checkpoint, for the message.
+        manifest: of the checkpoint.
+        config: the run that would continue it.
+
     Raises:
-        CheckpointError: names parameters that differ.
+        CheckpointError: names keys and parameters that differ.
     """
-    there, here = stored_table(checkpoint.tensors), table_of(config)
+    there, here = stored_table(manifest.tensors()), table_of(config)
     if table_digest(there) == table_digest(here):
         return
+    recorded, ours = flat(manifest.meta.config or manifest.meta.model), flat(config.model_dump(mode="json"))
     differ = [
-        f"{name}: {_entry(there, name)} there, {_entry(here, name)} here"
+        f"{key}: {shown(str(recorded[key]))} there, {shown(str(ours[key]))} here"
+        for key in sorted(recorded.keys() & ours.keys())
+        if key.startswith(("model.", "moe.")) and recorded[key] != ours[key]
+    ] + [
+        f"{shown(name, 200)}: {_entry(there, name)} there, {_entry(here, name)} here"
         for name in sorted(there.keys() | here.keys())
         if there.get(name) != here.get(name)
     ]
     more = f"; {len(differ) - _NAMED} more" if len(differ) > _NAMED else ""
     raise CheckpointError(
-        f"{checkpoint.path} is a checkpoint of another model ({'; '.join(differ[:_NAMED])}{more})",
+        f"{path} is a checkpoint of another model ({'; '.join(differ[:_NAMED])}{more})",
         "continue it with its own config, or choose another name",
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 from mindmoe.config import RunConfig
 from mindmoe.errors import UserError
 from mindmoe.files import FileMissing, replace_file, shown
-from mindmoe.load import dump_config, load_config
+from mindmoe.load import dump_config, flat, load_config
 
 _MAY_CHANGE = (
     "train.steps",
@@ -140,13 +140,3 @@ class RunFolder:
 
 def _may_change(key: str) -> bool:
     return any(key == prefix or key.startswith(prefix + ".") for prefix in _MAY_CHANGE)
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys; lists stay values."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    items: dict[str, Any] = {}
-    for key, inner in value.items():
-        items |= flat(inner, f"{prefix}.{key}" if prefix else key)
-    return items

@@ -190,7 +190,7 @@ def reader_of(
     """
 
     def read(checkpoint: Checkpoint) -> store.Tensors:
-        check_identity(checkpoint, config)
+        check_identity(checkpoint.path, checkpoint.manifest, config)
         there = checkpoint.tensors
         wanted = {item.name: item for item in held}
         if checkpoint.manifest.meta.state.get(WEIGHTS_ONLY):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mindmoe.checkpoint import store
 from mindmoe.checkpoint.folder import list_steps, step_of
+from mindmoe.checkpoint.identity import check_identity
 from mindmoe.checkpoint.objects import SCHEME
 from mindmoe.checkpoint.retention import complete_manifest
 from mindmoe.config import RunConfig
@@ -54,9 +55,11 @@ def check_data(config: RunConfig) -> tuple[TokenBatches, TokenBatches]:
     folder = RunFolder.of(config)
     folder.check_continues(config)
     batches = open_batches(config, "train"), open_held_out(config)
-    complete = (complete_manifest(path) for path in list_steps(folder.checkpoints))
-    if (newest := next(filter(None, complete), None)) is not None:
-        changes(newest, config, data_identity(config.data), folder.recorded())
+    for path in list_steps(folder.checkpoints):
+        if (newest := complete_manifest(path)) is not None:
+            check_identity(path, newest, config)
+            changes(newest, config, data_identity(config.data), folder.recorded())
+            break
     return batches
 
 

@@ -10,10 +10,10 @@ from mindmoe.checkpoint.manifest import Manifest
 from mindmoe.config import RunConfig
 from mindmoe.errors import UserError
 from mindmoe.files import shown
+from mindmoe.load import flat
 from mindmoe.optim.config import OptimConfig
 from mindmoe.optim.schedule import learning_rate
 from mindmoe.schema import Section
-from mindmoe.train.folder import flat
 
 _JUMP = 0.1  # of the rate, beyond what a schedule itself moves in a step
 _CONSENT = ("data.on_change", "optim.on_jump")  # keys that only say what may change

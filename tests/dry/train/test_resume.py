@@ -206,17 +206,26 @@ def test_a_checkpoint_that_records_config_dicts_still_loads(load) -> None:
     del model["model"]["swiglu_limit"]
     save(config, 6, Meta(model=model, topology={"dp": 1}, config_digest="0" * 64, generation="", state={"seed": 0}))
     with store.open_step(RunFolder.of(config).checkpoints / "step-00000006") as checkpoint:
-        check_identity(checkpoint, config)
-        with pytest.raises(CheckpointError, match=r"another model \(.*F32 \[512, 16\] there, F32 \[512, 32\] here"):
-            check_identity(checkpoint, load("model.hidden_size=32"))
+        check_identity(checkpoint.path, checkpoint.manifest, config)
+        with pytest.raises(
+            CheckpointError, match=r"\(model.hidden_size: 16 there, 32 here; .*F32 \[512, 16\] there, F32 "
+        ):
+            check_identity(checkpoint.path, checkpoint.manifest, load("model.hidden_size=32"))
     assert events(config) == {}
     with pytest.raises(UserError, match="optim.on_jump=accept"):
         events(load("train.steps=20"), before=config)
+
+
+def test_another_model_is_named_before_anything_else(load, tmp_path: Path) -> None:
+    step = save(load(), 6)
+    shutil.copytree(step.parent, tmp_path / "runs" / "other" / "checkpoints")
+    with pytest.raises(CheckpointError, match="another model .model.hidden_size: 16 there, 32 here"):
+        preflight(load("name=other", "model.hidden_size=32", "train.steps=20"), 1)
 
 
 @pytest.mark.parametrize("key", ["moe.balance.aux_coef=0.5", "train.global_batch_size=8", "optim.type=sgd"])
 def test_what_is_no_parameter_makes_no_other_model(load, key: str) -> None:
     save(load(), 6)
     with store.open_step(RunFolder.of(load()).checkpoints / "step-00000006") as checkpoint:
-        check_identity(checkpoint, load(key))
+        check_identity(checkpoint.path, checkpoint.manifest, load(key))
     assert key.partition("=")[0] in events(load(key))["config"]
