@@ -7,8 +7,8 @@ from mindmoe.moe.config import MoeConfig
 
 def capacity_rows(moe: MoeConfig, num_tokens: int) -> int:
     """Rows an expert may take from `num_tokens` tokens: ceil(factor * T * K / E), at most all T."""
-    share = moe.dispatch.capacity_factor * moe.num_experts_per_tok / moe.num_experts
-    return min(num_tokens, math.ceil(share * num_tokens))
+    rows = math.ceil(moe.dispatch.capacity_factor * num_tokens * moe.num_experts_per_tok / moe.num_experts)
+    return min(num_tokens, rows)
 
 
 def chunk_tokens(moe: MoeConfig, seq_length: int) -> int:

@@ -1,5 +1,7 @@
 """Accelerators on file, and collectives held to the tables that MindSpeed ships."""
 
+from importlib.resources import files
+
 import pytest
 
 from mindmoe.errors import UserError
@@ -80,3 +82,24 @@ def test_group_limited_routing_spares_the_network():
 def test_far_ranks_use_the_port_and_near_ones_the_link():
     assert send(A2, 8, LARGE) == pytest.approx(LARGE / 25e9, rel=1e-2)
     assert send(A2, 1, LARGE) == pytest.approx(LARGE / 19.5e9, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("cards_per_node:", "cards_per_nod:", "unknown key; did you mean cards_per_node?"),
+        ("cards_per_node: 8", "cards_per_node: true", "cards_per_node=true: must be a whole number"),
+        ("name: h100", "name: [&a x, *a]", "name=[...]: must be text"),
+        ("name: h100", "name: h100\nname: h200", "name"),
+        ("name: h100", "name: !!python/object:os.system h100", "is not allowed: remove it"),
+        ("memory_gib: 79.6", "memory_gib: 1e308", "memory_gib=1e308: must be at most 3.40282e+38"),
+    ],
+)
+def test_a_mistake_in_a_hardware_file_names_file_and_key(tmp_path, old, new, said):
+    text = (files("mindmoe.planner") / "hardware" / "h100.yaml").read_text()
+    assert old in text
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError) as info:
+        load_hardware(str(path))
+    assert f"{path}:" in str(info.value) and said in str(info.value)

@@ -101,3 +101,9 @@ def test_capacity_drops_the_lowest_gates_of_an_expert(factor):
         best = sorted(at.tolist(), key=lambda place: -gates[tuple(place)])[:room]
         assert sorted(np.argwhere(got == expert).tolist()) == sorted(best)
     assert ((got == ids) | (got == E)).all()
+
+
+@pytest.mark.parametrize(("factor", "rows"), [(0.001, 1), (1.0, 4), (1.25, 5), (2.0, 8), (1e4, 8)])
+def test_an_expert_has_room_for_all_tokens_at_most(factor, rows):
+    moe = MoeConfig(num_experts=4, num_experts_per_tok=2, dispatch=DispatchConfig(capacity_factor=factor))
+    assert capacity_rows(moe, 8) == rows
