@@ -165,7 +165,11 @@ def test_a_folder_of_another_run_is_refused_and_untouched(cli):
 
 def test_a_loss_that_is_not_finite_stops_with_a_checkpoint(cli, trace):
     code, output = cli.run(
-        "train", "name=nan", "optim.lr=1.0", "optim.eps=1e-30", "optim.clip_norm=0", "model.initializer_range=1e18"
+        "train",
+        "name=nan",
+        "train.steps=20",
+        "optim={type: sgd, lr: 1.0, clip_norm: 0, warmup_steps: 0, schedule: constant}",
+        "moe.balance.z_coef=1e4",
     )
     assert code == 3, output
     said = re.search(r"not finite.* saved as step (\d+)", output)
