@@ -5,33 +5,27 @@ stand anywhere after the command; flags exist only for paths and for what is no 
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mindmoe import cli_ckpt
+from mindmoe import cli_ckpt, cli_data
 from mindmoe.cli_answers import answered
 from mindmoe.cli_arguments import (
-    PREPARE_KEYS,
     Parser,
     Version,
     add_command,
     add_config,
     add_group,
-    add_settings,
     add_takeover,
     positive_number,
     temperature_number,
     whole_number,
 )
-from mindmoe.errors import UserError
 
 if TYPE_CHECKING:
     from mindmoe.config import RunConfig
-
-_OVERRIDE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,26 +112,10 @@ def _config_import(args: argparse.Namespace) -> int:
     return write_import(args.path, args.out)
 
 
-def _data_prepare(args: argparse.Namespace) -> int:
-    from mindmoe.data.config import PrepareConfig
-    from mindmoe.data.prepare import prepare
-    from mindmoe.load import load_section
-
-    sources = [word for word in args.words if not _OVERRIDE.match(word)]
-    if not sources:
-        raise UserError("no source is given", "name a file, a folder or python-stdlib")
-    prepare(sources, args.out, load_section(PrepareConfig, [word for word in args.words if _OVERRIDE.match(word)]))
-    return 0
-
-
-def _data_inspect(args: argparse.Namespace) -> int:
-    from mindmoe.data.inspect import inspect
-
-    inspect(args.path, args.samples)
-    return 0
-
-
 def _eval(args: argparse.Namespace) -> int:
+    from mindmoe.train.folder import RunFolder
+
+    RunFolder(args.path).load_config()  # before MindSpore's slow import: mistakes are told at once
     from mindmoe.train import evaluate
 
     return evaluate.main(args.path, args.data)
@@ -230,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_dryrun(commands)
     _add_equiv(commands)
     _add_config_commands(commands)
-    _add_data_commands(commands)
+    cli_data.add_data(commands)
     _add_run_commands(commands)
     cli_ckpt.add_ckpt(commands)
     _add_transfer_commands(commands)
@@ -404,35 +382,6 @@ def _add_config_commands(commands: Any) -> None:
         "print the JSON Schema of a config file, for editors",
         "mindmoe config schema > mindmoe.schema.json",
     )
-
-
-def _add_data_commands(commands: Any) -> None:
-    """`data prepare` and `data inspect`."""
-    data = add_group(commands, "data", "make and look at token data", "mindmoe data inspect data/quickstart")
-    prepare = add_command(
-        data,
-        "prepare",
-        _data_prepare,
-        "turn text into tokens",
-        "mindmoe data prepare python-stdlib --out data/quickstart vocab_size=4096",
-    )
-    prepare.add_argument(
-        "words",
-        nargs="+",
-        metavar="SOURCE",
-        help="a file, a folder or python-stdlib; among them key=value sets a preparation setting",
-    )
-    prepare.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    add_settings(prepare, PREPARE_KEYS)
-    inspect = add_command(
-        data,
-        "inspect",
-        _data_inspect,
-        "show statistics and decoded samples",
-        "mindmoe data inspect data/quickstart --samples 3",
-    )
-    inspect.add_argument("path", type=Path, metavar="PATH", help="a folder written by prepare")
-    inspect.add_argument("--samples", type=whole_number, default=3, metavar="N", help="documents to decode (default 3)")
 
 
 def _add_run_commands(commands: Any) -> None:

@@ -20,7 +20,7 @@ from mindmoe.ablate.verdict import GO, ArmResult, Rule, Verdict, decide
 from mindmoe.errors import UserError
 from mindmoe.files import open_append, shown
 from mindmoe.load import load_section
-from mindmoe.schema import Section
+from mindmoe.schema import Record
 from mindmoe.tune.log import read_log
 from mindmoe.tune.search import Trial, Tuner
 from mindmoe.tune.space import Space
@@ -33,7 +33,7 @@ QUICK = (
 )
 
 
-class TrialRecord(Section):
+class TrialRecord(Record):
     """A line of the log of a search; `load_cv` is None in a dense model."""
 
     levels: list[int]

@@ -16,10 +16,7 @@ from mindmoe.errors import UserError
 from mindmoe.files import FileMissing, shown
 from mindmoe.model.config import LayerType, ModelConfig, YarnConfig
 from mindmoe.moe.config import BalanceConfig, MoeConfig, RouterConfig
-
-_FP32_MAX = 3.4028234663852886e38
-_Size = Annotated[int, Field(gt=0, lt=2**31)]
-_Real = Annotated[float, Field(gt=0, le=_FP32_MAX)]
+from mindmoe.schema import FP32_MAX, Coefficient, PositiveFp32, PositiveInt32
 
 _SAME_NAME = (
     "vocab_size",
@@ -66,10 +63,10 @@ class _Rope(_Form):
 
     rope_type: str | None = None
     type: str | None = None  # the name before rope_type
-    rope_theta: Annotated[float, Field(gt=1, le=_FP32_MAX)] | None = None
+    rope_theta: Annotated[float, Field(gt=1, le=FP32_MAX)] | None = None
     partial_rotary_factor: float | None = None
-    factor: _Real | None = None
-    original_max_position_embeddings: _Size | None = None
+    factor: PositiveFp32 | None = None
+    original_max_position_embeddings: PositiveInt32 | None = None
     attention_factor: float | None = None
     beta_fast: float | None = None
     beta_slow: float | None = None
@@ -82,35 +79,35 @@ class _GptOss(_Form):
     """The keys that a computation depends on, with the defaults of transformers' GptOssConfig."""
 
     model_type: str
-    vocab_size: _Size = 201088
-    hidden_size: _Size = 2880
+    vocab_size: PositiveInt32 = 201088
+    hidden_size: PositiveInt32 = 2880
     num_hidden_layers: Annotated[int, Field(gt=0, le=10_000)] = 36
-    num_attention_heads: _Size = 64
-    num_key_value_heads: _Size | None = 8
-    head_dim: _Size | None = 64
-    intermediate_size: _Size = 2880
-    max_position_embeddings: _Size = 131072
-    rope_theta: Annotated[float, Field(gt=1, le=_FP32_MAX)] | None = None
+    num_attention_heads: PositiveInt32 = 64
+    num_key_value_heads: PositiveInt32 | None = 8
+    head_dim: PositiveInt32 | None = 64
+    intermediate_size: PositiveInt32 = 2880
+    max_position_embeddings: PositiveInt32 = 131072
+    rope_theta: Annotated[float, Field(gt=1, le=FP32_MAX)] | None = None
     rope_scaling: _Rope | None = None
     rope_parameters: _Rope | None = None
     partial_rotary_factor: float | None = None
-    original_max_position_embeddings: _Size | None = None
-    initial_context_length: _Size | None = None
-    sliding_window: _Size | None = 128
+    original_max_position_embeddings: PositiveInt32 | None = None
+    initial_context_length: PositiveInt32 | None = None
+    sliding_window: PositiveInt32 | None = 128
     layer_types: list[LayerType] | None = None
     attention_bias: bool = True
     attention_dropout: float = 0.0
-    rms_norm_eps: _Real = 1e-5
+    rms_norm_eps: PositiveFp32 = 1e-5
     hidden_act: str = "silu"
-    swiglu_alpha: _Real = 1.702
-    swiglu_limit: _Real = 7.0
+    swiglu_alpha: PositiveFp32 = 1.702
+    swiglu_limit: PositiveFp32 = 7.0
     tie_word_embeddings: bool = False
-    initializer_range: _Real = 0.02
-    num_local_experts: _Size | None = None
-    num_experts: _Size | None = None
-    num_experts_per_tok: _Size = 4
-    experts_per_token: _Size | None = None
-    router_aux_loss_coef: Annotated[float, Field(ge=0, le=_FP32_MAX)] = 0.001
+    initializer_range: PositiveFp32 = 0.02
+    num_local_experts: PositiveInt32 | None = None
+    num_experts: PositiveInt32 | None = None
+    num_experts_per_tok: PositiveInt32 = 4
+    experts_per_token: PositiveInt32 | None = None
+    router_aux_loss_coef: Coefficient = 0.001
     quantization_config: dict[str, Any] | None = None
     is_encoder_decoder: bool = False
 

@@ -47,7 +47,7 @@ FLOORS = [
     "train.main",
     "launch generate transfer ablate flight",
     "equiv dryrun measure cli_arguments cli_answers",
-    "cli_ckpt measure.main",
+    "cli_ckpt cli_data measure.main",
     "cli",
     "__main__",
 ]
@@ -68,6 +68,7 @@ DRY |= {
     "flight",
     "measure.main",
     "cli_ckpt",
+    "cli_data",
     "cli_answers",
     "cli",
 }

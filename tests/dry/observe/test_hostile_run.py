@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindmoe.ablate.main import _read_trials
 from mindmoe.errors import UserError
 from mindmoe.flight.trace import read_traces, write_trace
 from mindmoe.load import load_config
@@ -127,33 +126,12 @@ def test_a_damaged_trace_is_named(tmp_path: Path, harm: Callable[[Path], None]) 
     file = traced(tmp_path)
     assert [trace.step for trace in read_traces(tmp_path)] == [1]
     harm(file)
-    with pytest.raises(UserError, match=f"{file.name} is damaged"):
+    with pytest.raises(UserError, match=f"{file.name} is (damaged|a link)"):
         read_traces(tmp_path)
 
 
 def test_a_trace_that_unpacks_to_too_much_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     traced(tmp_path)
-    monkeypatch.setattr("mindmoe.flight.trace._MAX_UNPACKED", 100)
-    with pytest.raises(UserError, match="unpacks to more than 100 bytes"):
+    monkeypatch.setattr("mindmoe.flight.trace._MOST", 50)
+    with pytest.raises(UserError, match="bytes unpacked are too many"):
         read_traces(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "line, where",
-    [
-        ("{", r":2: no JSON"),
-        ("[]", r":2: "),
-        ('{"levels": [1], "settings": {"a": 1.0}}', r":2: value"),
-        ('{"levels": "x", "settings": {"a": 1.0}, "value": 1.0}', r":2: levels"),
-        ('{"levels": [1], "settings": {"a": "b"}, "value": 1.0}', r":2: settings: a"),
-        ('{"levels": [1], "settings": {}, "value": NaN}', r":2: NaN"),
-    ],
-)
-def test_a_line_that_is_no_trial_is_named(tmp_path: Path, line: str, where: str) -> None:
-    log = tmp_path / "arm.jsonl"
-    whole = '{"levels": [1, 2], "settings": {"a": 1.0}, "value": 2.5}'
-    log.write_text(f"{whole}\n{whole[:9]}")
-    assert len(_read_trials(log)) == 1 and log.read_text() == f"{whole}\n", "a torn line is cut off"
-    log.write_text(f"{whole}\n{line}\n")
-    with pytest.raises(UserError, match=f"arm.jsonl{where}"):
-        _read_trials(log)
