@@ -96,7 +96,7 @@ def main(path: Path, words: Sequence[str], report_only: bool, configs_only: bool
 
     written = write_report(outcome, plan.out / "report.html")
     if quick:
-        print(f"no verdict: {outcome.problem}" + (f" ({outcome.missing} runs are missing)" if outcome.missing else ""))
+        print(outcome.problem + (f" ({outcome.missing} runs are missing)" if outcome.missing else ""))
         for line in _differences(outcome):
             print(f"  {line}")
     elif outcome.verdict is None:
