@@ -72,9 +72,9 @@ class Loop:
             # A save that failed stops all ranks at the same step, as a signal does.
             with during("step", number=step + 1):
                 result = self.step(step, stop.asked or self.must_stop)
+                if message := self.peak.after(step + 1 - start):
+                    self.event(step + 1, "machine", message)
             done = step + 1
-            if message := self.peak.after(done - start):
-                self.event(done, "machine", message)
             self.tell_saves()
             self.tell_copies()
             if not result.finite:
