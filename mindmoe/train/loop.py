@@ -72,7 +72,9 @@ class Loop:
             # A save that failed stops all ranks at the same step, as a signal does.
             with during("step", number=step + 1):
                 result = self.step(step, stop.asked or self.must_stop)
-                if message := self.peak.after(step + 1 - start):
+                with during("measuring the peak"):
+                    message = self.peak.after(step + 1 - start)
+                if message is not None:
                     self.event(step + 1, "machine", message)
             done = step + 1
             self.tell_saves()
