@@ -5,6 +5,8 @@ import shutil
 from functools import lru_cache
 from pathlib import Path
 
+import psutil
+
 from mindmoe.checkpoint import store
 from mindmoe.checkpoint.folder import list_steps, step_of
 from mindmoe.checkpoint.identity import check_identity
@@ -125,7 +127,7 @@ def machine_problems(config: RunConfig, local_world: int) -> list[str]:
             f"launch.threads={config.launch.threads} is more than the {_counted(cores, 'core')} of this machine: "
             "lower it, or set 0 to divide them among the ranks"
         )
-    return problems + _disk(config)
+    return problems + _memory(config, local_world) + _disk(config)
 
 
 def devices() -> int:
@@ -145,6 +147,20 @@ def working_folder() -> Path:
         return Path.cwd()
     except OSError:
         raise UserError("the working folder has been removed", "change to one that is there") from None
+
+
+def _memory(config: RunConfig, local_world: int) -> list[str]:
+    """Whether weights and moments alone, were they spread over all ranks, are more than this machine has."""
+    if config.train.device != "cpu":  # an accelerator has memory of its own, which the planner predicts
+        return []
+    at = config.parallel
+    world = max(local_world, at.tp * at.pp * at.cp * (1 if at.dp == "auto" else at.dp))
+    if (least := checkpoint_size(config) * local_world // world) <= (there := psutil.virtual_memory().total):
+        return []
+    return [
+        f"weights and moments take {_size(least)} on {_counted(local_world, 'rank')}, and this machine has "
+        f"{_size(there)} of memory: train a smaller model, or on more machines"
+    ]
 
 
 def _disk(config: RunConfig) -> list[str]:

@@ -2,7 +2,9 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from mindmoe.cli import main
@@ -17,15 +19,17 @@ MACHINE = [
     ("launch.threads=3", "launch.threads=3 is more than the 2 cores"),
     ("checkpoint.keep_last=1000000", "checkpoint.keep_last=1000000 keeps"),
     ("checkpoint.min_free=20GiB", "and checkpoint.min_free need 20.1 GiB"),
+    ("model.hidden_size=65536", "weights and moments take"),
     ("data.sources=nowhere", "nowhere"),
 ]
 
 
 @pytest.fixture
 def config(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A config and its words on a machine of two cores, without a device, with 10 of 100 GiB free."""
+    """A config and its words on a machine of two cores, without a device, with 8 GiB of memory, 10 of 100 GiB free."""
     monkeypatch.setattr(preflight, "devices", lambda: 0)
     monkeypatch.setattr(preflight, "usable_cores", lambda: 2)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=8 * GIB))
     usage = shutil._ntuple_diskusage(100 * GIB, 90 * GIB, 10 * GIB)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     monkeypatch.chdir(tmp_path)
