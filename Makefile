@@ -1,6 +1,6 @@
 # make quickstart   set up, then pretrain a small MoE on this machine and look at the result
 # make test         set up, then run every test
-# make test-fast    the layers that never start MindSpore: within a minute
+# make test-fast    what never starts MindSpore and is not slow: within a minute
 # make check        lint, format, types and house rules
 # make ci           check, then every layer of test that check has not run
 # make format       rewrite the sources in the one format
@@ -50,7 +50,7 @@ test: $(VENV)/.dev
 	done; [ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
 
 test-fast: $(VENV)/.dev
-	$(RUN) pytest $(SHARED) tests/house tests/dry
+	$(RUN) pytest $(SHARED) -m 'not slow' tests/house tests/dry
 
 check: $(VENV)/.dev
 	$(RUN) ruff check .

@@ -12,7 +12,7 @@ from mindmoe.parallel.collectives import host_sum
 from mindmoe.parallel.groups import Group
 from mindmoe.planner.hardware import load_hardware
 
-_SIZES = (512, 1024, 1536)  # orders of the square products; which is fastest depends on caches and threads
+_SIZES = (256, 512, 1024)  # orders of the square products; which is fastest depends on caches and threads
 _REPEATS = 3
 _RISE = 1.05  # what is told
 
@@ -22,8 +22,8 @@ class Peak:
 
     An accelerator's is the one on file for `launch.hardware`. On a CPU, and for a precision that is not on file, it is
     the best rate at which the run's own op multiplies matrices of several sizes, on all ranks at once; it is measured
-    anew after 1, 2, 4, 8 .. steps, for a busy machine shows less than it has, and the largest counts. Shares are never
-    cut at 1: one above it says that the peak was measured too low.
+    anew after 1, 4, 16, 64 .. steps, for a busy machine shows less than it has, and the largest counts. Shares are
+    never cut at 1: one above it says that the peak was measured too low.
 
     Args:
         config: the run.
@@ -55,7 +55,7 @@ class Peak:
 
     def after(self, done: int) -> str | None:
         """Measures again where it is due after `done` steps, on all ranks; what to tell if the peak rose much."""
-        if not self.measured or done & (done - 1):
+        if not self.measured or done & (done - 1) or done.bit_length() % 2 == 0:
             return None
         before, self.value = self.value, max(self.value, self._measure())
         if self.value < _RISE * before:

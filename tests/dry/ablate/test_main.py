@@ -70,6 +70,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[str
     return file, started
 
 
+@pytest.mark.slow
 def test_a_gain_that_is_there_is_found_once_and_nothing_is_run_twice(lab, capsys):
     file, started = lab
     assert main(file, [], report_only=False) == 0

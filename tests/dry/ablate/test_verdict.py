@@ -80,6 +80,7 @@ def test_an_early_look_decides_and_missing_seeds_are_not_jumped_over():
     assert any("1 of 12 planned pairs" in line for line in decide(hole, RULE, FIT).reasons)
 
 
+@pytest.mark.slow
 def test_a_a_comparisons_of_the_whole_rule_stay_below_5_percent():
     """Two hypotheses without an effect, through the whole verdict, at one look of 5%."""
     rng, wrong, draws = np.random.default_rng(5), 0, 300

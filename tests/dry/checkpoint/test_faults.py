@@ -34,6 +34,7 @@ KILLS = int(os.environ.get("MINDMOE_TEST_KILLS", "20"))
 STRIDE = int(os.environ.get("MINDMOE_TEST_FLIP_STRIDE", "61"))  # every n-th byte has one bit flipped
 
 
+@pytest.mark.slow
 def test_kill_at_random_moments(ram: Path, saver: ModuleType, root: Path) -> None:
     rng = random.Random(0)
     acknowledged = fallbacks = 0

@@ -108,6 +108,7 @@ def test_a_manifest_with_a_key_twice_is_set_aside(ram: Path, save: Save) -> None
     assert found is not None and found.manifest.step == 1
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_chunks_are_checked_in_seconds() -> None:
     boxes = [((2 * i, 5 * j), (2, 5)) for i in range(300) for j in range(334)]
     whole = (600, 1670)

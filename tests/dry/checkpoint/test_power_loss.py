@@ -16,6 +16,7 @@ def trace(ram: Path) -> Trace:
     return trace_saves(ram / "live")
 
 
+@pytest.mark.slow
 def test_power_loss_at_any_moment(trace: Trace, ram: Path) -> None:
     results = list(losses(trace, ram / "crashed", STATES_PER_CRASH))
     assert len(results) > 200

@@ -15,6 +15,7 @@ def test_a_writer_that_does_not_verify_is_caught(ram: Path) -> None:
     assert verdict.silent > 0 and verdict.trials == 12
 
 
+@pytest.mark.slow
 def test_a_writer_that_forgets_is_caught(ram: Path) -> None:
     """One whose newest step is gone although it was acknowledged."""
     sound = ours()

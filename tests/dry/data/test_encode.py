@@ -167,6 +167,7 @@ def run_dying(tmp_path: Path, root: Path, signal_number: int, at_once: bool) -> 
     return subprocess.run([*command, *settings], env=environment, capture_output=True, text=True, timeout=200)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGABRT])
 def test_a_record_that_kills_its_process_is_named(tmp_path: Path, root: Path, signal_number: int) -> None:
     done = run_dying(tmp_path, root, signal_number, at_once=False)
@@ -178,6 +179,7 @@ def test_a_record_that_kills_its_process_is_named(tmp_path: Path, root: Path, si
     assert manifest is not None and manifest.splits["train"].documents == 1198 and manifest.quarantined == 2
 
 
+@pytest.mark.slow
 def test_processes_that_die_without_a_record(tmp_path: Path, root: Path) -> None:
     done = run_dying(tmp_path, root, signal.SIGKILL, at_once=True)
     assert done.returncode == 2 and "die before they have a text" in done.stderr and "workers=1" in done.stderr

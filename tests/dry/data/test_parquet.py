@@ -213,6 +213,7 @@ with open("/proc/self/status") as status:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("length", "rows", "options", "lying"),
     [

@@ -46,6 +46,7 @@ def decoded_bytes(folder: Path, batches: TokenBatches, count: int, within_docume
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("within_documents", [False, True])
 @pytest.mark.parametrize("kind", ALL)
 def test_against_decoding(

@@ -116,6 +116,7 @@ def test_sends_before_receives_wait_for_each_other_only_on_a_transport_that_keep
     assert agree(programs, rendezvous=True).problems[0].startswith("deadlock: ranks 0-1")
 
 
+@pytest.mark.slow
 def test_512_ranks_of_gpt_oss_120b_agree_within_a_minute(root):
     config = resolve(load_config(root / "configs" / "gpt-oss-120b.yaml", []), 512)
     mesh = Mesh.build(config.parallel, 512)

@@ -33,6 +33,7 @@ def test_a_tokenizer_larger_than_the_model() -> None:
     assert choose(logits, 0.0, np.random.default_rng(0), np.ones(9, np.bool_)) == 1
 
 
+@pytest.mark.slow
 def test_frequencies_follow_the_softmax() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.2], np.float32)) * 2
     rng = np.random.default_rng(1)

@@ -63,6 +63,7 @@ MODELS: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_ids_of_sentencepiece_are_equal(tmp_path: Path, name: str) -> None:
     (tmp_path / "tokenizer.model").write_bytes(MODELS[name]())
@@ -116,6 +117,7 @@ def test_a_tokenizer_json_is_copied_with_its_special_tokens(tmp_path: Path) -> N
         hf_tokenizer(tmp_path / "gone", 5, 512)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [50_256, 100_256, 128_000, 199_998])
 def test_ids_of_tiktoken_are_equal(tmp_path: Path, count: int) -> None:
     """Files of as many ranks as the published encodings have: bytes, then pairs of letters, then longer ones."""

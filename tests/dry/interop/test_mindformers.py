@@ -413,6 +413,7 @@ def test_names_of_a_file_are_escaped(tmp_path, capsys):
     assert load_config(tmp_path / "ours.yaml").moe.num_experts == 16
 
 
+@pytest.mark.slow
 def test_any_keys_gone_or_replaced_are_imported_or_refused(tmp_path):
     rng = random.Random(0)
     values = ["null", "-1", "0", "1e400", "1e30", "9" * 60, "x", "[]", "{}", "[1, [2]]", "{a: 1}", "true", ".nan", "''"]

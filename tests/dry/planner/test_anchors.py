@@ -68,6 +68,7 @@ def test_embedding_and_head_may_be_pieces_of_their_own(count, stages, chunks, sp
     assert split_layers(count, stages, chunks, 1.5, "even") == split
 
 
+@pytest.mark.slow
 def test_a_layout_of_more_pieces_than_layers_is_predicted(tmp_path):
     """94 layers on 32 stages of 3 pieces, as Megatron counts them."""
     path = tmp_path / "rows.csv"

@@ -33,6 +33,7 @@ def test_auto_goes_with_nothing_else():
         load_config(CONFIG, ["parallel={planned: true, tp: 2, zero: 1}"])
 
 
+@pytest.mark.slow
 def test_every_layout_of_the_search_is_one_that_the_run_takes(gpt_oss_512):
     run, model = load_config(CONFIG), example_model()
     assert len(gpt_oss_512.result.best) > 10

@@ -32,6 +32,7 @@ def test_the_arithmetic(page: dict[str, tuple[str, str]]) -> None:
     assert page["days at 30% of the peak"][0] == f"{6 * active * TOKENS / (0.3 * PEAK) / DAY:.1f}"
 
 
+@pytest.mark.slow
 def test_the_planner(page: dict[str, tuple[str, str]], root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = root / "configs" / "gpt-oss-120b.yaml"
     run = load_config(path)

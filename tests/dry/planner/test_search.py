@@ -51,6 +51,7 @@ def test_the_pareto_front_is_not_dominated(gpt_oss_512):
         assert not ((result.points[:, 0] < memory) & (result.points[:, 1] < step_s)).any()
 
 
+@pytest.mark.slow
 def test_search_finds_the_best_of_brute_force():
     """8 cards, few enough to estimate many layouts without any of the search's short cuts."""
     model = CostModel(
@@ -127,6 +128,7 @@ def test_policies_are_all_searched(gpt_oss_512):
     assert result.rejected[NOT_OURS] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "words", "stages"),
     [

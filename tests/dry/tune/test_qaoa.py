@@ -67,6 +67,7 @@ def test_the_ramp_starts_below_a_random_guess_and_its_mirror_image_above(qubos):
         assert ansatz.energy_and_gradient(mirrored)[0] > 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["numpy", "mindquantum"])
 def test_it_finds_the_optimum_more_often_than_uniform_shots(qubos, backend):
     """The exact optimum in at least 80% of problems, at least 95% of the range in all, and more than 256 guesses."""

@@ -30,6 +30,7 @@ def search(solver: str, count: int = 20) -> list[Trial]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["exhaustive", "numpy", "tpe"])
 def test_every_solver_finds_an_easy_optimum_and_repeats_itself(solver):
     first = search(solver)

@@ -31,9 +31,10 @@ def test_a_cpu_is_measured_at_several_sizes_and_times(build, tiny_run, monkeypat
     monkeypatch.setattr(peak, "_rate", lambda size: next(rates))
     peak.value = 1e9
     assert "5 GFLOP/s, it was 1" in str(peak.after(1))
-    assert peak.after(2) is None and peak.value == 5e9
-    assert peak.after(3) is None and peak.value == 5e9
-    assert "8 GFLOP/s, it was 5" in str(peak.after(4))
+    assert peak.after(2) is None and peak.after(3) is None and peak.value == 5e9
+    assert peak.after(4) is None and peak.value == 5e9
+    assert peak.after(8) is None
+    assert "8 GFLOP/s, it was 5" in str(peak.after(16))
     assert next(rates, None) is None
 
 
