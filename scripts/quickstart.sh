@@ -48,7 +48,7 @@ heading "done"
 cat <<EOF
 Open runs/quickstart/report.html in a browser. To try next:
   source $venv/bin/activate
-  mindmoe launch configs/quickstart.yaml --cards 2 train.steps=600          # resume, and train on to step 600
+  mindmoe launch configs/quickstart.yaml --cards 2 train.steps=600 optim.on_jump=accept   # resume, train on to step 600
   mindmoe generate runs/quickstart --prompt "class " --max-new-tokens 200   # generate
   mindmoe data prepare path/to/text --out data/mine &&                      # your own text
     mindmoe launch configs/quickstart.yaml --cards 2 name=mine data.sources=data/mine
