@@ -52,6 +52,7 @@ def random_array(rng: np.random.Generator, shape: tuple[int, ...], dtype: str = 
     return np.frombuffer(rng.bytes(size), dtype).reshape(shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(25))
 def test_random_layouts(ram: Path, saver: ModuleType, seed: int) -> None:
     rng, numbers = random.Random(seed), np.random.default_rng(seed)

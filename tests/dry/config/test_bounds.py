@@ -76,13 +76,14 @@ def test_every_number_has_two_bounds(section: type[Section], name: str) -> None:
         assert low >= -FP32_MAX and (high < 2**63 if kind is int else high <= FP32_MAX)
 
 
-@pytest.mark.parametrize("value", [1e308, -1e308, 1e39, 2**130, 1e-50, -1e-50, -0.0, math.nan, math.inf, True, False])
 @pytest.mark.parametrize(("section", "name"), [(s, n) for s, n in FIELDS if any(True for _ in _numbers(*_field(s, n)))])
-def test_what_the_type_cannot_hold_is_refused(section: type[Section], name: str, value: float) -> None:
+def test_what_the_type_cannot_hold_is_refused(section: type[Section], name: str) -> None:
     field = section.model_fields[name]
     one: Any = create_model("One", __base__=Section, value=(field.annotation, field))
-    with pytest.raises(ValidationError):
-        one.model_validate({"value": value})
+    for value in (1e308, -1e308, 1e39, 2**130, 1e-50, -1e-50, -0.0, math.nan, math.inf, True, False):
+        with pytest.raises(ValidationError):
+            one.model_validate({"value": value})
+            pytest.fail(f"{value} was taken")
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def test_text_never_becomes_the_end_of_a_document(
         assert [tokenizer.decode(data.document(i)[:-1].tolist()).lstrip() for i in range(len(texts))] == texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", [" ", "\n", "\t \r\n", "\u00a0\u3000"])
 def test_white_space_without_end_in_tiktoken(
     tmp_path: Path, write_tokenizer: Callable[[str], Path], run: str, capfd: pytest.CaptureFixture[str]
@@ -72,6 +73,7 @@ def test_white_space_without_end_in_tiktoken(
     assert IndexedDataset(out / "train").num_documents == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("character", ["a", " ", "\n", "\u6f22", "."])
 @pytest.mark.parametrize("kind", ["tiktoken", "byte-level", "sentencepiece verbatim"])
 def test_long_runs_of_one_character_survive(write_tokenizer: Callable[[str], Path], kind: str, character: str) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -136,12 +137,20 @@ def test_what_lies_in_the_place_of_a_file_of_a_rank(tmp_path, file, kind):
     assert victim.read_text() == "1\n"
 
 
+def written(output: Path) -> str:
+    """What a process that is to be ended has written, once it has written at all."""
+    while not (text := output.read_text()).endswith("\n"):
+        time.sleep(0.01)
+    return text
+
+
 def test_the_output_of_msrun_replaces_a_link(tmp_path):
     victim, output = tmp_path / "victim", tmp_path / "msrun.log"
     victim.write_text("precious")
     output.symlink_to(victim)
     ranks = LocalRanks(["echo", "said"], [], {}, output, MARK)
     ranks.start()
+    written(output)
     ranks.end()
     assert victim.read_text() == "precious" and output.read_text() == "said\n" and not output.is_symlink()
 
@@ -149,6 +158,6 @@ def test_the_output_of_msrun_replaces_a_link(tmp_path):
 def test_the_marks_of_a_launch_name_its_launcher(tmp_path):
     ranks = LocalRanks(["env"], [Rank(0, Path(tmp_path))], {}, tmp_path / "out", MARK)
     ranks.start()
+    said = written(tmp_path / "out")
     ranks.end()
-    said = (tmp_path / "out").read_text()
     assert f"MINDMOE_LAUNCH={MARK}\n" in said and f"MINDMOE_LAUNCHER={os.getpid()}:{birth(os.getpid())}\n" in said

@@ -137,6 +137,7 @@ def test_device_addresses_are_addresses(tmp_path, text, found):
     assert device_addresses(tmp_path / "hccn.conf") == found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [

@@ -43,6 +43,7 @@ def test_every_layout_of_the_search_is_one_that_the_run_takes(gpt_oss_512):
         assert not laid.parallel.planned
 
 
+@pytest.mark.slow
 def test_the_written_config_is_the_layout(gpt_oss_512):
     run, model = load_config(CONFIG), example_model()
     for estimate in gpt_oss_512.result.best[:4]:
@@ -58,6 +59,7 @@ def test_a_pipeline_says_the_layers_of_its_pieces():
     assert min(sections["parallel"]["split"]) >= 1
 
 
+@pytest.mark.slow
 def test_auto_takes_what_the_search_has_first(capsys, gpt_oss_512):
     run = planned(load_config(CONFIG, ["parallel=auto"]), 512)
     first = gpt_oss_512.result.best[0]
