@@ -1,4 +1,4 @@
-"""Records to tokens, in this process or in several, with the same result in the same order."""
+"""Records to tokens in processes of their own, however many: with the same result in the same order."""
 
 import hashlib
 import os
@@ -130,14 +130,11 @@ def encode_all(jobs: Iterator[Job], workers: int) -> Generator[Encoded, None, No
 
     Args:
         jobs: consumed as results are taken.
-        workers: processes; 1 works in this one.
+        workers: processes beside this one, which a fault in a tokenizer library therefore never ends.
 
     Raises:
         UserError: processes die before they have a record.
     """
-    if workers == 1:
-        yield from map(encode_job, jobs)
-        return
     pool = _pool(workers)
     pending: deque[tuple[Job, Future[Encoded]]] = deque()
     more = iter(jobs)
@@ -188,7 +185,7 @@ def _encode_alone(job: Job) -> Encoded:
     if not job.records:
         raise UserError(
             "the processes that tokenise die before they have a text (the system may be out of memory)",
-            "run again with workers=1",
+            "free memory, or run again with fewer workers",
         )
     if len(job.records) > 1:
         middle = len(job.records) // 2

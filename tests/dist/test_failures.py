@@ -118,7 +118,7 @@ def test_a_stopped_launch_twice_asked_ends_at_once(cli):
     process = cli.start("launch", "--cards", "2", "name=twice", "train.steps=400")
     cli.wait_for_step("twice", 1, process)
     process.terminate()
-    time.sleep(0.2)
+    assert any("press again to end at once" in line for line in process.stdout)
     process.terminate()
     process.communicate(timeout=400)
     assert process.returncode in (143, -15)

@@ -150,7 +150,9 @@ if __name__ == "__main__":
 """
 
 
-def run_dying(tmp_path: Path, root: Path, signal_number: int, at_once: bool) -> subprocess.CompletedProcess[str]:
+def run_dying(
+    tmp_path: Path, root: Path, signal_number: int, at_once: bool, workers: int = 2
+) -> subprocess.CompletedProcess[str]:
     texts = [f"document {i} of the quick brown fox" + " kill" * (i in (3, 900)) for i in range(1200)]
     (tmp_path / "c.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     script = tmp_path / "dying.py"
@@ -164,15 +166,15 @@ def run_dying(tmp_path: Path, root: Path, signal_number: int, at_once: bool) -> 
         "--out",
         str(tmp_path / "out"),
     ]
-    settings = ["vocab_size=300", "workers=2", "valid_fraction=0.0"]
+    settings = ["vocab_size=300", f"workers={workers}", "valid_fraction=0.0"]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     return subprocess.run([*command, *settings], env=environment, capture_output=True, text=True, timeout=200)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGABRT])
-def test_a_record_that_kills_its_process_is_named(tmp_path: Path, root: Path, signal_number: int) -> None:
-    done = run_dying(tmp_path, root, signal_number, at_once=False)
+@pytest.mark.parametrize(("signal_number", "workers"), [(signal.SIGKILL, 2), (signal.SIGABRT, 2), (signal.SIGABRT, 1)])
+def test_a_record_that_kills_its_process_is_named(tmp_path: Path, root: Path, signal_number: int, workers: int) -> None:
+    done = run_dying(tmp_path, root, signal_number, at_once=False, workers=workers)
     assert done.returncode == 0, done.stderr
     refused = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
     assert [entry["line"] for entry in refused] == [4, 901]
@@ -184,4 +186,4 @@ def test_a_record_that_kills_its_process_is_named(tmp_path: Path, root: Path, si
 @pytest.mark.slow
 def test_processes_that_die_without_a_record(tmp_path: Path, root: Path) -> None:
     done = run_dying(tmp_path, root, signal.SIGKILL, at_once=True)
-    assert done.returncode == 2 and "die before they have a text" in done.stderr and "workers=1" in done.stderr
+    assert done.returncode == 2 and "die before they have a text" in done.stderr and "fewer workers" in done.stderr

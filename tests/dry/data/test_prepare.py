@@ -183,7 +183,7 @@ prepare([sys.argv[1]], Path(sys.argv[2]), PrepareConfig(vocab_size=320, valid_fr
 @pytest.mark.parametrize(
     ("owner", "function", "call"),
     # Each pair is renamed by two calls of os.replace, then the files move one by one.
-    [("encode", "_encode_record", 30), ("indexed", "rename_durably", 3), ("os", "replace", 7)],
+    [("indexed.IndexedWriter", "end_document", 30), ("indexed", "rename_durably", 3), ("os", "replace", 7)],
     ids=["while tokenising", "between the pairs", "while files get their names"],
 )
 def test_killed_and_done_again(

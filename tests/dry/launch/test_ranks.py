@@ -3,9 +3,9 @@
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,25 +22,9 @@ MARK = "0123456789abcdef:0"
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., subprocess.Popen]]:
-    """Starts processes that wait, with variables in their environment; ends them afterwards."""
-    started = []
-
-    def start(**variables: str) -> subprocess.Popen:
-        process = subprocess.Popen(
-            [sys.executable, "-c", "print('up', flush=True); import signal; signal.pause()"],
-            env={**os.environ, **variables},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout is not None and process.stdout.readline() == "up\n"
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+def start(running: Callable[..., subprocess.Popen]) -> Callable[..., subprocess.Popen]:
+    """Starts processes that wait, with variables in their environment."""
+    return partial(running, "print('ready', flush=True); import signal; signal.pause()")
 
 
 @pytest.mark.parametrize("variables", [{}, {LAUNCH_MARK: "another:0"}, {LAUNCH_MARK: "0123456789abcdef:01"}])

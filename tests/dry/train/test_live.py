@@ -3,8 +3,8 @@
 import json
 import os
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,28 +20,22 @@ from mindmoe.train.live import Hold, Member, joined
 LAUNCH = LaunchConfig(node_timeout=1.0, hang_timeout=0)
 
 
+HOLDER = """
+import pathlib, sys, time
+from mindmoe.launch.config import LaunchConfig
+from mindmoe.train.live import Hold
+with Hold(pathlib.Path(sys.argv[1]), LaunchConfig(node_timeout=1.0), "launch") as hold:
+    print("ready", flush=True)
+    while not hold.code:
+        time.sleep(0.05)
+    print("asked", hold.code, flush=True)
+"""
+
+
 @pytest.fixture
-def holder(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen]]:
+def holder(tmp_path: Path, running: Callable[..., subprocess.Popen]) -> Callable[[], subprocess.Popen]:
     """Starts a process that holds the folder until it is asked to end, or killed."""
-    started = []
-    program = (
-        "import sys, time, pathlib\nfrom mindmoe.launch.config import LaunchConfig\n"
-        "from mindmoe.train.live import Hold\n"
-        "with Hold(pathlib.Path(sys.argv[1]), LaunchConfig(node_timeout=1.0), 'launch') as hold:\n"
-        "    print('held', flush=True)\n    while not hold.code: time.sleep(0.05)\n"
-        "    print('asked', hold.code, flush=True)\n"
-    )
-
-    def start() -> subprocess.Popen:
-        process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None and process.stdout.readline() == "held\n"
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    return partial(running, HOLDER, str(tmp_path))
 
 
 def of_another_machine(folder: Path, **changes: object) -> dict[str, object]:
