@@ -233,8 +233,9 @@ def open_held_out(config: RunConfig) -> TokenBatches:
 def finished_steps(config: RunConfig) -> int:
     """The newest step of the run folder that counts.
 
-    It does if its manifest is sound and all its files are there with their sizes. The last step of a run, after which
-    nothing would look at it any more, counts only if every byte of it verifies.
+    It does if its manifest is sound and all its files are there with their sizes: the ranks that resume from it verify
+    every byte and set it aside if it is damaged, and then it counts no more. The last step of a run, after which nothing
+    would look at it any more, counts only if every byte of it verifies here.
     """
     for path in list_steps(RunFolder.of(config).checkpoints):
         if not _is_complete(path, _files(path)):
