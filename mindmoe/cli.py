@@ -170,7 +170,7 @@ def _dryrun(args: argparse.Namespace) -> int:
     from mindmoe.dryrun.main import dryrun
     from mindmoe.load import load_config
 
-    return dryrun(load_config(args.config, args.words), args.world, args.rank, args.all, args.out, args.compile)
+    return dryrun(load_config(args.config, args.words), args.world, args.rank, args.all, args.out)
 
 
 def _equiv(args: argparse.Namespace) -> int:
@@ -278,11 +278,11 @@ def _add_equiv(commands: Any) -> None:
         "equiv",
         _equiv,
         "show that layouts compute what one process computes",
-        'mindmoe equiv configs/quickstart.yaml --layouts dp2 "tp2,ep2,graph" train.global_batch_size=4',
+        'mindmoe equiv configs/quickstart.yaml --layouts dp2 "tp2,ep2" train.global_batch_size=4',
     )
     equiv.add_argument("config", metavar="CONFIG", help="a YAML file; its micro-batch is that of one process")
     equiv.add_argument("words", nargs="*", metavar="key=value", help="settings that win over the file's")
-    equiv.add_argument("--layouts", nargs="+", default=[], metavar="LAYOUT", help='such as dp2 or "tp2,pp2,graph"')
+    equiv.add_argument("--layouts", nargs="+", default=[], metavar="LAYOUT", help='such as dp2 or "tp2,pp2"')
     equiv.add_argument("--out", type=Path, metavar="FOLDER", help="keep the traces and equiv.json here")
 
 
@@ -340,7 +340,6 @@ def _add_dryrun(commands: Any) -> None:
     dryrun.add_argument("--world", type=positive_number, required=True, metavar="N", help="ranks of the cluster")
     dryrun.add_argument("--rank", type=whole_number, metavar="R", help="build this rank and run one step of it")
     dryrun.add_argument("--all", action="store_true", help="check that all ranks call the same, without building them")
-    dryrun.add_argument("--compile", action="store_true", help="compile the rank with native collectives, not run it")
     dryrun.add_argument("--out", type=Path, metavar="FILE", help="write what the rank did as JSON")
 
 

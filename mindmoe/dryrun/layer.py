@@ -120,7 +120,7 @@ class Block:
         if mesh.ep_etp == 1:
             return shared
         tokens, packed = self.batch * self.part[1], self.dim + 2 * moe.router.slots(moe)
-        dispatcher = self.config.parallel.chosen_dispatcher(moe.dispatch.kind, False)
+        dispatcher = self.config.parallel.chosen_dispatcher
         if dispatcher == "all_gather":
             enter, leave = gather(on, "ep_etp", (tokens, packed)), scatter(on, "ep_etp", (tokens, self.dim))
             return [*shared, *enter, *leave]

@@ -12,7 +12,6 @@ from rich.table import Table
 
 from mindmoe.config import RunConfig
 from mindmoe.dryrun.agree import agree
-from mindmoe.dryrun.compile_check import compile_check
 from mindmoe.dryrun.execute import Executed, execute
 from mindmoe.dryrun.memory import RankMemory, rank_memory
 from mindmoe.dryrun.program import StepProgram
@@ -27,9 +26,7 @@ GIB = 2.0**30
 _WIDTH = 160  # columns where there is no terminal to fit into
 
 
-def dryrun(
-    config: RunConfig, world: int, rank: int | None, everybody: bool, out: Path | None, compiles: bool = False
-) -> int:
+def dryrun(config: RunConfig, world: int, rank: int | None, everybody: bool, out: Path | None) -> int:
     """Checks all ranks against each other, runs one of them, or both; returns 1 if something does not hold.
 
     Args:
@@ -38,7 +35,6 @@ def dryrun(
         rank: which to build and run on this machine; None for none.
         everybody: whether to check that all ranks agree.
         out: where the rank's collectives go as JSON.
-        compiles: whether to compile the rank with MindSpore's native collectives instead of running it.
 
     Raises:
         UserError: the layout does not fit the ranks, or the step does not fit this machine.
@@ -53,9 +49,7 @@ def dryrun(
     if not console.is_terminal:
         console = Console(width=_WIDTH, highlight=False)
     code = check_all(console, run, mesh) if everybody else 0
-    if rank is not None and compiles:
-        code = max(code, compile_check(console, run, mesh, rank))
-    elif rank is not None:
+    if rank is not None:
         code = max(code, run_rank(console, run, mesh, rank, out))
     return code
 
@@ -120,7 +114,7 @@ def _refuse(expected: RankMemory, program: StepProgram) -> None:
     state = expected.weights + expected.masters + expected.moments + expected.gradients
     ways = ["train.seq_length=128", "a smaller train.global_batch_size"]
     if state > expected.total / 2 and program.mesh.dp * program.mesh.cp > 1 and parallel.zero != 3:
-        ways.insert(0, "parallel.zero=3 parallel.recompute=full train.mode=pynative")
+        ways.insert(0, "parallel.zero=3 parallel.recompute=full")
     elif state > expected.total / 2:
         ways.insert(0, "more stages (parallel.pp) or fewer model.num_hidden_layers")
     raise UserError(

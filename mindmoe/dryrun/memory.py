@@ -157,7 +157,7 @@ def layer_activations(config: RunConfig, program: StepProgram) -> tuple[float, f
     ffn += _FP32 * ((dense > 0 and mesh.tp > 1) * 3 * tokens * dim + rows * 4 * dim)
     if moe is not None:
         spread = mesh.ep_etp > 1
-        chosen = config.parallel.chosen_dispatcher(moe.dispatch.kind, False)
+        chosen = config.parallel.chosen_dispatcher
         router, static = moe.router, not spread or chosen == "all_gather"
         slots = router.slots(moe) if static else router.mean_slots(moe)
         arriving = rows * mesh.etp * slots  # rows of experts here, if the routing is even

@@ -22,17 +22,6 @@ from mindmoe.pipeline.split import Piece, build_pieces, holding_stages, stage_pi
 _STEP_SUMS = 6  # of the exchange at the end of a step, see StepResult
 
 
-def op_by_op(config: RunConfig) -> RunConfig:
-    """The run with its steps run op by op, and the dispatcher that its own mode would have chosen."""
-    parallel, train = config.parallel, config.train
-    if config.moe is not None and parallel.ep * parallel.expert_tp > 1:
-        chosen = parallel.chosen_dispatcher(config.moe.dispatch.kind, train.mode == "graph")
-        parallel = parallel.model_copy(update={"dispatcher": chosen})
-    return config.model_copy(
-        update={"parallel": parallel, "train": train.model_copy(update={"mode": "pynative", "device": "cpu"})}
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Passes:
     """The calls of a piece for one micro-batch: its forward pass, and its backward pass after that."""
@@ -51,7 +40,9 @@ class StepProgram:
     """
 
     def __init__(self, config: RunConfig, mesh: Mesh, rank: int):
-        self.config, self.mesh, self.rank = op_by_op(config), mesh, rank
+        self.mesh, self.rank = mesh, rank
+        here = config.train.model_copy(update={"mode": "pynative", "device": "cpu"})
+        self.config = config.model_copy(update={"train": here})
         self.on = Rank(mesh, rank)
         self.stage = mesh.places[rank].pp
         self.all_pieces = build_pieces(config.model, config.parallel)

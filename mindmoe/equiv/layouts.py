@@ -1,4 +1,4 @@
-"""Layouts as short words: `tp2,ep2,graph` (dry)."""
+"""Layouts as short words: `tp2,ep2` (dry)."""
 
 import re
 from collections.abc import Mapping
@@ -14,8 +14,6 @@ from mindmoe.load import dump_config
 
 _NUMBERED = {"dp", "tp", "pp", "ep", "cp", "etp", "zero", "chunks", "node_size", "recompute_layers"}
 _WORDS: Mapping[str, tuple[str, str, Any]] = {
-    "graph": ("train", "mode", "graph"),
-    "pynative": ("train", "mode", "pynative"),
     "ring": ("parallel", "cp_method", "ring"),
     "ulysses": ("parallel", "cp_method", "ulysses"),
     "all_gather": ("parallel", "dispatcher", "all_gather"),

@@ -24,7 +24,6 @@ from mindmoe.launch.ranks import Rank
 from mindmoe.load import dump_config
 
 _POLL = 0.2  # [s]
-_MODES = {"graph": "graph", "pynative": "op by op"}
 
 
 class _Job(NamedTuple):
@@ -164,8 +163,7 @@ def _report(found: list[tuple[Layout, Difference]], steps: int, out: Path | None
         places = {"gradient": at.gradient_at, "weight": at.weight_at}
         where = [f"{name} at {_short(parameter)}" for name, parameter in places.items() if parameter]
         missing = f", missing {', '.join(at.missing[:3])}" if at.missing else ""
-        how = f"{layout.name} on {layout.world} ranks, {_MODES[layout.config.train.mode]}"
-        text = f"{how}: largest {', '.join(where) or 'unknown'}{missing}"
+        text = f"{layout.name} on {layout.world} ranks: largest {', '.join(where) or 'unknown'}{missing}"
         console.print(escape(text), soft_wrap=True)
     console.print(
         f"equal: loss within {LOSS:.0e}, every gradient within {GRADIENT:.0e} of its norm (of one number: its map's), "
@@ -181,7 +179,7 @@ def _report(found: list[tuple[Layout, Difference]], steps: int, out: Path | None
         console.print("in bf16 other orders of summation differ by more: compare layouts with train.precision=fp32")
     if out is not None:
         rows = [
-            {"layout": layout.name, "ranks": layout.world, "mode": layout.config.train.mode, "equal": at.equal}
+            {"layout": layout.name, "ranks": layout.world, "equal": at.equal}
             | {name: value if value != math.inf else None for name, value in asdict(at).items()}
             for layout, at in found
         ]

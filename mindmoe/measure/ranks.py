@@ -54,7 +54,7 @@ def _timed(group: Any, world: int) -> list[tuple[str, int, int, int, float]]:
     for num_bytes in _SIZES:
         x = ops.ones((group.size, num_bytes // (4 * group.size)), ms.float32)
         verbs: dict[str, Callable[[], Any]] = {
-            verb: partial(on.eager, verb, x) for verb in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
+            verb: partial(getattr(on, verb), x) for verb in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
         }
         if group.size == 2:
             verbs["message"] = partial(_ping, on, group, x)

@@ -22,13 +22,11 @@ from mindmoe.parallel.weights import Slots
 class FeedForward(nn.Cell):
     """The FFN half: x + ffn(norm(x)); shared experts see every token."""
 
-    def __init__(
-        self, moe: MoeConfig | None, kernels: OpSet, groups: Groups, slots: Slots, parallel: ParallelConfig, graph: bool
-    ):
+    def __init__(self, moe: MoeConfig | None, kernels: OpSet, groups: Groups, slots: Slots, parallel: ParallelConfig):
         super().__init__(auto_prefix=False)
         self.rms_norm, self.norm = kernels.rms_norm, slots["post_attention_layernorm.weight"]
         ffn = slots.at("mlp")
-        self.moe: Any = None if moe is None else MoeLayer(moe, kernels, groups, ffn, parallel, graph)
+        self.moe: Any = None if moe is None else MoeLayer(moe, kernels, groups, ffn, parallel)
         self.dense = DenseFFN(kernels, groups, ffn) if moe is None else None
         shared = moe is not None and moe.num_shared_experts > 0
         self.fork = kernels.fork(2)
@@ -58,12 +56,11 @@ class Block(nn.Cell):
         groups: Groups,
         slots: Slots,
         parallel: ParallelConfig,
-        graph: bool,
     ):
         super().__init__(auto_prefix=False)
         self.rms_norm, self.norm = kernels.rms_norm, slots["input_layernorm.weight"]
         self.attention = SelfAttention(model, layer, kernels, groups, slots.at("self_attn"), parallel.cp_method)
-        self.ffn: Any = FeedForward(moe, kernels, groups, slots, parallel, graph)
+        self.ffn: Any = FeedForward(moe, kernels, groups, slots, parallel)
 
     def construct(self, x: Tensor, segment_ids: Tensor, *weights: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
         """x (B, S/tp, D), segment_ids (B, S) -> (B, S/tp, D) and the router's statistics."""

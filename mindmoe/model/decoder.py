@@ -132,7 +132,6 @@ class CausalLM(nn.Cell):
         self.measure: Any = None
         if dynamic is not None and dynamic.measures_loss and piece.last:
             self.measure = build_vocab_measure(others_of, log_norm_of, self.linear_out, groups["tp"])
-        self.ordered = groups["tp"].size > 1
         self.sink: Any = None
         if dynamic is not None and dynamic.taps and piece.first:
             self.sink = ms.Parameter(ops.zeros((2, self.table_size), ms.float32), name="tap_sink")
@@ -141,7 +140,7 @@ class CausalLM(nn.Cell):
         for layer in piece.layers:
             prefix = f"model.layers.{layer}."
             slots = Slots([name.removeprefix(prefix) for name in specs if name.startswith(prefix)])
-            self.layers.append(Block(model, moe, layer, kernels, groups, slots, parallel, graph))
+            self.layers.append(Block(model, moe, layer, kernels, groups, slots, parallel))
             self.units.append(unit((prefix,)))
         self.head: Any = unit(("model.norm.", "lm_head.")) if piece.last else None
         self.tied = tied
@@ -264,10 +263,7 @@ class CausalLM(nn.Cell):
         norm, head = self.ends()
         x = self.rms_norm(x, norm)
         if self.measure is not None:
-            log_norms = self.measure(x, head, labels)
-            stats = (*stats, log_norms)
-            if self.ordered:  # in a graph its collective comes before those of the loss on every rank
-                x = ops.depend(x, log_norms)
+            stats = (*stats, self.measure(x, head, labels))
         return self.cross_entropy(x, head, labels, loss_mask), stats
 
     def ends(self) -> tuple[Tensor, Tensor]:

@@ -30,9 +30,7 @@ Sums = tuple[Tensor, Tensor, Tensor, Tensor]
 class MoeLayer(nn.Cell):
     """Routes T tokens to at most K of E experts each."""
 
-    def __init__(
-        self, moe: MoeConfig, kernels: OpSet, groups: Groups, slots: Slots, parallel: ParallelConfig, graph: bool
-    ):
+    def __init__(self, moe: MoeConfig, kernels: OpSet, groups: Groups, slots: Slots, parallel: ParallelConfig):
         super().__init__(auto_prefix=False)
         self.num_experts = moe.num_experts
         self.router_weight = slots["router.weight"]
@@ -59,7 +57,7 @@ class MoeLayer(nn.Cell):
         slack = None if dynamic is None else dynamic.budget.slot_slack
         self.limit_slots = None if slack is None else build_slot_limit(moe, slack)
         self.limit = build_capacity_limit(moe, kernels.shape.seq_length) if moe.dispatch.kind == "capacity" else None
-        self.experts = build_dispatcher(kernels, moe, groups, parallel, graph)
+        self.experts = build_dispatcher(kernels, moe, groups, parallel)
         self.on, self.off = Tensor(1.0), Tensor(0.0)
 
     def construct(self, x: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, RouterStats]:

@@ -1,21 +1,19 @@
 """Collectives as named verbs over a group, each with its own backward; the identity in a group of one.
 
-A verb works in a compiled graph and op by op, except those with `v` in their name and the point-to-point ones, whose
-sizes are known on the host only. What a verb is made of depends on the device: `composed` on the CPU, `native` on
-Ascend, `stand_in` where the partners are not there. Ranks that hold parts of one sum get parts of its gradient, so the
-backward of a gather is a reduce-scatter.
+Ranks run op by op, so collectives start in the order of the program, the same on every rank. What a verb is made of
+depends on the device: `composed` on the CPU, `native` on Ascend, `stand_in` where the partners are not there. Ranks
+that hold parts of one sum get parts of its gradient, so the backward of a gather is a reduce-scatter.
 """
 
 import logging
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from math import prod
 from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
-from mindspore.graph.api import _run_in_jit
 
 from mindmoe.errors import UserError
 from mindmoe.parallel import ledger
@@ -48,7 +46,7 @@ def table() -> dict[str, str]:
 
 
 class _Verb(nn.Cell):
-    """Base of the verbs: runs a primitive, and op by op also records the position and counts what is sent."""
+    """Base of the verbs: runs a primitive, records the position and counts what is sent."""
 
     def __init__(self, group: Group):
         super().__init__(auto_prefix=False)
@@ -56,38 +54,26 @@ class _Verb(nn.Cell):
         self.on = primitives(group)
 
     def reduce(self, x: Tensor) -> Tensor:
-        if _run_in_jit():  # @jit.cond: True
-            return self.on.all_reduce(x)
-        return self.eager("all_reduce", ledger.all_reduce_bytes(_bytes(x), self.size), x)
+        return self.recorded("all_reduce", ledger.all_reduce_bytes(_bytes(x), self.size), self.on.all_reduce, x)
 
     def gather(self, x: Tensor) -> Tensor:
-        if _run_in_jit():  # @jit.cond: True
-            return self.on.all_gather(x)
-        return self.eager("all_gather", ledger.gather_bytes(_bytes(x), self.size), x)
+        return self.recorded("all_gather", ledger.gather_bytes(_bytes(x), self.size), self.on.all_gather, x)
 
     def scatter(self, x: Tensor) -> Tensor:
-        if _run_in_jit():  # @jit.cond: True
-            return self.on.reduce_scatter(x)
-        return self.eager("reduce_scatter", ledger.exchange_bytes(_bytes(x), self.size), x)
+        return self.recorded("reduce_scatter", ledger.exchange_bytes(_bytes(x), self.size), self.on.reduce_scatter, x)
 
     def exchange(self, x: Tensor) -> Tensor:
-        if _run_in_jit():  # @jit.cond: True
-            return self.on.all_to_all(x)
-        return self.eager("all_to_all", ledger.exchange_bytes(_bytes(x), self.size), x)
-
-    def eager(self, verb: str, sent: float, x: Tensor) -> Tensor:
-        """Runs a verb op by op."""
-        return self.recorded(verb, sent, partial(self.on.eager, verb), x)
+        return self.recorded("all_to_all", ledger.exchange_bytes(_bytes(x), self.size), self.on.all_to_all, x)
 
     def recorded(self, kind: str, sent: float, primitive: Callable[..., Tensor], *args: Any) -> Tensor:
-        """Runs a primitive op by op."""
+        """Runs a primitive."""
         return recorded(self.group, kind, sent, primitive, *args)
 
 
 def recorded(
     group: Group, kind: str, sent: float, primitive: Callable[..., Any], *args: Any, peer: int | None = None
 ) -> Any:
-    """Runs a primitive op by op, leaving word of where this rank is and of what it sends.
+    """Runs a primitive, leaving word of where this rank is and of what it sends.
 
     Args:
         group: where.
@@ -181,8 +167,6 @@ class Broadcast(_Verb):
 
     def construct(self, x: Tensor) -> Tensor:
         """x, which only matters on the root -> x of the root."""
-        if _run_in_jit():  # @jit.cond: True
-            return self.on.broadcast(x, self.root)
         sent = ledger.gather_bytes(_bytes(x), self.size) if self.group.index == self.root else 0.0
         return self.recorded("broadcast", sent, self.on.broadcast, x, self.root)
 
@@ -194,7 +178,7 @@ class Broadcast(_Verb):
 
 
 class AllToAllV(_Verb):
-    """Rows to each rank in any numbers, known on the host; not in graphs.
+    """Rows to each rank in any numbers, known on the host.
 
     Args:
         group: where.
@@ -240,8 +224,6 @@ def shift(group: Group, on: Any, x: Tensor) -> Tensor:
         on: its primitives.
         x: of equal shape on all ranks.
     """
-    if _run_in_jit():  # @jit.cond: True
-        return on.shift_in_graph(x)
     return recorded(group, "shift", float(_bytes(x)), on.shift, x)
 
 
@@ -311,18 +293,12 @@ def stacked(x: Tensor, dim: int, parts: int) -> Tensor:
     inner = (*shape[:dim], size, *shape[dim + 1 :])
     if dim == 0:
         return x.reshape((parts, *inner))
-    if _run_in_jit():  # @jit.cond: True
-        return _transposed_from(x.reshape((*shape[:dim], parts, size, *shape[dim + 1 :])), dim)
     if prod(shape[:dim]) > _FEW or not copies_are_slow(x):
-        return _transposed_from(x.reshape((*shape[:dim], parts, size, *shape[dim + 1 :])), dim)
+        x = x.reshape((*shape[:dim], parts, size, *shape[dim + 1 :]))
+        return x.transpose((dim, *range(dim), *range(dim + 1, len(x.shape))))
     rows = x.reshape((-1, *shape[dim:]))
     pieces = [rows[row, part * size : (part + 1) * size] for part in range(parts) for row in range(rows.shape[0])]
     return ops.concat(pieces, 0).reshape((parts, *inner))
-
-
-def _transposed_from(x: Tensor, dim: int) -> Tensor:
-    """x with dimension `dim` moved to the front."""
-    return x.transpose((dim, *range(dim), *range(dim + 1, len(x.shape))))
 
 
 def unstacked(x: Tensor, dim: int) -> Tensor:
@@ -331,16 +307,14 @@ def unstacked(x: Tensor, dim: int) -> Tensor:
     full = (*shape[:dim], x.shape[0] * shape[dim], *shape[dim + 1 :])
     if dim == 0:
         return x.reshape(full)
-    if _run_in_jit():  # @jit.cond: True
-        return x.transpose((*range(1, dim + 1), 0, *range(dim + 1, len(shape) + 1))).reshape(full)
     if not copies_are_slow(x):
         return x.transpose((*range(1, dim + 1), 0, *range(dim + 1, len(shape) + 1))).reshape(full)
     return ops.concat([x[part] for part in range(x.shape[0])], dim)
 
 
 def copies_are_slow(x: Tensor) -> bool:
-    """Whether x should be taken apart and put together in whole pieces, op by op: MindSpore's transpositions and
-    strided copies of fp32 on the CPU move 0.13 GB/s then."""
+    """Whether x should be taken apart and put together in whole pieces: MindSpore's transpositions and strided copies
+    of fp32 on the CPU move 0.13 GB/s."""
     return x.dtype == ms.float32 and _on_cpu()
 
 

@@ -1,8 +1,8 @@
 """Collectives for MindSpore's CPU backend, composed of what it has.
 
-In graphs mccl has one collective for every group, the fp32 all-reduce; everything else is written with it. Integers
-travel as two halves of 16 bits, so they are exact; bf16 and fp16 travel as fp32. Point-to-point messages exist op by op
-only. Op by op, large floats of ranks on one host go through memory that they share.
+mccl has one collective for every group, the fp32 all-reduce, and point-to-point messages; everything else is written
+with them. Integers travel as two halves of 16 bits, so they are exact; bf16 and fp16 travel as fp32. Large floats of
+ranks on one host go through memory that they share.
 """
 
 from functools import cached_property
@@ -29,16 +29,14 @@ class Composed(Primitives):
         "all_to_all": "all_gather, own column kept",
         "all_to_all_v": "send and receive in messages of 1 MB",
         "broadcast": "AllReduce of zeros but on the root",
-        "shift": "send and receive; in graphs all_gather, the row before kept",
+        "shift": "send and receive",
         "send, receive": "send and receive in messages of 1 MB",
-        "op by op, on one host": "memory that the ranks share, for floats in the first five",
+        "on one host": "memory that the ranks share, for large floats in all but broadcast and messages",
     }
 
     def __init__(self, group: Group):
         super().__init__(group)
         self.reduce = ops.AllReduce(group=group.name)
-        # A constant with equal structure on all ranks: their graphs must not differ, or their collectives may come in
-        # another order. A factor of 1 or 0 would be simplified away, on one rank with the collective before it.
         self.mine = Tensor((np.arange(group.size) == group.index).astype(np.float32))
         self.gather = ops.AllGather(group.name) if group.name == WORLD["cpu"] else None
 
@@ -47,35 +45,33 @@ class Composed(Primitives):
         """The memory of this group; all its ranks ask for it first in the same call."""
         return join(self.group, lambda values: self.reduce(Tensor(values)).asnumpy())
 
-    def eager(self, verb: str, x: Tensor) -> Tensor:
-        """A verb of x op by op."""
-        if x.dtype == ms.int32 or 4 * x.size < MIN_BYTES or self.shared is None:
-            return getattr(self, verb)(x)
-        return self.shared(verb, wire(x)).astype(x.dtype)
+    def memory_for(self, x: Tensor) -> Shared | None:
+        """The memory that x goes through; None where MindSpore's own collective takes no longer, or there is none."""
+        return None if x.dtype == ms.int32 or 4 * x.size < MIN_BYTES else self.shared
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over the group, in x's dtype."""
-        return self.summed(wire(x)).astype(x.dtype)
+        memory = self.memory_for(x)
+        return (memory("all_reduce", wire(x)) if memory else self.summed(wire(x))).astype(x.dtype)
 
     def all_gather(self, x: Tensor) -> Tensor:
         """x of every rank, stacked on a new first dimension in the order of the ranks."""
-        return self.gathered(wire(x)).astype(x.dtype)
+        memory = self.memory_for(x)
+        return (memory("all_gather", wire(x)) if memory else self.gathered(wire(x))).astype(x.dtype)
 
     def reduce_scatter(self, x: Tensor) -> Tensor:
         """x (P, ...) -> the sum over the group of row `index`."""
-        return self.summed(wire(x))[self.index].astype(x.dtype)
+        memory = self.memory_for(x)
+        return (memory("reduce_scatter", wire(x)) if memory else self.summed(wire(x))[self.index]).astype(x.dtype)
 
     def all_to_all(self, x: Tensor) -> Tensor:
         """x (P, ...) -> (P, ...): row p goes to rank p, row q of the result comes from rank q."""
-        return self.gathered(wire(x))[:, self.index].astype(x.dtype)
+        memory = self.memory_for(x)
+        return (memory("all_to_all", wire(x)) if memory else self.gathered(wire(x))[:, self.index]).astype(x.dtype)
 
     def broadcast(self, x: Tensor, root: int) -> Tensor:
         """x of the rank in place `root`."""
         return self.summed(self.placed(wire(x))[root]).astype(x.dtype)
-
-    def shift_in_graph(self, x: Tensor) -> Tensor:
-        """x of the rank one place before, round the ring."""
-        return self.gathered(wire(x))[(self.index - 1) % self.size].astype(x.dtype)
 
     def summed(self, x: Tensor) -> Tensor:
         """The sum over the group of fp32 or int32."""
@@ -83,8 +79,7 @@ class Composed(Primitives):
             return self.reduce(x)
         low = ops.bitwise_and(x, ops.full_like(x, _HALF - 1))
         high = self.reduce(((x - low) // _HALF).astype(ms.float32)).astype(ms.int32)
-        low = ops.depend(low.astype(ms.float32), high)  # one after the other on every rank
-        return high * _HALF + self.reduce(low).astype(ms.int32)
+        return high * _HALF + self.reduce(low.astype(ms.float32)).astype(ms.int32)
 
     def gathered(self, x: Tensor) -> Tensor:
         """fp32 or int32 of every rank, stacked."""
@@ -97,7 +92,7 @@ class Composed(Primitives):
         return x.expand_dims(0) * self.mine.astype(x.dtype).reshape((self.size,) + (1,) * x.ndim)
 
     def all_to_all_v(self, x: Tensor, sent: list[int], received: list[int]) -> Tensor:
-        """Rows of x (R, ...) in order of their target -> the rows received, in order of their source; not in graphs.
+        """Rows of x (R, ...) in order of their target -> the rows received, in order of their source.
 
         Without shared memory, in round r ranks i and r - i exchange, the lower one sending first, so that no cycle of
         ranks waits in sending.
@@ -121,13 +116,13 @@ class Composed(Primitives):
         return ops.concat(kept, 0) if kept else x[:0]
 
     def send(self, x: Tensor, to: int) -> None:
-        """Sends x to the rank in place `to`; not in graphs."""
+        """Sends x to the rank in place `to`."""
         flat = x.reshape(-1).contiguous()
         for start in range(0, flat.shape[0], _MESSAGE):
             mint.distributed.send(flat[start : start + _MESSAGE].contiguous(), self.ranks[to], group=self.group.name)
 
     def receive(self, shape: tuple[int, ...], dtype: ms.Type, source: int) -> Tensor:
-        """A tensor from the rank in place `source`; not in graphs."""
+        """A tensor from the rank in place `source`."""
         count = 1
         for size in shape:
             count *= size
@@ -140,5 +135,5 @@ class Composed(Primitives):
 
 
 def wire(x: Tensor) -> Tensor:
-    """x as it travels: int32 as it is, floats in fp32; bf16 has next to no operators in graphs."""
+    """x as it travels: int32 as it is, floats in fp32."""
     return x if x.dtype == ms.int32 else x.astype(ms.float32)

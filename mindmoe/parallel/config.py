@@ -24,8 +24,8 @@ class ParallelConfig(Section):
     the order of the forward pass, or `even`.
     `parallel: auto` alone leaves the layout to the planner: `planned` is true until launch, when it has chosen for
     `launch.hardware`.
-    `dispatcher`: how tokens reach experts on other ranks; `auto` takes `all_gather` in graphs without capacity, else
-    `all_to_all`. `two_hop` sends a token once to each node of `node_size` ranks.
+    `dispatcher`: how tokens reach experts on other ranks; `auto` is `all_to_all`. `two_hop` sends a token
+    once to each node of `node_size` ranks, `all_gather` every token to every rank.
     """
 
     dp: PositiveInt32 | Literal["auto"] = "auto"
@@ -82,13 +82,7 @@ class ParallelConfig(Section):
         """The tensor degree of an expert."""
         return self.tp if self.etp == "tp" else self.etp
 
-    def chosen_dispatcher(self, dispatch: str, graph: bool) -> Literal["all_gather", "all_to_all", "two_hop"]:
-        """The dispatcher of a run: `auto` resolved.
-
-        Args:
-            dispatch: `dropless` or `capacity`.
-            graph: whether the layer is compiled.
-        """
-        if self.dispatcher != "auto":
-            return self.dispatcher
-        return "all_gather" if graph and dispatch == "dropless" else "all_to_all"
+    @property
+    def chosen_dispatcher(self) -> Literal["all_gather", "all_to_all", "two_hop"]:
+        """The dispatcher of a run: `auto` resolved."""
+        return "all_to_all" if self.dispatcher == "auto" else self.dispatcher

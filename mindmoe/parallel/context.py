@@ -62,7 +62,7 @@ class UlyssesAttention(nn.Cell):
         full = ops.gather(moved.transpose((1, 0, 2, 3)).reshape((batch, ranks * length, width)), self.order, 1)
         segments = ops.zeros((batch, ranks * length), ms.int32)
         if self.documents:
-            segments = ops.gather(self.gather(ops.stop_gradient(ops.depend(segment_ids, full))), self.order, 1)
+            segments = ops.gather(self.gather(ops.stop_gradient(segment_ids)), self.order, 1)
         heads = widths[0] // self.head_dim
         own = None if sinks is None else sinks[self.index * heads : (self.index + 1) * heads]
         out = self.attend(

@@ -17,7 +17,7 @@ class Native(Primitives):
         "all_to_all": "AlltoAll",
         "all_to_all_v": "AlltoAllV",
         "broadcast": "Broadcast",
-        "shift": "Send, Receive; in graphs AllGather, the row before kept",
+        "shift": "Send, Receive",
         "send, receive": "Send, Receive",
     }
 

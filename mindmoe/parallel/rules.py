@@ -76,13 +76,6 @@ def dispatch_problems(moe: MoeConfig | None, train: TrainConfig, parallel: Paral
     """What each dispatcher can do."""
     if moe is None:
         return
-    graph, spread = train.mode == "graph", parallel.ep > 1 or parallel.expert_tp > 1
-    chosen = parallel.chosen_dispatcher(moe.dispatch.kind, graph)
-    if spread and graph and (chosen == "two_hop" or (chosen == "all_to_all" and moe.dispatch.kind == "dropless")):
-        yield (
-            f"parallel.dispatcher={chosen} without capacity has sizes that follow the routing, which train.mode=graph "
-            "cannot compile: set train.mode=pynative, parallel.dispatcher=all_gather or moe.dispatch.kind=capacity"
-        )
     if parallel.dispatcher == "two_hop":
         if parallel.ep % parallel.node_size:
             yield (
@@ -131,11 +124,6 @@ def stage_problems(model: ModelConfig, train: TrainConfig, parallel: ParallelCon
         yield (
             f"parallel.recompute={parallel.recompute} has no use with parallel.pp={pp} but to free gathered weights "
             "under parallel.zero=3, for stages always compute their forward pass again: set parallel.recompute=none"
-        )
-    if parallel.zero == 3 and train.mode == "graph" and (parallel.dp == "auto" or parallel.dp * parallel.cp > 1):
-        yield (
-            "parallel.zero=3 gathers weights between the collectives of a block, whose order train.mode=graph does "
-            "not fix: set train.mode=pynative or parallel.zero=2"
         )
 
 

@@ -1,8 +1,7 @@
-"""Collectives of ranks that share a host, through memory that they share; op by op on the CPU backend.
+"""Collectives of ranks that share a host, through memory that they share, on the CPU backend.
 
 MindSpore's all-reduce there moves 0.3 GB/s, all of it processor time. The ops of the pack (kernels/cpu/src/shared.cc)
-copy and add at the speed of the caches. In compiled graphs they would not do: MindSpore keeps only collectives that it
-knows in one order on all ranks.
+copy and add at the speed of the caches.
 """
 
 import ctypes
@@ -105,7 +104,7 @@ def join(group: Group, total: Callable[[np.ndarray], np.ndarray]) -> Shared | No
         os.close(fd)
     if memory is None or not everybody:
         return None
-    log.info("collectives of ranks %s op by op go through shared memory, from %d kB", group.ranks, MIN_BYTES >> 10)
+    log.info("collectives of ranks %s go through shared memory, from %d kB", group.ranks, MIN_BYTES >> 10)
     return Shared(group, memory)
 
 

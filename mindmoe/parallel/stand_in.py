@@ -16,7 +16,7 @@ _NOISE = 0.02  # of hidden states and of their gradients
 
 
 class StandIn(Primitives):
-    """The collectives of one group, without gradients; arguments as in composed.Composed. Op by op only.
+    """The collectives of one group, without gradients; arguments as in composed.Composed.
 
     Raises:
         ValueError: an argument does not have the shape that the collective needs.

@@ -9,7 +9,6 @@ from typing import Any
 
 import mindspore as ms
 from mindspore import Tensor, nn, ops
-from mindspore.graph.api import _run_in_jit
 
 from mindmoe.parallel.collectives import copies_are_slow, stacked, unstacked
 from mindmoe.parallel.sharding import zero_columns, zero_depth, zero_dim
@@ -56,8 +55,6 @@ class ZeroBuffer:
     def joined(self, rows: Tensor, start: int, i: int) -> Tensor:
         """Tensor i with its padding, of the columns of (P, L) from `start` on."""
         end, shape, dim = start + self.columns[i], self.part_shape(i), self.dims[i]
-        if _run_in_jit():  # @jit.cond: True
-            return unstacked(rows[:, start:end].reshape((self.ranks, *shape)), dim)
         if not copies_are_slow(rows):
             return unstacked(rows[:, start:end].reshape((self.ranks, *shape)), dim)
         return ops.concat([rows[rank, start:end].reshape(shape) for rank in range(self.ranks)], dim)

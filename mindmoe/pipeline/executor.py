@@ -29,15 +29,14 @@ Absorb = Callable[[int, tuple[Tensor, ...]], None]
 
 
 class StageProgram:
-    """What a stage does with one of its pieces, compiled or op by op.
+    """What a stage does with one of its pieces.
 
     Args:
         objective: of the piece: `parts` makes its output and its share of the balancing losses.
         params: its trainable parameters.
-        graph: whether to compile.
     """
 
-    def __init__(self, objective: Any, params: list[ms.Parameter], graph: bool):
+    def __init__(self, objective: Any, params: list[ms.Parameter]):
         self.first, self.last = objective.net.first, objective.net.last
         weights = ms.ParameterTuple(params)
         differentiated = _Differentiated(objective)
@@ -58,10 +57,8 @@ class StageProgram:
         def backward_weights(dy: Tensor, dbalance: Tensor, *arguments: Tensor) -> Any:
             return weights_only(differentiated, weights)(*arguments, (dy, dbalance))
 
-        self.forward = ms.jit(forward) if graph else forward
-        self.backward = ms.jit(backward) if graph else backward
-        self.backward_input = ms.jit(backward_input) if graph else backward_input
-        self.backward_weights = ms.jit(backward_weights) if graph else backward_weights
+        self.forward, self.backward = forward, backward
+        self.backward_input, self.backward_weights = backward_input, backward_weights
 
 
 class _Differentiated(nn.Cell):

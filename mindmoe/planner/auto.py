@@ -50,14 +50,13 @@ def planner_layout(config: RunConfig, cards: int) -> Layout:
     """The layout that a resolved run has on its cards."""
     parallel, train = config.parallel, config.train
     dp = cards // (parallel.tp * parallel.pp * parallel.cp)
-    chosen = parallel.chosen_dispatcher(config.moe.dispatch.kind if config.moe else "dropless", train.mode == "graph")
     back: dict[str, Recompute] = {value: key for key, value in CONFIG_RECOMPUTE.items()}
     return Layout(
         **{axis: getattr(parallel, axis) for axis in ("tp", "pp", "ep", "cp", "zero", "schedule", "chunks")},
         dp=dp,
         etp=parallel.expert_tp,
         recompute=back[parallel.recompute],
-        dispatcher=chosen,
+        dispatcher=parallel.chosen_dispatcher,
         micro_batch_size=train.micro_batch_size,
         split="even",
     )
@@ -76,13 +75,10 @@ def layout_sections(config: RunConfig, model: CostModel, layout: Layout) -> dict
     parallel |= {"schedule": layout.schedule, "chunks": layout.chunks}
     parallel["split"] = list(model.split(layout)) if layout.pp > 1 else "even"
     parallel["dispatcher"] = layout.dispatcher if layout.ep * layout.etp > 1 else "auto"
-    dropless = config.moe is not None and config.moe.dispatch.kind == "dropless"
-    follows_routing = layout.dispatcher == "two_hop" or (layout.dispatcher == "all_to_all" and dropless)
     if layout.ep > 1 and layout.dispatcher == "two_hop":
         parallel["node_size"] = model.hardware.cards_per_node
     train: dict[str, Any] = {"micro_batch_size": layout.micro_batch_size}
-    if model.hardware.host is not None or layout.zero == 3 or (layout.ep * layout.etp > 1 and follows_routing):
-        # Sizes that follow the routing, and gathered weights, do not compile; and a host was measured op by op.
+    if model.hardware.host is not None:  # it was measured op by op
         train["mode"] = "pynative"
     return {"parallel": parallel, "train": train}
 

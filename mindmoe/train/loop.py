@@ -67,7 +67,7 @@ class Loop:
         if self.trainer.config.qea is not None:
             self.online = Online(self.trainer.config, self.trainer.step, self.trainer.groups, start)
         self.event(start, "machine", f"{self.peak.source}; ops: {self.trainer.kernels.name}")
-        self.event(start, "compile", f"compiling the step ({self.config.mode} mode), then training")
+        self.event(start, "compile", self.how())
         for step in range(start, self.config.steps):
             # A save that failed stops all ranks at the same step, as a signal does.
             with during("step", number=step + 1):
@@ -95,6 +95,15 @@ class Loop:
                 return code
         self.event(self.config.steps, "finish", f"finished {self.config.steps} steps")
         return 0
+
+    def how(self) -> str:
+        """How steps are run, in words."""
+        world = self.trainer.place.world
+        if self.config.mode == "graph" and world > 1:
+            return (
+                f"training op by op: {world} ranks do, whatever train.mode; graph compiles the step of a process alone"
+            )
+        return "compiling the step, then training" if self.config.mode == "graph" else "training op by op"
 
     def close(self) -> None:
         """Ends what runs beside training."""

@@ -133,9 +133,7 @@ class Objective(nn.Cell):
         balance = (self.aux_coef * aux + self.moe.balance.z_coef * z) * layers
         aux = aux.reshape(1)
         if self.seq_coef > 0:
-            # Behind the collective above, so that their order is one on all ranks.
-            in_sequence = ops.depend(ops.stop_gradient(sequences[0]), everywhere)
-            in_sequence = self.of_context(self.of_part(in_sequence))
+            in_sequence = self.of_context(self.of_part(ops.stop_gradient(sequences[0])))
             length = float(labels.shape[1] * self.context)
             seq = balance_loss(self.moe, in_sequence, sequences[1], num_tokens, length) * micro_weight
             balance = balance + self.seq_coef * seq * layers

@@ -118,6 +118,11 @@ def build_groups(config: RunConfig, mesh: Mesh, rank: int, stand_in: bool = Fals
     return Groups(mesh, rank, config.train.device, more, stand_in)
 
 
+def compiles(config: RunConfig, world: int) -> bool:
+    """Whether a step is compiled whole; only that of a process alone may be."""
+    return config.train.mode == "graph" and world == 1
+
+
 def build_model(config: RunConfig, kernels: OpSet, groups: Groups, piece: Piece) -> CausalLM:
     """A piece of the model on a rank with its initial weights."""
     return CausalLM(
@@ -128,7 +133,7 @@ def build_model(config: RunConfig, kernels: OpSet, groups: Groups, piece: Piece)
         parallel=config.parallel,
         piece=piece,
         seed=config.seed,
-        graph=config.train.mode == "graph",
+        graph=compiles(config, groups.mesh.world),
     )
 
 
@@ -159,11 +164,10 @@ def build_pipeline(config: RunConfig, mesh: Mesh, groups: Groups, parts: list[Pa
         return None
     train, parallel = config.train, config.parallel
     count = train.global_batch_size // (mesh.dp * train.micro_batch_size)
-    graph = train.mode == "graph"
     message = (train.micro_batch_size, train.seq_length // (mesh.cp * mesh.tp), config.model.hidden_size)
     return PipelineExecutor(
         build_schedule(parallel.schedule, mesh.pp, count, parallel.chunks),
-        [StageProgram(part.objective, part.differentiated, graph) for part in parts],
+        [StageProgram(part.objective, part.differentiated) for part in parts],
         groups["pp"],
         message,
     )
@@ -198,7 +202,7 @@ def build_trainer(config: RunConfig, place: Place, record_routing: bool = False,
         num_layers=config.model.num_hidden_layers,
         groups=groups,
         kernels=kernels,
-        graph=config.train.mode == "graph",
+        graph=compiles(config, mesh.world),
         compile_update=config.train.device != "cpu",
         zero=config.parallel.zero,
         pipeline=build_pipeline(config, mesh, groups, parts),

@@ -24,11 +24,10 @@ from mindmoe.launch.local import free_port
 from mindmoe.load import dump_config
 
 MICRO = 4  # sequences of a micro-batch over all ranks
-ONE = ["graph", "pynative", "graph,selective", "graph,full"]
-TWO = ["dp2,graph", "dp2,ep2,graph", "dp2,ep2", "tp2,graph", "pp2,graph", "cp2,ulysses,graph", "cp2,ring,graph"]
-TWO += ["dp2,zero1,graph", "dp2,zero2,graph", "dp2,zero3"]
-FOUR = ["dp4,graph", "dp4,ep4,graph", "tp4,etp1,ep4,graph", "pp4,graph", "dp2,tp2,graph", "tp2,pp2,graph"]
-FOUR += ["dp4,ep4,zero1,graph"]
+ONE = ["dp1", "selective", "full"]
+TWO = ["dp2", "dp2,ep2", "dp2,ep2,all_gather", "tp2", "pp2", "cp2,ulysses", "cp2,ring", "dp2,zero1", "dp2,zero2"]
+TWO += ["dp2,zero3"]
+FOUR = ["dp4", "dp4,ep4", "tp4,etp1,ep4", "pp4", "dp2,tp2", "tp2,pp2", "dp4,ep4,zero1"]
 
 
 def base_config(rows: int = 16) -> RunConfig:

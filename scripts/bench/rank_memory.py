@@ -23,7 +23,6 @@ COMMON = [
     "model.vocab_size=16384",
     "moe.num_experts=16",
     "train.device=cpu",
-    "train.mode=pynative",
     "train.seq_length=512",
     "train.global_batch_size=8",
     "parallel.ep=1",

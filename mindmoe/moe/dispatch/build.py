@@ -11,7 +11,7 @@ from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.groups import Groups
 
 
-def build_dispatcher(kernels: OpSet, moe: MoeConfig, groups: Groups, parallel: ParallelConfig, graph: bool) -> Any:
+def build_dispatcher(kernels: OpSet, moe: MoeConfig, groups: Groups, parallel: ParallelConfig) -> Any:
     """Returns experts(x, gates, ids, gate_up, gate_up_bias, down, down_bias) -> like x.
 
     Its arguments: x (B, S, D); gates (T, K); ids (T, K) int32, num_experts where an assignment was dropped; this rank's
@@ -20,7 +20,7 @@ def build_dispatcher(kernels: OpSet, moe: MoeConfig, groups: Groups, parallel: P
     assert kernels.expert_ffn is not None, "ops of a dense model"
     if groups["ep_etp"].size == 1:
         return kernels.expert_ffn
-    match parallel.chosen_dispatcher(moe.dispatch.kind, graph):
+    match parallel.chosen_dispatcher:
         case "all_gather":
             return AllGatherDispatch(kernels.expert_ffn, groups)
         case "two_hop":

@@ -1,4 +1,4 @@
-"""Every collective on every group of this rank, in both modes and all dtypes, held against NumPy.
+"""Every collective on every group of this rank, in all dtypes, held against NumPy.
 
     collectives.py OUT: writes OUT/rank-R.json with the largest difference of each check.
 """
@@ -80,7 +80,7 @@ def gradient(verb: str, upstream: list[np.ndarray], index: int) -> np.ndarray:
 
 
 def verbs(group: Group) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Those that work in graphs too."""
+    """All whose sizes are fixed."""
     on = primitives(group)
 
     def shifted(x: Tensor) -> Tensor:
@@ -97,37 +97,25 @@ def verbs(group: Group) -> dict[str, Callable[[Tensor], Tensor]]:
     }
 
 
-def compiled(call: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor, ...]]:
-    """The same of several tensors, in a graph."""
-
-    @ms.jit
-    def run(*xs: Tensor) -> tuple[Tensor, ...]:
-        return tuple([call(x) for x in xs])
-
-    return run
-
-
 def upstream_of(rank: int, shape: tuple[int, ...]) -> np.ndarray:
     """The gradient that arrives at a rank."""
     return np.random.default_rng(100 + rank).standard_normal(shape).astype(np.float32)
 
 
 def check_verbs(group: Group, found: dict[str, float]) -> None:
-    """Values and gradients of all verbs; compiled, all dtypes are in one graph."""
+    """Values and gradients of all verbs."""
     for verb, call in verbs(group).items():
         given = {name: [contribution(rank, group.size, name) for rank in group.ranks] for name in DTYPES}
-        own = [Tensor(given[name][group.index]).astype(dtype) for name, dtype in DTYPES.items()]
-        for mode, outs in (("pynative", [call(x) for x in own]), ("graph", compiled(call)(*own))):
-            for (name, dtype), out in zip(DTYPES.items(), outs, strict=True):
-                assert out.dtype == dtype, f"{verb} of {name} gives {out.dtype}"
-                got = out.astype(ms.float32).asnumpy() if name in ("fp16", "bf16") else out.asnumpy()
-                wanted = expected(verb, given[name], group.index)
-                found[f"{group.ranks} {verb} {mode} {name}"] = apart(got, wanted)
-            if verb != "shift":
-                found[f"{group.ranks} {verb} {mode} gradient"] = gradient_apart(group, verb, call, mode)
+        for name, dtype in DTYPES.items():
+            out = call(Tensor(given[name][group.index]).astype(dtype))
+            assert out.dtype == dtype, f"{verb} of {name} gives {out.dtype}"
+            got = out.astype(ms.float32).asnumpy() if name in ("fp16", "bf16") else out.asnumpy()
+            found[f"{group.ranks} {verb} {name}"] = apart(got, expected(verb, given[name], group.index))
+        if verb != "shift":
+            found[f"{group.ranks} {verb} gradient"] = gradient_apart(group, verb, call)
 
 
-def gradient_apart(group: Group, verb: str, call: Callable[[Tensor], Tensor], mode: str) -> float:
+def gradient_apart(group: Group, verb: str, call: Callable[[Tensor], Tensor]) -> float:
     """The largest difference of a verb's gradient."""
     given = [contribution(rank, group.size, "fp32") for rank in group.ranks]
     shape = expected(verb, given, group.index).shape
@@ -136,9 +124,7 @@ def gradient_apart(group: Group, verb: str, call: Callable[[Tensor], Tensor], mo
     def weighted(x: Tensor, w: Tensor) -> Tensor:
         return (call(x) * w).sum()
 
-    differentiated = ms.grad(weighted, 0)
-    differentiated = ms.jit(differentiated) if mode == "graph" else differentiated
-    got = differentiated(Tensor(given[group.index]), Tensor(upstream[group.index])).asnumpy()
+    got = ms.grad(weighted, 0)(Tensor(given[group.index]), Tensor(upstream[group.index])).asnumpy()
     return apart(got, gradient(verb, upstream, group.index))
 
 
@@ -170,7 +156,7 @@ def check_rows(group: Group, found: dict[str, float]) -> None:
 
 
 def check_large(group: Group, found: dict[str, float]) -> None:
-    """What goes through shared memory op by op, in one round of its slots and in several, one call after another."""
+    """What goes through shared memory, in one round of its slots and in several, one call after another."""
     assert primitives(group).shared is not None
     for columns in (16_384, 300_007):
         given = [np.random.default_rng(rank).standard_normal((group.size, columns)).astype(np.float32) for rank in group.ranks]

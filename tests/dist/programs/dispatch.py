@@ -52,7 +52,7 @@ def main(out: Path, config_file: Path) -> None:
         mine += [wanted[2].reshape(gates.shape)[at.rank], *(grad[local] for grad in wanted[3:])]
         for dispatcher in ("all_gather", "all_to_all", "two_hop"):
             parallel = config.parallel.model_copy(update={"dispatcher": dispatcher})
-            call = build_dispatcher(kernels, config.moe, groups, parallel, False)
+            call = build_dispatcher(kernels, config.moe, groups, parallel)
             own = (xs[at.rank], gates[at.rank], ids[at.rank], *(weight[local] for weight in weights))
             pairs = zip(gradients(call, *own), mine, strict=True)
             apart = [float(np.abs(a - b).max() / max(1.0, np.abs(b).max())) for a, b in pairs]

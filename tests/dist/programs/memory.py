@@ -1,6 +1,6 @@
 """Memory of the state of one rank under each layout: what the process grew by when the trainer was built.
 
-    memory.py OUT CONFIG WORDS ...: each WORDS a layout such as `parallel.ep=2+train.mode=graph`.
+    memory.py OUT CONFIG WORDS ...: each WORDS a layout such as `parallel.ep=2+parallel.zero=1`.
 """
 
 import gc

@@ -14,11 +14,10 @@ CONFIG = load_config(Path(__file__).resolve().parents[3] / "configs" / "equiv.ya
 
 
 def test_words_become_a_run():
-    layout = parse_layout("tp2,pp2,interleaved,chunks2,graph", CONFIG)
+    layout = parse_layout("tp2,pp2,interleaved,chunks2", CONFIG)
     assert layout.world == 4
     assert (layout.config.parallel.tp, layout.config.parallel.chunks) == (2, 2)
-    assert layout.config.train.mode == "graph" and layout.baseline.train.mode == "pynative"
-    assert layout.baseline.parallel.tp == 1
+    assert layout.baseline.parallel.tp == 1 and layout.baseline.train.mode == "pynative"
 
 
 def test_layers_of_pieces_and_of_recomputation():

@@ -25,7 +25,7 @@ CASES = [
     ("dp3,zero3,full", 2, ["train.micro_batch_size=3", "train.global_batch_size=6"]),  # parts of unequal size
     ("cp2,ulysses,ep2,full", 1, []),
     ("tp2,cp2,ring", 3, []),
-    ("tp2,dp2,ep2,capacity,graph", 1, []),
+    ("tp2,dp2,ep2,capacity", 1, []),
     ("dp4,ep4,two_hop,node_size2", 1, []),
     ("tp2,ep2,etp1", 0, ["moe.num_shared_experts=1", "moe.balance.aux_coef=0"]),
     ("tp2,cp2,ring", 0, ["moe.balance.seq_aux_coef=0.01"]),
