@@ -87,7 +87,6 @@ class CausalLM(nn.Cell):
         parallel: layout of the run.
         piece: which layers, by default all.
         seed: seed of the initial weights.
-        graph: whether the caller compiles it.
     """
 
     def __init__(
@@ -100,7 +99,6 @@ class CausalLM(nn.Cell):
         parallel: ParallelConfig | None = None,
         piece: Piece | None = None,
         seed: int = 0,
-        graph: bool = False,
     ):
         super().__init__(auto_prefix=False)
         groups = groups or Groups(Mesh(), 0, "cpu")
@@ -144,14 +142,8 @@ class CausalLM(nn.Cell):
             self.units.append(unit((prefix,)))
         self.head: Any = unit(("model.norm.", "lm_head.")) if piece.last else None
         self.tied = tied
-        self.again = _redone(parallel, len(piece.layers))
-        self.redo, self.graph = parallel.recompute, graph
-        self.replays: list[Recomputed] = []
-        for index in range(self.again):
-            if graph:
-                (self.layers[index] if self.redo == "full" else self.layers[index].ffn).recompute()
-            else:
-                self.replays.append(self.replayed(index))
+        self.recomputes = parallel.recompute
+        self.recomputed = [self.recomputed_layer(index) for index in range(_recomputed_layers(parallel, piece))]
 
     @property
     def entries(self) -> list[Entry]:
@@ -168,33 +160,26 @@ class CausalLM(nn.Cell):
         """
         collected: tuple[RouterStats | tuple[()], ...] = ()
         for index in range(len(self.layers)):
-            if not self.graph and index < self.again:
-                x, stats = self.redone(index, x, segment_ids, features)
+            layer, unit = self.layers[index], self.units[index]
+            if index >= len(self.recomputed):
+                x, stats = layer(x, segment_ids, *unit.whole(unit.params), *features)
+            elif self.recomputes == "full":
+                x, stats = self.recomputed[index](x, segment_ids, *unit.params, *features)
             else:
-                unit = self.units[index]
-                x, stats = self.layers[index](x, segment_ids, *unit.whole(unit.params), *features)
+                weights = (*unit.whole(unit.params), *features)
+                x, stats = self.recomputed[index](layer.attend(x, segment_ids, *weights), *weights)
             collected = (*collected, stats)
         return x, stack_layers(collected) if self.is_moe else ()
 
-    def redone(
-        self, index: int, x: Tensor, segment_ids: Tensor, features: tuple[Tensor, ...]
-    ) -> tuple[Tensor, RouterStats | tuple[()]]:
-        """A layer that keeps its input (or that of its FFN half) and is computed again in the backward pass."""
-        layer, unit = self.layers[index], self.units[index]
-        if self.redo == "full":
-            return self.replays[index](x, segment_ids, *unit.params, *features)
-        weights = (*unit.whole(unit.params), *features)
-        return self.replays[index](layer.attend(x, segment_ids, *weights), *weights)
-
-    def replayed(self, index: int) -> Recomputed:
-        """What `redone` calls for a layer."""
+    def recomputed_layer(self, index: int) -> Recomputed:
+        """A layer, or its FFN half, that is computed again in its backward pass; of a layer the gathers are too."""
         layer, unit = self.layers[index], self.units[index]
 
-        def block(x: Tensor, segment_ids: Tensor, *given: Tensor) -> Any:
+        def gathered(x: Tensor, segment_ids: Tensor, *given: Tensor) -> Any:
             held = len(unit.params)
             return layer(x, segment_ids, *unit.whole(given[:held]), *given[held:])
 
-        return Recomputed(block if self.redo == "full" else layer.ffn)
+        return Recomputed(gathered if self.recomputes == "full" else layer.ffn)
 
     def hidden(self, input_ids: Tensor, segment_ids: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
         """input_ids (B, S) -> hidden states (B, S/tp, D) before the final norm, and stacked statistics."""
@@ -329,8 +314,9 @@ class _Placer:
         )
 
 
-def _redone(parallel: ParallelConfig, layers: int) -> int:
-    """How many of a piece's layers are computed again, from the first on."""
+def _recomputed_layers(parallel: ParallelConfig, piece: Piece) -> int:
+    """How many of a piece's layers, from the first on, compute something again."""
     if parallel.recompute == "none":
         return 0
-    return layers if parallel.recompute_layers == "all" else min(parallel.recompute_layers, layers)
+    count = len(piece.layers)
+    return count if parallel.recompute_layers == "all" else min(count, parallel.recompute_layers)

@@ -12,7 +12,7 @@ class TrainConfig(Section):
 
     `precision`: `fp32`, or `bf16` (GEMM operands in bf16 with fp32 accumulation; fp32 weights, norms, router
     scores, softmax and loss). `mode`: `graph` compiles the step of a process alone, `pynative` runs it op by op;
-    several ranks always run op by op.
+    several ranks, and steps that recompute, always run op by op.
     `kernels`: `auto` takes the C++ pack on a CPU with a compiler, else plain MindSpore ops (`reference`). `ascend`
     takes the Ascend C kernels that kernels/build_ascend.sh installs; they have not run on a card yet.
     """

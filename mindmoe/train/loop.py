@@ -21,7 +21,7 @@ from mindmoe.train.guard import EXIT_ORPHANED, EXIT_OVERTAKEN, StopRequest
 from mindmoe.train.online import Online
 from mindmoe.train.peak import Peak
 from mindmoe.train.persist import Saver
-from mindmoe.train.setup import Trainer
+from mindmoe.train.setup import Trainer, compiles
 from mindmoe.train.step import StepResult
 
 log = logging.getLogger(__name__)
@@ -98,12 +98,11 @@ class Loop:
 
     def how(self) -> str:
         """How steps are run, in words."""
-        world = self.trainer.place.world
-        if self.config.mode == "graph" and world > 1:
-            return (
-                f"training op by op: {world} ranks do, whatever train.mode; graph compiles the step of a process alone"
-            )
-        return "compiling the step, then training" if self.config.mode == "graph" else "training op by op"
+        if compiles(self.trainer.config, self.trainer.mesh.world):
+            return "compiling the step, then training"
+        if self.config.mode == "graph":
+            return "training op by op: train.mode=graph compiles the step of one process alone, without recomputation"
+        return "training op by op"
 
     def close(self) -> None:
         """Ends what runs beside training."""

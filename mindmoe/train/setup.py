@@ -119,8 +119,8 @@ def build_groups(config: RunConfig, mesh: Mesh, rank: int, stand_in: bool = Fals
 
 
 def compiles(config: RunConfig, world: int) -> bool:
-    """Whether a step is compiled whole; only that of a process alone may be."""
-    return config.train.mode == "graph" and world == 1
+    """Whether a step is compiled whole: that of a process alone which keeps what its backward pass needs."""
+    return config.train.mode == "graph" and world == 1 and config.parallel.recompute == "none"
 
 
 def build_model(config: RunConfig, kernels: OpSet, groups: Groups, piece: Piece) -> CausalLM:
@@ -133,7 +133,6 @@ def build_model(config: RunConfig, kernels: OpSet, groups: Groups, piece: Piece)
         parallel=config.parallel,
         piece=piece,
         seed=config.seed,
-        graph=compiles(config, groups.mesh.world),
     )
 
 
