@@ -206,8 +206,3 @@ def _again(ops: Sequence[Op]) -> Op:
     """Operations that are computed again in the backward pass."""
     forward = [call for op in ops for call in op.forward]
     return Op(forward, forward + [call for op in reversed(ops) for call in op.backward])
-
-
-def step_calls(config: RunConfig, mesh: Mesh, rank: int) -> list[Call]:
-    """The calls of a rank in one step, in order; see StepProgram."""
-    return StepProgram(config, mesh, rank).calls()

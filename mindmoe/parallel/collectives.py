@@ -109,18 +109,6 @@ class AllReduce(_Verb):
         return (dout,)
 
 
-class Copy(_Verb):
-    """x -> x on every rank; the parts of its gradient are summed (`f` of arXiv 1909.08053)."""
-
-    def construct(self, x: Tensor) -> Tensor:
-        """x as it is."""
-        return x
-
-    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
-        """The sum of the gradients."""
-        return (self.reduce(dout),)
-
-
 class AllGather(_Verb):
     """x -> (P, ...) x of every rank."""
 
@@ -234,11 +222,6 @@ def _identity(x: Tensor) -> Tensor:
 def build_all_reduce(group: Group) -> Verb:
     """Returns all_reduce(x) -> sum of x over the group; its gradient passes through."""
     return _identity if group.size == 1 else AllReduce(group)
-
-
-def build_copy(group: Group) -> Verb:
-    """Returns copy(x) -> x; its gradient is summed over the group."""
-    return _identity if group.size == 1 else Copy(group)
 
 
 def build_all_gather(group: Group, dim: int) -> Verb:

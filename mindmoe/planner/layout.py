@@ -5,8 +5,8 @@ Field names are the names of the config keys: `parallel.<field>`, except `micro_
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,11 +80,6 @@ class Layout:
         if self.tp > 1:
             parts.append(f"etp{self.etp}")
         return " ".join(parts) or "1 card"
-
-    def config_items(self) -> dict[str, Any]:
-        """Config keys and values, in the order of the fields."""
-        fields = asdict(self)
-        return {("train." if key == "micro_batch_size" else "parallel.") + key: value for key, value in fields.items()}
 
 
 CONFIG_RECOMPUTE: Mapping[Recompute, str] = {"none": "none", "ffn": "selective", "full": "full"}

@@ -22,7 +22,6 @@ from mindmoe.parallel.collectives import (
     AllToAll,
     AllToAllV,
     Broadcast,
-    Copy,
     ReduceScatter,
     exchanged_counts,
     host_sum,
@@ -51,8 +50,6 @@ def expected(verb: str, given: list[np.ndarray], index: int) -> np.ndarray:
     """What a verb makes of everybody's contributions, for the rank in place `index`."""
     if verb == "all_reduce":
         return sum(given)
-    if verb == "copy":
-        return given[index]
     if verb == "all_gather":
         return np.stack(given)
     if verb == "reduce_scatter":
@@ -68,8 +65,6 @@ def gradient(verb: str, upstream: list[np.ndarray], index: int) -> np.ndarray:
     """The gradient of the sum over ranks of <upstream, verb(x)>; that of an all-reduced sum passes as it is."""
     if verb == "all_reduce":
         return upstream[index]
-    if verb == "copy":
-        return sum(upstream)
     if verb == "all_gather":
         return sum(upstream)[index]
     if verb == "reduce_scatter":
@@ -88,7 +83,6 @@ def verbs(group: Group) -> dict[str, Callable[[Tensor], Tensor]]:
 
     return {
         "all_reduce": AllReduce(group),
-        "copy": Copy(group),
         "all_gather": AllGather(group),
         "reduce_scatter": ReduceScatter(group),
         "all_to_all": AllToAll(group),
