@@ -138,25 +138,6 @@ def param_specs(model: ModelConfig, moe: MoeConfig | None) -> dict[str, ParamSpe
     return {spec.name: spec for spec in specs}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ParamCount:
-    """Parameters of a model. `active`: used by one token, LM head counted, input embedding not."""
-
-    total: int
-    active: int
-
-
-def count_params(model: ModelConfig, moe: MoeConfig | None) -> ParamCount:
-    """Trainable parameters, counted from the table."""
-    specs = [spec for spec in param_specs(model, moe).values() if spec.trainable]
-    total = sum(spec.size for spec in specs)
-    idle = 0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size
-    if moe is not None:
-        per_expert = sum(spec.size for spec in specs if spec.axes[0] == "expert") // moe.num_experts
-        idle += per_expert * (moe.num_experts - moe.num_experts_per_tok)
-    return ParamCount(total=total, active=total - idle)
-
-
 def layer_flops(model: ModelConfig, moe: MoeConfig | None, seq_length: int, layer: int) -> tuple[float, float]:
     """Forward FLOPs of one token in the attention half and in the FFN half of a layer [FLOP].
 

@@ -3,8 +3,9 @@
 import pytest
 
 from mindmoe.errors import UserError
+from mindmoe.load import load_config
 from mindmoe.model.config import ModelConfig
-from mindmoe.model.shapes import count_params, flops_per_token
+from mindmoe.model.shapes import flops_per_token, param_specs
 from mindmoe.moe.config import MoeConfig
 from mindmoe.planner.architecture import from_config, reference
 
@@ -76,9 +77,33 @@ def test_parameters_are_the_published_ones(name, total, active):
     ],
 )
 def test_a_run_is_counted_as_its_table_of_parameters(model, moe):
-    architecture, count = from_config("run", model, moe), count_params(model, moe)
-    assert (architecture.total_params, architecture.active_params) == (count.total, count.active)
+    """Active are those that one token uses: the LM head is counted, the input embedding is not."""
+    architecture, specs = from_config("run", model, moe), param_specs(model, moe).values()
+    total = sum(spec.size for spec in specs)
+    idle = 0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size
+    if moe is not None:
+        experts = sum(spec.size for spec in specs if spec.axes[0] == "expert")
+        idle += experts * (moe.num_experts - moe.num_experts_per_tok) // moe.num_experts
+    assert (architecture.total_params, architecture.active_params) == (total, total - idle)
     assert architecture.flops_per_token(1024) == pytest.approx(flops_per_token(model, moe, 1024), rel=1e-12)
+
+
+def test_a_run_is_counted_as_by_hand():
+    moe = MoeConfig(num_experts=6, num_experts_per_tok=2)
+    architecture = from_config("run", SMALL.model_copy(update={"num_hidden_layers": 2}), moe)
+    attention = (64 * 64 + 64) + 2 * (64 * 32 + 32) + (64 * 64 + 64) + 4
+    expert = 64 * 192 + 192 + 96 * 64 + 64
+    layer = 2 * 64 + attention + (6 * 64 + 6) + 6 * expert
+    assert architecture.total_params == 2 * 512 * 64 + 64 + 2 * layer
+    assert architecture.active_params == architecture.total_params - 512 * 64 - 2 * 4 * expert
+
+
+@pytest.mark.parametrize("preset", ["gpt-oss-120b", "gpt-oss-20b"])
+def test_presets_have_the_published_parameters(root, preset):
+    run = load_config(root / "configs" / f"{preset}.yaml")
+    published = {"gpt-oss-120b": (116_829_156_672, 5_132_849_472), "gpt-oss-20b": (20_914_757_184, 3_608_307_264)}
+    architecture = from_config(preset, run.model, run.moe)
+    assert (architecture.total_params, architecture.active_params) == published[preset]
 
 
 def test_the_run_and_the_reference_agree_on_gpt_oss():
