@@ -9,25 +9,15 @@
 
 namespace mindmoe {
 
-// Rows in order of expert: expert e owns rows [offsets[e], offsets[e + 1]). Row r is a copy of token order[r] / top_k,
-// or, without an order, of input row r.
+// Rows in order of expert: expert e owns rows [offsets[e], offsets[e + 1]). Row r is a copy of token order[r] / top_k.
 struct Grouping {
   int64_t experts, top_k;
   const int32_t *offsets;  // (experts + 1)
-  const int32_t *order;    // slot (token * top_k + choice) of each row, or null
+  const int32_t *order;    // slot (token * top_k + choice) of each row
 
   int64_t rows() const { return offsets[experts]; }
-  int64_t token(int64_t row) const { return order != nullptr ? order[row] / top_k : row; }
+  int64_t token(int64_t row) const { return order[row] / top_k; }
 };
-
-// offsets (experts + 1) of rows already in order of expert.
-inline std::vector<int32_t> offsets_of_counts(const Tensor &counts, int64_t rows) {
-  std::vector<int32_t> offsets(counts.size() + 1, 0);
-  for (int64_t expert = 0; expert < counts.size(); ++expert)
-    offsets[expert + 1] = offsets[expert] + std::max(0, counts.i32()[expert]);
-  if (offsets.back() > rows) throw std::invalid_argument("the counts add up to more rows than there are");
-  return offsets;
-}
 
 // A piece of one expert's rows: the unit of work. Pieces depend on the counts only.
 struct Piece {

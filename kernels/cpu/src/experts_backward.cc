@@ -27,7 +27,6 @@ struct WeightGradients {
 template <class T>
 class Backward {
  public:
-  // gates and dgates (slots) may be null: every gate is one then.
   Backward(const ExpertWeights &w, const Grouping &grouping, const float *gates, const T *hidden, Scratch &scratch)
       : rows(grouping, w, scratch), w_(w), grouping_(grouping), gates_(gates), hidden_(hidden) {}
 
@@ -51,7 +50,7 @@ class Backward {
   const Rows<T> rows;
 
  private:
-  float gate(int64_t row) const { return gates_ != nullptr ? gates_[grouping_.order[row]] : 1.0f; }
+  float gate(int64_t row) const { return gates_[grouping_.order[row]]; }
 
   void piece(const Piece &piece, const T *x, const T *dout, float *dgates) const {
     Scratch scratch;
@@ -69,8 +68,7 @@ class Backward {
     const float *down_bias = w_.down_bias + piece.expert * width;
     for (int64_t row = 0; row < count; ++row) {
       float dgate = through_swiglu(piece.begin + row, dactivated + row * inner);
-      if (dgates != nullptr)
-        dgates[grouping_.order[piece.begin + row]] = dgate + dot_row(dout_rows + row * width, down_bias, width);
+      dgates[grouping_.order[piece.begin + row]] = dgate + dot_row(dout_rows + row * width, down_bias, width);
     }
     gemm(kPlain, kTransposed, count, width, 2 * inner, 1.0f, rows.dhidden + piece.begin * 2 * inner, 2 * inner,
          w_.gate_up_of(piece.expert), 2 * inner, 0.0f, dinput, width);
@@ -143,29 +141,6 @@ MINDMOE_OP(experts_backward) {
     backward.run(tensor_as<T>(t[1], scratch), tensor_as<T>(t[0], scratch), dgates, to);
     with_type(t[10].is_half(), [&](auto storage) {
       sum_slots(backward.rows.dinput, nullptr, rank, slots / top_k, top_k, w.width, data_as<decltype(storage)>(t[10]));
-    });
-  });
-}
-
-// in: drows (R, D), rows, counts, gate_up, gate_up_bias, down, down_bias, hidden, [as forward]
-// out: dinput rows (R, D), dgate_up, dgate_up_bias, ddown, ddown_bias
-MINDMOE_OP(grouped_experts_backward) {
-  const double *set = t[8].f64();
-  ExpertWeights w(t[3], t[4], t[5], t[6], set[1], set[2]);
-  std::vector<int32_t> offsets = offsets_of_counts(t[2], t[1].dim(0));
-  Grouping grouping{t[2].dim(0), 1, offsets.data(), nullptr};
-  WeightGradients to{t[10].f32(), t[11].f32(), t[12].f32(), t[13].f32()};
-  with_type(set[0] != 0, [&](auto tag) {
-    using T = decltype(tag);
-    Scratch scratch;
-    Backward<T> backward(w, grouping, nullptr, data_as<T>(t[7]), scratch);
-    backward.run(tensor_as<T>(t[1], scratch), tensor_as<T>(t[0], scratch), nullptr, to);
-    with_type(t[9].is_half(), [&](auto storage) {
-      auto *to_rows = data_as<decltype(storage)>(t[9]);
-      parallel_blocks(grouping.rows(), 128, [&](int64_t begin, int64_t end) {
-        copy_row(to_rows + begin * w.width, backward.rows.dinput + begin * w.width, (end - begin) * w.width);
-      });
-      std::fill(to_rows + grouping.rows() * w.width, to_rows + t[9].size(), decltype(storage){});
     });
   });
 }

@@ -74,21 +74,3 @@ MINDMOE_OP(experts_forward) {
     });
   });
 }
-
-// in: rows (R, D) in order of expert, counts (E), gate_up, gate_up_bias, down, down_bias, [half, alpha, limit]
-// out: rows (R, D), zero past the sum of counts, hidden (R, 2 I)
-MINDMOE_OP(grouped_experts_forward) {
-  const double *set = t[6].f64();
-  ExpertWeights w(t[2], t[3], t[4], t[5], set[1], set[2]);
-  std::vector<int32_t> offsets = offsets_of_counts(t[1], t[0].dim(0));
-  Grouping grouping{t[1].dim(0), 1, offsets.data(), nullptr};
-  with_type(set[0] != 0, [&](auto tag) {
-    using T = decltype(tag);
-    with_type(t[7].is_half(), [&](auto storage) {
-      auto *out = data_as<decltype(storage)>(t[7]);
-      Scratch scratch;
-      forward_all(w, grouping, tensor_as<T>(t[0], scratch), data_as<T>(t[8]), out);
-      std::fill(out + grouping.rows() * w.width, out + t[7].size(), decltype(storage){});
-    });
-  });
-}

@@ -136,8 +136,6 @@ OP(attention_forward)
 OP(attention_backward)
 OP(experts_forward)
 OP(experts_backward)
-OP(grouped_experts_forward)
-OP(grouped_experts_backward)
 OP(permute_forward)
 OP(permute_backward)
 OP(combine_forward)
@@ -198,12 +196,8 @@ static void mixture(bool half, int64_t tokens, int64_t experts, int64_t width, i
         {empty({tokens, width}), empty({tokens, k}), slopes[0], slopes[1], slopes[2], slopes[3]});
   auto rows = empty({tokens * k, width}), counts = integers({experts}), rank = integers({tokens, k});
   CHECK(permute_forward, {x, ids, settings({double(experts)})}, {rows, counts, rank});
-  auto out = empty(rows->shape_);
-  CHECK(grouped_experts_forward, {rows, counts, weights[0], weights[1], weights[2], weights[3], set}, {out, hidden});
-  CHECK(grouped_experts_backward, {out, rows, counts, weights[0], weights[1], weights[2], weights[3], hidden, set},
-        {empty(rows->shape_), slopes[0], slopes[1], slopes[2], slopes[3]});
-  CHECK(combine_forward, {out, gates, rank}, {empty({tokens, width})});
-  CHECK(combine_backward, {y, out, gates, rank}, {empty(rows->shape_), empty({tokens, k})});
+  CHECK(combine_forward, {rows, gates, rank}, {empty({tokens, width})});
+  CHECK(combine_backward, {y, rows, gates, rank}, {empty(rows->shape_), empty({tokens, k})});
   CHECK(permute_backward, {rows, rank}, {empty({tokens, width})});
 }
 

@@ -1,7 +1,7 @@
 """Experts of a mixture, whole or in the parts that expert-parallel dispatchers need.
 
-Whole: `Experts`. In parts: `Permute` sorts tokens by expert, `GroupedExperts` sends sorted rows through their experts,
-`Combine` sums each token's rows; `Combine(GroupedExperts(Permute(x)))` equals `Experts`.
+Whole: `Experts`. In parts: `Permute` sorts tokens by expert, `Experts` takes the rows with one expert each, `Combine`
+sums each token's rows.
 """
 
 from mindspore import Tensor, float32, int32, nn
@@ -94,61 +94,6 @@ class _Experts(nn.Cell):
     ) -> Outputs:
         dx, dgates, dw1, db1, dw2, db2 = self.backward(dout[0], x, ids, gates, w1, b1, w2, b2, out[1], self.settings)
         return dx, no_gradient(ids), dgates, dw1, db1, dw2, db2
-
-
-class GroupedExperts(nn.Cell):
-    """Rows already in order of expert through their experts; arguments as `Experts`."""
-
-    def __init__(
-        self,
-        precision: Precision = "fp32",
-        alpha: float = 1.702,
-        limit: float = 7.0,
-        out: Precision = "fp32",
-        pack: Pack | None = None,
-    ):
-        super().__init__()
-        self.inner = _GroupedExperts(precision, alpha, limit, out, pack or load())
-
-    def construct(
-        self,
-        rows: Tensor,
-        counts: Tensor,
-        gate_up_proj: Tensor,
-        gate_up_proj_bias: Tensor,
-        down_proj: Tensor,
-        down_proj_bias: Tensor,
-    ) -> Tensor:
-        """Rows (R, D) out of rows (R, D) and counts (E) int32; rows past the sum of counts give zero."""
-        return self.inner(rows, counts, gate_up_proj, gate_up_proj_bias, down_proj, down_proj_bias)[0]
-
-
-class _GroupedExperts(nn.Cell):
-    """Also returns the inputs of the SwiGLU (R, 2I)."""
-
-    def __init__(self, precision: Precision, alpha: float, limit: float, out: Precision, pack: Pack):
-        super().__init__()
-        self.settings = settings(precision == "bf16", alpha, limit)
-        self.forward = pack.op(
-            "grouped_experts_forward",
-            lambda x, counts, w1, *_: (x, (x[0], w1[2])),
-            lambda *_: (STORAGE[out], STORAGE[precision]),
-            (out, precision),
-        )
-        self.backward = pack.op(
-            "grouped_experts_backward",
-            lambda dy, x, counts, *weights: (x, *weights[:4]),
-            lambda dy, x, counts, *weights: (x, *weights[:4]),
-        )
-
-    def construct(self, rows: Tensor, counts: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Outputs:
-        return self.forward(rows, counts, w1, b1, w2, b2, self.settings)
-
-    def bprop(
-        self, rows: Tensor, counts: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, out: Outputs, dout: Outputs
-    ) -> Outputs:
-        drows, dw1, db1, dw2, db2 = self.backward(dout[0], rows, counts, w1, b1, w2, b2, out[1], self.settings)
-        return drows, no_gradient(counts), dw1, db1, dw2, db2
 
 
 class Permute(nn.Cell):

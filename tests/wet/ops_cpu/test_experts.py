@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mindmoe.ops.cpu.experts import Combine, Experts, GroupedExperts, Permute
+from mindmoe.ops.cpu.experts import Combine, Experts, Permute
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
 ALPHA, LIMIT = 1.702, 7.0
@@ -89,13 +89,16 @@ def test_dropped_slots_and_idle_experts_give_nothing(case, rng):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_parts_equal_the_whole(case, rng, precision):
+    """As dispatchers do: each row goes to one expert with a gate of 1, and the gates come in at the end."""
     values = inputs(rng, 90, 3, 7, 20, 9, 1.0)
     values[1][::4, 1] = 7
-    permute, experts, combine = Permute(7, case.pack), GroupedExperts(precision, pack=case.pack), Combine(case.pack)
+    permute, experts, combine = Permute(7, case.pack), Experts(precision, pack=case.pack), Combine(case.pack)
+    number = case_tensor(np.sort(values[1].reshape(-1, 1), 0))  # 7 in the rows past the counts
+    ones = case_tensor(np.ones(number.shape))
 
     def parts(x, ids, gates, *weights):
         rows, counts, rank = permute(x, ids)
-        return combine(experts(rows, counts, *weights), gates, rank)
+        return combine(experts(rows, number, ones, *weights), gates, rank)
 
     case.check(parts, oracle, values, WRT, TOLERANCE[precision])
 
@@ -120,17 +123,3 @@ def case_tensor(array):
     import mindspore as ms
 
     return ms.Tensor(array.astype(np.float32 if array.dtype.kind == "f" else np.int32))
-
-
-def test_rows_past_the_counts_are_padding(case, rng):
-    _, _, _, *weights = inputs(rng, 1, 1, 3, 10, 6, 1.0)
-    rows, counts = rng.standard_normal((20, 10)), np.array([4, 0, 9])
-    (y,), (drows, *_) = case.run(GroupedExperts(pack=case.pack), [rows, counts, *weights], [np.ones((20, 10))], (0, 2))
-    assert y[:13].all() and not y[13:].any() and drows[:13].any() and not drows[13:].any()
-
-
-def test_more_counts_than_rows_are_refused(case, rng):
-    _, _, _, *weights = inputs(rng, 1, 1, 2, 4, 3, 1.0)
-    with pytest.raises(RuntimeError, match="grouped_experts_forward"):
-        case.run(GroupedExperts(pack=case.pack), [rng.standard_normal((3, 4)), np.array([2, 2]), *weights],
-                 [np.ones((3, 4))], (0,))  # fmt: skip
