@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mindspore import Tensor, float32, nn, ops
+from mindspore import Tensor, float32, nn
 
 from mindmoe.ops.cpu.pack import Pack, load, settings
 
@@ -18,18 +18,6 @@ class SquareSum(nn.Cell):
     def construct(self, tensors: tuple[Tensor, ...]) -> Tensor:
         """() fp32 of a tuple of fp32 tensors."""
         return self.forward(*tensors).reshape(())
-
-
-class GlobalNorm(nn.Cell):
-    """The Euclidean norm of a list of tensors as one vector."""
-
-    def __init__(self, pack: Pack | None = None):
-        super().__init__()
-        self.square_sum = SquareSum(pack)
-
-    def construct(self, tensors: tuple[Tensor, ...]) -> Tensor:
-        """() fp32 of a tuple of fp32 tensors."""
-        return ops.sqrt(self.square_sum(tensors))
 
 
 class AdamW(nn.Cell):

@@ -21,7 +21,7 @@ mode) and in PyNative alike. A decoder layer and its loss from the pack:
 
     total, nll = loss(norm(x, w.norm), w.head, labels, mask / mask.sum())
     adamw = AdamW(decay=[p.ndim > 1 for p in params])
-    norm = GlobalNorm()(gradients)
+    norm = ops.sqrt(SquareSum()(gradients))
     adamw(params, first, second, gradients, lr, ops.minimum(1.0 / norm, 1.0), step)
 """
 
