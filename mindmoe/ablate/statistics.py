@@ -191,9 +191,3 @@ def compute_equivalent_gain(differences: Sequence[float] | np.ndarray, fit: Scal
     two, one = (float(stats.t.ppf(level, freedom)) * error for level in (0.975, 0.95))
     low, middle, high, bound = (float(np.expm1(mean + shift + off)) for off in (-two, 0.0, two, -one))
     return Gain(mean=middle, low=low, high=high, lower_bound=bound)
-
-
-def type_one_error(looks: Sequence[Look], draws: int, seed: int = 0) -> float:
-    """Share of A/A comparisons that a plan of looks calls better, by simulation of normal differences."""
-    differences = np.random.default_rng(seed).standard_normal((draws, max(look.seeds for look in looks)))
-    return float((rejects_at(differences, looks) >= 0).mean())

@@ -59,11 +59,6 @@ def _log1p(x: Tensor) -> Tensor:
     return 2.0 * y * series
 
 
-def log_gradient_norm(logits: Tensor, labels: Tensor) -> Tensor:
-    """ln ||p - y|| (T) of logits (T, V) and labels (T), without gradient."""
-    return log_norm_of(others_of(ops.stop_gradient(logits).astype(ms.float32), labels.reshape(-1)).expand_dims(0))
-
-
 class GradientTap(nn.Cell):
     """x as it is; in the backward pass the norm of each token's gradient is summed by the rows of the tables.
 

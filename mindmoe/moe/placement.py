@@ -217,41 +217,18 @@ def expert_axis(name: str, shape: tuple[int, ...], num_experts: int) -> int | No
 
 
 def renumbered(name: str, value: np.ndarray, orders: Sequence[np.ndarray]) -> np.ndarray:
-    """A tensor of a checkpoint after the experts of each layer were renumbered; see `reorder_experts`."""
+    """A tensor of a checkpoint after the experts of each layer were renumbered; the model computes the same function.
+
+    Router rows, biases, weights and their optimizer moments move together.
+
+    Args:
+        name: holds `layers.N.mlp.experts.` or `layers.N.mlp.router.` where there is something to move.
+        value: the whole parameter, or a moment of it.
+        orders: of each layer, see `permutation`.
+    """
     axis = expert_axis(name, value.shape, len(orders[0]))
     if axis is None:
         return value
     order = orders[int(name.split(".layers.")[1].split(".")[0])]
     head = value.shape[axis] - len(order)  # what a control vector holds before its experts
     return np.take(value, np.concatenate([np.arange(head), head + order]), axis)
-
-
-def reorder_experts(tensors: dict[str, np.ndarray], orders: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """A checkpoint whose experts are renumbered in every layer; the model computes the same function.
-
-    Router rows, biases, weights and their optimizer moments move together.
-
-    Args:
-        tensors: by name, whole parameters; names hold `layers.N.mlp.experts.` or `layers.N.mlp.router.`.
-        orders: of each layer, see `permutation`.
-    """
-    return {name: renumbered(name, value, orders) for name, value in tensors.items()}
-
-
-def bisection_qubo_terms(
-    loads: np.ndarray, together: np.ndarray, balance: float = 1.0, size: float = 1.0
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Placement on two halves as a quadratic in bits x, x_e = 1 on the second half: (Q upper, q, constant).
-
-    cut + balance * P * (load difference / total load)^2 + size * P * (count difference / E)^2, P all pairs together.
-    For small E only: the number of bits is E.
-    """
-    num = len(loads)
-    pairs = float(np.triu(together, 1).sum()) or 1.0
-    weight = np.asarray(loads, np.float64) / max(float(np.sum(loads)), 1e-30)
-    # z = 1 - 2x; squares of sums of z give z_e z_f couplings, and z_e z_f = 1 - 2 x_e - 2 x_f + 4 x_e x_f.
-    coupling = -0.5 * together + 2.0 * pairs * (balance * np.outer(weight, weight) + size / num**2)
-    coupling = np.triu(coupling, 1)
-    diagonal = pairs * (balance * (weight**2).sum() + size / num)
-    constant = 0.5 * np.triu(together, 1).sum() + diagonal + coupling.sum()
-    return 4.0 * coupling, -2.0 * (coupling.sum(0) + coupling.sum(1)), float(constant)

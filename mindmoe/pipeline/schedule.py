@@ -13,7 +13,6 @@ from typing import Literal
 
 Kind = Literal["F", "B", "W"]
 ScheduleName = Literal["gpipe", "1f1b", "interleaved", "zb_h1"]
-SCHEDULES: tuple[ScheduleName, ...] = ("gpipe", "1f1b", "interleaved", "zb_h1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,12 +209,6 @@ class Timeline:
 
 Durations = Sequence[Sequence[dict[Kind, float]]]
 """Time of an action: `durations[stage][chunk][kind]`."""
-
-
-def uniform_durations(stages: int, chunks: int, forward: float, backward: float, weight: float = 0.0) -> Durations:
-    """The same times on every stage; a stage's whole work is `chunks` times these."""
-    times: dict[Kind, float] = {"F": forward, "B": backward, "W": weight}
-    return [[times] * chunks for _ in range(stages)]
 
 
 def simulate(schedule: Schedule, durations: Durations) -> Timeline:

@@ -14,13 +14,17 @@ from mindmoe.pipeline.schedule import (
     receive_before,
     simulate,
     stage_steps,
-    uniform_durations,
 )
 
 SIZES = [("gpipe", p, m, 1) for p in (1, 2, 3, 4, 8) for m in (1, 2, 5, 16)]
 SIZES += [("1f1b", p, m, 1) for p in (1, 2, 3, 4, 8, 16) for m in (1, 2, 3, 7, 16, 33)]
 SIZES += [("zb_h1", p, m, 1) for p in (1, 2, 3, 4, 8, 16) for m in (1, 2, 3, 7, 16, 33)]
 SIZES += [("interleaved", p, p * g, v) for p in (1, 2, 3, 4, 8) for g in (1, 2, 3, 5) for v in (1, 2, 3, 4)]
+
+
+def uniform_durations(stages, chunks, forward, backward, weight=0.0):
+    """The same times on every stage; a stage's whole work is `chunks` times these."""
+    return [[{"F": forward, "B": backward, "W": weight}] * chunks for _ in range(stages)]
 
 
 @pytest.mark.parametrize(("name", "stages", "microbatches", "chunks"), SIZES)

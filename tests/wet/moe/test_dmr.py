@@ -11,7 +11,6 @@ from mindmoe.moe.difficulty import (
     bigram_rows,
     build_regression,
     build_table_rows,
-    log_gradient_norm,
     log_norm_of,
     moments,
     others_of,
@@ -179,6 +178,11 @@ def test_slots_beyond_the_bound_are_the_least_wanted():
     assert (got[got < E] == ids[got < E]).all()
     few = np.where(np.arange(6) < 2, ids, E).astype(np.int32)
     np.testing.assert_array_equal(build_slot_limit(moe, 0.1)(Tensor(margins), Tensor(few)).asnumpy(), few)
+
+
+def log_gradient_norm(logits, labels):
+    """ln ||p - y|| (T) of logits (T, V) that are all on one rank."""
+    return log_norm_of(others_of(logits, labels).expand_dims(0))
 
 
 def test_log_gradient_norm_equals_the_gradient_of_the_loss():
