@@ -6,8 +6,8 @@ from typing import Literal, get_args
 import mindspore as ms
 from mindspore import Tensor, ops
 
-from mindmoe.ops.expert_ffn import build_block_layout
-from mindmoe.ops.permute import FromSlots, ToSlots
+from mindmoe.ops.reference.expert_ffn import build_block_layout
+from mindmoe.ops.slots import FromSlots, ToSlots
 
 Score = Literal["softmax_after_topk", "softmax", "sigmoid"]
 SCORES: tuple[Score, ...] = get_args(Score)

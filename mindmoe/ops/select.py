@@ -10,18 +10,18 @@ from mindspore import Tensor, float32
 from mindmoe.errors import UserError
 from mindmoe.model.config import ModelConfig
 from mindmoe.moe.config import MoeConfig
-from mindmoe.ops.adamw import build_adamw, square_sum
-from mindmoe.ops.attention import build_attention, build_cached_attention
-from mindmoe.ops.cross_entropy import CrossEntropyPart, build_cross_entropy
-from mindmoe.ops.embedding import embedding
-from mindmoe.ops.expert_ffn import build_expert_ffn
-from mindmoe.ops.fork import Fork
-from mindmoe.ops.linear import build_linear
 from mindmoe.ops.precision import keep
-from mindmoe.ops.rms_norm import build_rms_norm
+from mindmoe.ops.reference.attention import build_attention, build_cached_attention
+from mindmoe.ops.reference.cross_entropy import CrossEntropyPart, build_cross_entropy
+from mindmoe.ops.reference.embedding import embedding
+from mindmoe.ops.reference.expert_ffn import build_expert_ffn
+from mindmoe.ops.reference.fork import Fork
+from mindmoe.ops.reference.linear import build_linear
+from mindmoe.ops.reference.optimizer import build_adamw, square_sum
+from mindmoe.ops.reference.rms_norm import build_rms_norm
+from mindmoe.ops.reference.swiglu import build_swiglu
 from mindmoe.ops.rope import rope_tables
 from mindmoe.ops.routing import build_combine, build_permute
-from mindmoe.ops.swiglu import build_swiglu
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from mindmoe.ops import routing
 from mindmoe.ops.ascend import routing as ascend_routing
 from mindmoe.ops.ascend.pack import Pack, load
 from mindmoe.ops.ascend.swiglu import Swiglu
+from mindmoe.ops.reference.swiglu import build_swiglu as reference_swiglu
+from mindmoe.ops.reference.swiglu import clamped_swiglu
 from mindmoe.ops.routing import Score
-from mindmoe.ops.swiglu import build_swiglu as reference_swiglu
-from mindmoe.ops.swiglu import clamped_swiglu
 
 Sibling = Literal["reference", "cpu", "ascend"]
 

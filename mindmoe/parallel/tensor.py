@@ -70,7 +70,7 @@ class VocabCrossEntropy(nn.Cell):
 
     Args:
         group: the ranks.
-        part: the op of one part (mindmoe.ops.cross_entropy.CrossEntropyPart).
+        part: the op of one part (mindmoe.ops.reference.cross_entropy.CrossEntropyPart).
     """
 
     def __init__(self, group: Group, part: Any):

@@ -11,8 +11,8 @@ from mindspore import Tensor, nn, ops
 from mindmoe.moe.config import MoeConfig
 from mindmoe.moe.dispatch.rows import Weights, pack_tokens, unpack_tokens
 from mindmoe.moe.dispatch.sizes import capacity_rows, chunk_tokens
-from mindmoe.ops.permute import ToSlots
 from mindmoe.ops.select import OpSet
+from mindmoe.ops.slots import ToSlots
 from mindmoe.parallel.collectives import (
     AllToAll,
     AllToAllV,

@@ -79,7 +79,7 @@ def document_starts(segment_ids: Tensor) -> Tensor:
 def build_attention(
     pack: Pack, *, cos: np.ndarray, sin: np.ndarray, head_dim: int, window: int, documents: bool, precision: str
 ) -> Callable[..., Tensor]:
-    """Returns attention(q, k, v, sinks, segment_ids); `mindmoe.ops.attention.build_attention` documents it."""
+    """Returns attention(q, k, v, sinks, segment_ids), as mindmoe/ops/reference/attention.py documents it."""
     half, dtype = head_dim // 2, ms.bfloat16 if precision == "bf16" else float32
     cos_t, sin_t = Tensor(cos[None, None]), Tensor(sin[None, None])
     op = Attention(pack, head_dim**-0.5, window)

@@ -78,7 +78,7 @@ class _Late(nn.Cell):
 
 
 class CrossEntropyPart:
-    """As `mindmoe.ops.cross_entropy.CrossEntropyPart`, without the logits of all tokens in memory.
+    """As `mindmoe.ops.reference.cross_entropy.CrossEntropyPart`, without the logits of all tokens in memory.
 
     Args:
         precision: of the products' operands.

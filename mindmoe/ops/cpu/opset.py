@@ -19,9 +19,9 @@ from mindmoe.ops.cpu.pack import STORAGE, load
 from mindmoe.ops.cpu.progress import Arrive, build_wait
 from mindmoe.ops.cpu.rms_norm import RmsNorm
 from mindmoe.ops.cpu.router import StaticRouter
+from mindmoe.ops.reference.swiglu import clamped_swiglu
 from mindmoe.ops.rope import rope_tables
 from mindmoe.ops.select import OpSet, OpShape
-from mindmoe.ops.swiglu import clamped_swiglu
 from mindmoe.ops.zeros import zeros_like
 
 

@@ -6,7 +6,7 @@ import pytest
 from mindspore import Tensor
 
 from mindmoe.model.config import ModelConfig, YarnConfig
-from mindmoe.ops.attention import build_attention
+from mindmoe.ops.reference.attention import build_attention
 from mindmoe.ops.rope import rope_tables
 
 B, S, H, KV, HD = 2, 11, 4, 2, 6

@@ -4,7 +4,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from mindmoe.ops.cross_entropy import build_cross_entropy
+from mindmoe.ops.reference.cross_entropy import build_cross_entropy
 
 
 def test_sum_and_gradients():

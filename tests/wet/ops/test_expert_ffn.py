@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from mindmoe.ops.expert_ffn import block_rows, build_block_layout, build_expert_ffn
+from mindmoe.ops.reference.expert_ffn import block_rows, build_block_layout, build_expert_ffn
 
 ALPHA, LIMIT = 1.702, 7.0
 

@@ -21,7 +21,7 @@ from mindmoe.ops.ascend import roofline, timing
 from mindmoe.ops.ascend.attention import build_attention
 from mindmoe.ops.ascend.pack import InstalledPack, load
 from mindmoe.ops.ascend.routing import CapacityLimit, Permute
-from mindmoe.ops.attention import build_attention as reference_attention
+from mindmoe.ops.reference.attention import build_attention as reference_attention
 from mindmoe.ops.select import OpShape, select_ops
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "kernels"))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from mindmoe.ops import cross_entropy as reference
 from mindmoe.ops.cpu.cross_entropy import CrossEntropy, CrossEntropyPart
+from mindmoe.ops.reference import cross_entropy as reference
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2}
 

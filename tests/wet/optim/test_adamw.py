@@ -3,7 +3,7 @@
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from mindmoe.ops.adamw import build_adamw, square_sum
+from mindmoe.ops.reference.optimizer import build_adamw, square_sum
 from mindmoe.optim.optimizer import clip_scale
 
 

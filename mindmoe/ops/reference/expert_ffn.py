@@ -9,9 +9,9 @@ from collections.abc import Callable
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from mindmoe.ops.permute import FromSlots, ToSlots
 from mindmoe.ops.precision import ROUND
-from mindmoe.ops.swiglu import clamped_swiglu
+from mindmoe.ops.reference.swiglu import clamped_swiglu
+from mindmoe.ops.slots import FromSlots, ToSlots
 from mindmoe.ops.zeros import zeros_like
 
 
