@@ -17,7 +17,7 @@ vendor="$install/vendors/mindmoe"
 export ASCEND_CUSTOM_OPP_PATH="$vendor${ASCEND_CUSTOM_OPP_PATH:+:$ASCEND_CUSTOM_OPP_PATH}"
 
 cd "$here/.."
-MINDMOE_TEST_DEVICE=Ascend "$python" -m pytest -q tests/wet/ops/test_siblings.py -k "card or reference"
+MINDMOE_TEST_DEVICE=Ascend "$python" -m pytest -q tests/wet/ops/test_contract.py -k "card or reference"
 if command -v msprof > /dev/null; then
     msprof --output="$here/../build/ascend/profile" --application="$python -m mindmoe.ops.ascend.timing"
 else

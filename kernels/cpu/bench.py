@@ -130,8 +130,8 @@ def cases(size: dict[str, int], half: bool) -> dict[str, tuple[list[np.ndarray],
     result |= {
         "route_forward": (
             [real(tokens, experts), real(experts), constants(0, 1, 1, 1, 1), gates.copy(), ids.copy()], 0),
-        "experts_forward": ([x, ids, gates, *weights, set_, real(tokens, width), hidden], expert),
-        "experts_backward": ([x, x, ids, gates, *weights, hidden, set_, real(tokens, width), real(tokens, TOP_K),
+        "experts_forward": ([x, gates, ids, *weights, set_, real(tokens, width), hidden], expert),
+        "experts_backward": ([x, x, gates, ids, *weights, hidden, set_, real(tokens, width), real(tokens, TOP_K),
                               *(np.empty_like(a) for a in weights)], 2 * expert),
         "cross_entropy_forward": ([x, table_w, labels, mask, one, real(1), real(tokens)], head),
         "cross_entropy_with_gradient": ([x, table_w, labels, mask, one, real(1), real(tokens), real(tokens, width),

@@ -11,7 +11,8 @@ from mindmoe.interop.source import FolderSource, Source
 from mindmoe.model.config import ModelConfig
 from mindmoe.model.decoder import CausalLM
 from mindmoe.moe.config import MoeConfig
-from mindmoe.ops.select import OpShape, reference_ops
+from mindmoe.ops.contract import OpShape
+from mindmoe.ops.select import reference_ops
 
 
 def assign(net: CausalLM, source: Source) -> None:

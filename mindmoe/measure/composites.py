@@ -16,10 +16,10 @@ from mindmoe.measure.steps import MODEL
 from mindmoe.model.config import ModelConfig
 from mindmoe.moe.dispatch.all_to_all import RowExchange
 from mindmoe.moe.dispatch.rows import pack_tokens, unpack_tokens
+from mindmoe.ops.contract import OpShape
 from mindmoe.ops.cpu.cross_entropy import CrossEntropyPart
-from mindmoe.ops.cpu.opset import cpu_ops
 from mindmoe.ops.cpu.pack import Precision
-from mindmoe.ops.select import OpShape
+from mindmoe.ops.select import cpu_ops
 from mindmoe.parallel.collectives import build_all_gather, build_reduce_scatter
 from mindmoe.parallel.groups import Group
 from mindmoe.parallel.tensor import VocabCrossEntropy, build_gather_sequence, build_row_linear

@@ -64,7 +64,7 @@ def matrix_cases(precision: Precision) -> Iterator[Case]:
     for tokens, k, dim, ffn, count in _EXPERTS:
         ids = np.argsort(_RNG.random((tokens, count)), 1)[:, :k].astype(np.int32)
         x, dy = real(tokens, dim, dtype=kept), real(tokens, dim)
-        args = (Tensor(ids), real(tokens, k), real(count, dim, 2 * ffn), real(count, 2 * ffn), real(count, ffn, dim))
+        args = (real(tokens, k), Tensor(ids), real(count, dim, 2 * ffn), real(count, 2 * ffn), real(count, ffn, dim))
         bias, hidden = real(count, dim), real(tokens * k, 2 * ffn, dtype=kept)
         counts = host.experts(tokens * k, dim, ffn, count, width)
         yield "experts", "forward", counts[0], partial(mixture.forward, x, *args, bias, mixture.settings)

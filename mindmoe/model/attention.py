@@ -3,7 +3,7 @@
 from mindspore import Tensor, nn
 
 from mindmoe.model.config import ModelConfig
-from mindmoe.ops.select import OpSet
+from mindmoe.ops.contract import OpSet
 from mindmoe.parallel.context import build_context_attention
 from mindmoe.parallel.groups import Groups
 from mindmoe.parallel.tensor import build_gather_sequence, build_row_linear

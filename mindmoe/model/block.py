@@ -13,7 +13,7 @@ from mindmoe.model.config import ModelConfig
 from mindmoe.model.ffn import DenseFFN
 from mindmoe.moe.config import MoeConfig
 from mindmoe.moe.layer import MoeLayer, RouterStats
-from mindmoe.ops.select import OpSet
+from mindmoe.ops.contract import OpSet
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.groups import Groups
 from mindmoe.parallel.weights import Slots

@@ -20,7 +20,7 @@ from mindmoe.moe.difficulty import (
     uniform_draw,
 )
 from mindmoe.moe.layer import RouterStats
-from mindmoe.ops.select import OpSet
+from mindmoe.ops.contract import OpSet
 from mindmoe.ops.zeros import zeros_like
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.groups import Groups

@@ -2,7 +2,7 @@
 
 from mindspore import Tensor, nn
 
-from mindmoe.ops.select import OpSet
+from mindmoe.ops.contract import OpSet
 from mindmoe.parallel.groups import Groups
 from mindmoe.parallel.tensor import build_gather_sequence, build_row_linear
 from mindmoe.parallel.weights import Slots

@@ -13,7 +13,7 @@ from mindmoe.moe.dispatch.build import build_dispatcher
 from mindmoe.moe.dispatch.capacity import build_capacity_limit
 from mindmoe.moe.dispatch.slots import build_slot_limit
 from mindmoe.moe.router.build import build_router
-from mindmoe.ops.select import OpSet
+from mindmoe.ops.contract import OpSet
 from mindmoe.ops.zeros import zeros_like
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.groups import Groups

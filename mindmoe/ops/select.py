@@ -2,97 +2,19 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
-
-from mindspore import Tensor, float32
+from dataclasses import fields
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
 
 from mindmoe.errors import UserError
-from mindmoe.model.config import ModelConfig
-from mindmoe.moe.config import MoeConfig
-from mindmoe.ops.precision import keep
-from mindmoe.ops.reference.attention import build_attention, build_cached_attention
-from mindmoe.ops.reference.cross_entropy import CrossEntropyPart, build_cross_entropy
-from mindmoe.ops.reference.embedding import embedding
-from mindmoe.ops.reference.expert_ffn import build_expert_ffn
-from mindmoe.ops.reference.fork import Fork
-from mindmoe.ops.reference.linear import build_linear
-from mindmoe.ops.reference.optimizer import build_adamw, square_sum
-from mindmoe.ops.reference.rms_norm import build_rms_norm
-from mindmoe.ops.reference.swiglu import build_swiglu
-from mindmoe.ops.rope import rope_tables
-from mindmoe.ops.routing import build_combine, build_permute
+from mindmoe.ops.ascend import pack as ascend_pack
+from mindmoe.ops.contract import OpSet, OpShape
+from mindmoe.ops.cpu import pack as cpu_pack
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OpSet:
-    """The ops of one model, already bound to its constants. The reference builders document each call.
-
-    Attributes:
-        name: which siblings these are.
-        shape: what they are bound to.
-        linear: x, w, b -> activations, in the precision of the policy.
-        linear_out: x, w, b, residual -> fp32, for what joins the residual stream and for logits.
-        attention: maps a window to an attention function, as windows differ between layers.
-        cached_attention: the same for generation, with the keys and values of earlier tokens in a cache.
-        cache_dtype: of that cache.
-        fork: maps a number of readers to x -> (x, ..., x), which sums their gradients.
-        router: the static router in one; None in a dense model, and where the layer composes it of plain ops.
-        expert_ffn: None in a dense model.
-        permute: maps a number E of targets to x (T, D), ids (T, K) -> rows (T*K, D) in order of id, zeros after them,
-            counts (E) int32, and the row (T, K) int32 of each assignment, -1 where its id is none of 0..E-1.
-        combine: rows (R, D), gates (T, K), slot (T, K) -> (T, D), the sums of gates * rows[slot]; -1 adds nothing.
-        cross_entropy_part: what a part of the vocabulary contributes, in two halves.
-        adamw: builds the update of a list of parameters.
-        arrive: x -> x, marks in a graph what `wait` on the host waits for.
-        wait: returns once `arrive` has run, or when waiting is no use; reading the value is what waits for certain.
-    """
-
-    name: str
-    shape: "OpShape"
-    embedding: Callable[..., Tensor]
-    linear: Callable[..., Tensor]
-    linear_out: Callable[..., Tensor]
-    rms_norm: Callable[..., Tensor]
-    attention: Callable[[int], Callable[..., Tensor]]
-    cached_attention: Callable[[int], Callable[..., Tensor]]
-    cache_dtype: Any
-    swiglu: Callable[[Tensor], Tensor]
-    fork: Callable[[int], Callable[[Tensor], tuple[Tensor, ...]]]
-    router: Callable[..., Any] | None
-    expert_ffn: Callable[..., Tensor] | None
-    permute: Callable[[int], Callable[..., tuple[Tensor, Tensor, Tensor]]]
-    combine: Callable[..., Tensor]
-    cross_entropy: Callable[..., Tensor]
-    cross_entropy_part: Any
-    adamw: Callable[..., Callable[..., Tensor]]
-    square_sum: Callable[..., Tensor]
-    arrive: Callable[[Tensor], Tensor]
-    wait: Callable[[], object]
-
-
-Precision = Literal["fp32", "bf16"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OpShape:
-    """What ops are bound to.
-
-    Attributes:
-        model: sizes.
-        moe: routing, None for a dense model.
-        seq_length: of the batches [tokens].
-        precision: `fp32` or `bf16` operands.
-        documents: whether attention stays inside documents.
-    """
-
-    model: ModelConfig
-    moe: MoeConfig | None
-    seq_length: int
-    precision: Precision = "fp32"
-    documents: bool = False
+OPS = frozenset(field.name for field in fields(OpSet)) - {"name", "shape"}
 
 
 def select_ops(shape: OpShape, *, device: str, kernels: str, threads: int) -> OpSet:
@@ -111,13 +33,9 @@ def select_ops(shape: OpShape, *, device: str, kernels: str, threads: int) -> Op
     if kernels == "cpu" and device != "cpu":
         raise UserError(f"train.kernels=cpu does not run on train.device={device}", "set train.kernels=auto")
     if kernels == "ascend":
-        from mindmoe.ops.ascend.opset import ascend_ops
-
-        return _logged(ascend_ops(shape), "asked for")
+        return _logged(ascend_ops(shape, ascend_pack.load()), "asked for")
     if kernels == "reference" or device != "cpu":
         return _logged(reference_ops(shape), "asked for" if kernels == "reference" else f"device {device}")
-    from mindmoe.ops.cpu.opset import cpu_ops
-
     try:
         return _logged(cpu_ops(shape, threads), "C++ pack")
     except UserError as error:
@@ -133,57 +51,40 @@ def _logged(chosen: OpSet, why: str) -> OpSet:
 
 
 def reference_ops(shape: OpShape) -> OpSet:
-    """Plain MindSpore ops: they run on every backend and are the oracle of every other sibling."""
-    model, moe, precision = shape.model, shape.moe, shape.precision
-    cos, sin = rope_tables(model, shape.seq_length)
+    """Plain MindSpore ops."""
+    return _assembled("reference", f"reference, {shape.precision} operands", shape)
 
-    def attention(window: int) -> Callable[..., Tensor]:
-        return build_attention(
-            cos=cos, sin=sin, head_dim=model.head_dim, window=window, documents=shape.documents, precision=precision
-        )
 
-    def cached_attention(window: int) -> Callable[..., Tensor]:
-        return build_cached_attention(cos=cos, sin=sin, head_dim=model.head_dim, window=window, precision=precision)
+def cpu_ops(shape: OpShape, threads: int) -> OpSet:
+    """The C++ pack.
 
-    expert_ffn: Any = None
-    if moe is not None:
-        expert_ffn = build_expert_ffn(alpha=model.swiglu_alpha, limit=model.swiglu_limit, precision=precision)
+    Raises:
+        UserError: it cannot be built here.
+    """
+    pack = cpu_pack.load()
+    pack.set_threads(threads)
+    name = f"cpu pack ({pack.isa}, {pack.gemm} GEMM, {threads} threads), {shape.precision} operands"
+    return _assembled("cpu", name, shape, pack)
 
-    def permute(targets: int) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-        inner = build_permute(targets)
 
-        def permuted(x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            rows, slot, counts = inner(x, ids)
-            return rows, counts, slot
+def ascend_ops(shape: OpShape, pack: ascend_pack.Pack) -> OpSet:
+    """The Ascend C kernels, and the reference for the rest until MindSpore's fused ops can be tried on a card."""
+    own = ", ".join(sorted(builders("ascend")))
+    return _assembled("ascend", f"Ascend C for {own}, {shape.precision} operands", shape, pack)
 
-        return permuted
 
-    summed = build_combine()
+def _assembled(sibling: str, name: str, shape: OpShape, *pack: Any) -> OpSet:
+    own = {op: build(shape, *pack) for op, build in builders(sibling).items()}
+    rest = {op: build(shape) for op, build in builders("reference").items() if op not in own}
+    return OpSet(name=name, shape=shape, **own, **rest)
 
-    def combine(rows: Tensor, gates: Tensor, slot: Tensor) -> Tensor:
-        return summed(rows, slot, gates, None)
 
-    linear = build_linear(precision)
-    return OpSet(
-        name=f"reference, {precision} operands",
-        shape=shape,
-        embedding=embedding,
-        linear=linear,
-        linear_out=linear,
-        rms_norm=build_rms_norm(model.rms_norm_eps),
-        attention=attention,
-        cached_attention=cached_attention,
-        cache_dtype=float32,
-        fork=Fork,
-        router=None,
-        expert_ffn=expert_ffn,
-        permute=permute,
-        combine=combine,
-        swiglu=build_swiglu(model.swiglu_alpha, model.swiglu_limit),
-        cross_entropy=build_cross_entropy(precision),
-        cross_entropy_part=CrossEntropyPart(precision),
-        adamw=build_adamw,
-        square_sum=square_sum,
-        arrive=keep,
-        wait=lambda: None,
-    )
+def builders(sibling: str) -> dict[str, Callable[..., Any]]:
+    """The functions `build_<op>` in the files of a sibling, by op."""
+    package, found = import_module(f"mindmoe.ops.{sibling}"), {}
+    for file in iter_modules(package.__path__, f"{package.__name__}."):
+        for name, value in vars(import_module(file.name)).items():
+            op = name.removeprefix("build_")
+            if op != name and op in OPS and value.__module__ == file.name:  # not what the file imports
+                found[op] = value
+    return found

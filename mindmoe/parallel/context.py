@@ -12,9 +12,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from mindmoe.ops.contract import OpSet
 from mindmoe.ops.precision import ROUND
 from mindmoe.ops.rope import rope_tables
-from mindmoe.ops.select import OpSet
 from mindmoe.ops.zeros import zeros_like
 from mindmoe.parallel.collectives import AllToAll, build_all_gather, primitives, shift
 from mindmoe.parallel.groups import Group

@@ -7,7 +7,7 @@ from mindspore import Tensor
 
 from mindmoe.config import RunConfig
 from mindmoe.model.shapes import flops_per_token, recomputed_flops, utilization
-from mindmoe.ops.select import OpSet
+from mindmoe.ops.contract import OpSet
 from mindmoe.parallel.collectives import host_sum
 from mindmoe.parallel.groups import Group
 from mindmoe.planner.hardware import load_hardware

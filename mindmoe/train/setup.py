@@ -10,7 +10,8 @@ from mindmoe.env import Place, threads_per_rank
 from mindmoe.model.decoder import CausalLM
 from mindmoe.model.shapes import param_specs
 from mindmoe.moe.dispatch.sizes import node_grid
-from mindmoe.ops.select import OpSet, OpShape, select_ops
+from mindmoe.ops.contract import OpSet, OpShape
+from mindmoe.ops.select import select_ops
 from mindmoe.optim.optimizer import Optimizer, build_optimizer
 from mindmoe.optim.owned import Owned, chosen_owner
 from mindmoe.optim.reduction import Reduction

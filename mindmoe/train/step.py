@@ -15,7 +15,7 @@ from mindspore import Parameter, Tensor, ops
 from mindmoe.data.loader import Batch
 from mindmoe.moe.balance import updated_selection_bias
 from mindmoe.moe.config import MoeConfig
-from mindmoe.ops.select import OpSet
+from mindmoe.ops.contract import OpSet
 from mindmoe.optim.optimizer import Optimizer, clip_scale
 from mindmoe.optim.owned import Owned
 from mindmoe.optim.reduction import Reduction

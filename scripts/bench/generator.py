@@ -31,7 +31,8 @@ def ours(folder: Path, threads: int, length: int, precision: str) -> Generate:
     from mindmoe.interop.source import FolderSource
     from mindmoe.model.decoder import CausalLM
     from mindmoe.model.generation import Generation
-    from mindmoe.ops.select import OpShape, select_ops
+    from mindmoe.ops.contract import OpShape
+    from mindmoe.ops.select import select_ops
 
     ms.set_device("CPU")
     model, moe = read_config(folder)

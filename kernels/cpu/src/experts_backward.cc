@@ -121,23 +121,23 @@ class Backward {
 }  // namespace
 }  // namespace mindmoe
 
-// in: dy (T, D), x, ids, gates, gate_up, gate_up_bias, down, down_bias, hidden, [as forward]
+// in: dy (T, D), x, gates, ids, gate_up, gate_up_bias, down, down_bias, hidden, [as forward]
 // out: dx, dgates (zero at dropped slots), dgate_up, dgate_up_bias, ddown, ddown_bias
 MINDMOE_OP(experts_backward) {
   const double *set = t[9].f64();
   ExpertWeights w(t[4], t[5], t[6], t[7], set[1], set[2]);
-  int64_t experts = t[4].dim(0), top_k = t[2].dim(-1), slots = t[2].size();
+  int64_t experts = t[4].dim(0), top_k = t[3].dim(-1), slots = t[3].size();
   Scratch scratch;
   int32_t *offsets = scratch.take<int32_t>(experts + 1), *order = scratch.take<int32_t>(slots);
   int32_t *rank = scratch.take<int32_t>(slots);
-  group_slots(t[2].i32(), slots, experts, offsets, order, rank);
+  group_slots(t[3].i32(), slots, experts, offsets, order, rank);
   Grouping grouping{experts, top_k, offsets, order};
   float *dgates = t[11].f32();
   for (int64_t slot = 0; slot < slots; ++slot) dgates[slot] = 0.0f;
   WeightGradients to{t[12].f32(), t[13].f32(), t[14].f32(), t[15].f32()};
   with_type(set[0] != 0, [&](auto tag) {
     using T = decltype(tag);
-    Backward<T> backward(w, grouping, t[3].f32(), data_as<T>(t[8]), scratch);
+    Backward<T> backward(w, grouping, t[2].f32(), data_as<T>(t[8]), scratch);
     backward.run(tensor_as<T>(t[1], scratch), tensor_as<T>(t[0], scratch), dgates, to);
     with_type(t[10].is_half(), [&](auto storage) {
       sum_slots(backward.rows.dinput, nullptr, rank, slots / top_k, top_k, w.width, data_as<decltype(storage)>(t[10]));

@@ -54,23 +54,23 @@ void forward_all(const ExpertWeights &w, const Grouping &grouping, const T *x, T
 }  // namespace
 }  // namespace mindmoe
 
-// in: x (T, D), ids (T, K), gates (T, K), gate_up, gate_up_bias, down, down_bias, [half, alpha, limit]
+// in: x (T, D), gates (T, K), ids (T, K), gate_up, gate_up_bias, down, down_bias, [half, alpha, limit]
 // out: y (T, D), hidden (T K, 2 I)
 MINDMOE_OP(experts_forward) {
   const double *set = t[7].f64();
   ExpertWeights w(t[3], t[4], t[5], t[6], set[1], set[2]);
-  int64_t experts = t[3].dim(0), top_k = t[1].dim(-1), slots = t[1].size();
+  int64_t experts = t[3].dim(0), top_k = t[2].dim(-1), slots = t[2].size();
   Scratch scratch;
   int32_t *offsets = scratch.take<int32_t>(experts + 1), *order = scratch.take<int32_t>(slots);
   int32_t *rank = scratch.take<int32_t>(slots);
-  group_slots(t[1].i32(), slots, experts, offsets, order, rank);
+  group_slots(t[2].i32(), slots, experts, offsets, order, rank);
   Grouping grouping{experts, top_k, offsets, order};
   with_type(set[0] != 0, [&](auto tag) {
     using T = decltype(tag);
     T *rows = scratch.take<T>(slots * w.width);
     forward_all(w, grouping, tensor_as<T>(t[0], scratch), data_as<T>(t[9]), rows);
     with_type(t[8].is_half(), [&](auto storage) {
-      sum_slots(rows, t[2].f32(), rank, slots / top_k, top_k, w.width, data_as<decltype(storage)>(t[8]));
+      sum_slots(rows, t[1].f32(), rank, slots / top_k, top_k, w.width, data_as<decltype(storage)>(t[8]));
     });
   });
 }

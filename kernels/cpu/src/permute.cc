@@ -41,20 +41,20 @@ void spread(const float *dy, const T *rows, const float *gates, const int32_t *r
 }  // namespace mindmoe
 
 // in: x (T, D), ids (T, K), [experts]
-// out: rows (T K, D), zero past the kept ones, counts (E), rank (T, K)
+// out: rows (T K, D), zero past the kept ones, slot (T, K), counts (E)
 MINDMOE_OP(permute_forward) {
-  int64_t experts = t[4].size(), slots = t[1].size(), width = t[0].dim(-1);
+  int64_t experts = t[5].size(), slots = t[1].size(), width = t[0].dim(-1);
   Scratch scratch;
   int32_t *offsets = scratch.take<int32_t>(experts + 1), *order = scratch.take<int32_t>(slots);
-  group_slots(t[1].i32(), slots, experts, offsets, order, t[5].i32());
-  for (int64_t expert = 0; expert < experts; ++expert) t[4].i32()[expert] = offsets[expert + 1] - offsets[expert];
+  group_slots(t[1].i32(), slots, experts, offsets, order, t[4].i32());
+  for (int64_t expert = 0; expert < experts; ++expert) t[5].i32()[expert] = offsets[expert + 1] - offsets[expert];
   with_type(t[0].is_half(), [&](auto tag) {
     using T = decltype(tag);
     gather(data_as<T>(t[0]), order, offsets[experts], slots, t[1].dim(-1), width, data_as<T>(t[3]));
   });
 }
 
-// in: drows (T K, D), rank (T, K); out: dx (T, D)
+// in: drows (T K, D), slot (T, K); out: dx (T, D)
 MINDMOE_OP(permute_backward) {
   int64_t top_k = t[1].dim(-1);
   with_type(t[0].is_half(), [&](auto tag) {
@@ -63,19 +63,19 @@ MINDMOE_OP(permute_backward) {
   });
 }
 
-// in: rows (R, D), gates (T, K), rank (T, K); out: y (T, D) = sum over slots of gate * row
+// in: rows (R, D), slot (T, K), gates (T, K); out: y (T, D) = sum over choices of gate * row
 MINDMOE_OP(combine_forward) {
   with_type(t[0].is_half(), [&](auto tag) {
-    sum_slots(data_as<decltype(tag)>(t[0]), t[1].f32(), t[2].i32(), t[2].rows(), t[2].dim(-1), t[0].dim(-1),
+    sum_slots(data_as<decltype(tag)>(t[0]), t[2].f32(), t[1].i32(), t[1].rows(), t[1].dim(-1), t[0].dim(-1),
               t[3].f32());
   });
 }
 
-// in: dy (T, D), rows, gates, rank; out: drows (R, D), dgates (T, K)
+// in: dy (T, D), rows, slot, gates; out: drows (R, D), dgates (T, K)
 MINDMOE_OP(combine_backward) {
   with_type(t[1].is_half(), [&](auto tag) {
     using T = decltype(tag);
-    spread(t[0].f32(), data_as<T>(t[1]), t[2].f32(), t[3].i32(), t[3].size(), t[3].dim(-1), t[1].dim(-1), t[1].dim(0),
+    spread(t[0].f32(), data_as<T>(t[1]), t[3].f32(), t[2].i32(), t[2].size(), t[2].dim(-1), t[1].dim(-1), t[1].dim(0),
            data_as<T>(t[4]), t[5].f32());
   });
 }

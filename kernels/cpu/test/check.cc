@@ -191,14 +191,14 @@ static void mixture(bool half, int64_t tokens, int64_t experts, int64_t width, i
   auto set = settings({double(half), 1.702, 7});
   auto y = empty({tokens, width}), hidden = empty({tokens * k, 2 * inner}, half);
   std::memset(hidden->as<void>(), 0, hidden->copy().size());  // rows of dropped slots are left as they are
-  CHECK(experts_forward, {x, ids, gates, weights[0], weights[1], weights[2], weights[3], set}, {y, hidden});
-  CHECK(experts_backward, {y, x, ids, gates, weights[0], weights[1], weights[2], weights[3], hidden, set},
+  CHECK(experts_forward, {x, gates, ids, weights[0], weights[1], weights[2], weights[3], set}, {y, hidden});
+  CHECK(experts_backward, {y, x, gates, ids, weights[0], weights[1], weights[2], weights[3], hidden, set},
         {empty({tokens, width}), empty({tokens, k}), slopes[0], slopes[1], slopes[2], slopes[3]});
-  auto rows = empty({tokens * k, width}), counts = integers({experts}), rank = integers({tokens, k});
-  CHECK(permute_forward, {x, ids, settings({double(experts)})}, {rows, counts, rank});
-  CHECK(combine_forward, {rows, gates, rank}, {empty({tokens, width})});
-  CHECK(combine_backward, {y, rows, gates, rank}, {empty(rows->shape_), empty({tokens, k})});
-  CHECK(permute_backward, {rows, rank}, {empty({tokens, width})});
+  auto rows = empty({tokens * k, width}), slot = integers({tokens, k}), counts = integers({experts});
+  CHECK(permute_forward, {x, ids, settings({double(experts)})}, {rows, slot, counts});
+  CHECK(combine_forward, {rows, slot, gates}, {empty({tokens, width})});
+  CHECK(combine_backward, {y, rows, slot, gates}, {empty(rows->shape_), empty({tokens, k})});
+  CHECK(permute_backward, {rows, slot}, {empty({tokens, width})});
 }
 
 // The next tokens of a sequence, with a cache that is full afterwards.

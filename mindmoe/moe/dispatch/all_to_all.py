@@ -11,7 +11,7 @@ from mindspore import Tensor, nn, ops
 from mindmoe.moe.config import MoeConfig
 from mindmoe.moe.dispatch.rows import Weights, pack_tokens, unpack_tokens
 from mindmoe.moe.dispatch.sizes import capacity_rows, chunk_tokens
-from mindmoe.ops.select import OpSet
+from mindmoe.ops.contract import OpSet
 from mindmoe.ops.slots import ToSlots
 from mindmoe.parallel.collectives import (
     AllToAll,
@@ -46,7 +46,6 @@ class PaddedAllToAll(_ExpertTensor):
 
     def __init__(self, kernels: OpSet, moe: MoeConfig, groups: Groups):
         super().__init__(groups)
-        assert kernels.expert_ffn is not None, "ops of a dense model"
         self.expert_ffn, self.combine, self.num_experts = kernels.expert_ffn, kernels.combine, moe.num_experts
         self.ranks = groups["ep"].size
         self.chunk = chunk_tokens(moe, kernels.shape.seq_length)
@@ -71,7 +70,7 @@ class PaddedAllToAll(_ExpertTensor):
         weights, ones = (gate_up, gate_up_bias, down, self.once(bias)), ops.ones((number.shape[0], 1), ms.float32)
         done = self.expert_ffn(rows[:, :-1], ones, number.expand_dims(1), *weights)
         slot = ops.select(slot < source.shape[0], slot, ops.full_like(slot, -1)).reshape(all_ids.shape)
-        return self.scatter(self.combine(self.travel(done, False), all_gates, slot)).reshape(x.shape)
+        return self.scatter(self.combine(self.travel(done, False), slot, all_gates, None)).reshape(x.shape)
 
     def layout(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The slot of each assignment (T*K), M where it is dropped, and the assignment in each slot (M)."""
@@ -126,7 +125,6 @@ class RowExchange:
     """
 
     def __init__(self, kernels: OpSet, num_experts: int, group: Group):
-        assert kernels.expert_ffn is not None, "ops of a dense model"
         self.expert_ffn, self.group = kernels.expert_ffn, group
         self.permute, self.combine = kernels.permute(num_experts), kernels.combine
 
@@ -146,7 +144,7 @@ class RowExchange:
             (T, D).
         """
         local = weights[0].shape[0]
-        rows, counts, slot = self.permute(tokens, ids)
+        rows, slot, counts = self.permute(tokens, ids)
         leaving = counts.asnumpy().reshape(self.group.size, local)
         arriving = exchanged_counts(leaving, self.group)  # (source, local expert)
         sent, received = leaving.sum(1).tolist(), arriving.sum(1).tolist()
@@ -155,7 +153,7 @@ class RowExchange:
         rows = AllToAllV(self.group, sent, received, number.size)(rows)
         ones = ops.ones((number.size, 1), ms.float32)
         done = self.expert_ffn(rows, ones, Tensor(number[:, None].astype(np.int32)), *weights)
-        return self.combine(AllToAllV(self.group, received, sent, rows_of(slot))(done), gates, slot)
+        return self.combine(AllToAllV(self.group, received, sent, rows_of(slot))(done), slot, gates, counts)
 
 
 def rows_of(slot: Tensor) -> int:

@@ -6,7 +6,7 @@ from mindmoe.moe.config import MoeConfig
 from mindmoe.moe.dispatch.all_gather import AllGatherDispatch
 from mindmoe.moe.dispatch.all_to_all import DroplessAllToAll, PaddedAllToAll
 from mindmoe.moe.dispatch.two_hop import TwoHopDispatch
-from mindmoe.ops.select import OpSet
+from mindmoe.ops.contract import OpSet
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.groups import Groups
 
@@ -17,7 +17,6 @@ def build_dispatcher(kernels: OpSet, moe: MoeConfig, groups: Groups, parallel: P
     Its arguments: x (B, S, D); gates (T, K); ids (T, K) int32, num_experts where an assignment was dropped; this rank's
     part of the weights.
     """
-    assert kernels.expert_ffn is not None, "ops of a dense model"
     if groups["ep_etp"].size == 1:
         return kernels.expert_ffn
     match parallel.chosen_dispatcher:

@@ -12,7 +12,7 @@ from mindspore import Tensor, nn, ops
 from mindmoe.moe.dispatch.all_to_all import RowExchange, rows_of
 from mindmoe.moe.dispatch.rows import local_ids, pack_tokens, unpack_tokens
 from mindmoe.moe.dispatch.sizes import node_grid
-from mindmoe.ops.select import OpSet
+from mindmoe.ops.contract import OpSet
 from mindmoe.parallel.collectives import AllToAllV, exchanged_counts
 from mindmoe.parallel.groups import Groups
 
@@ -39,7 +39,7 @@ class TwoHopDispatch(nn.Cell):
         np.put_along_axis(wanted, np.minimum(ids.asnumpy() // self.per_node, nodes), True, axis=1)
         wanted = wanted[:, :nodes]
         node = Tensor(np.where(wanted, np.arange(nodes), nodes).astype(np.int32))
-        rows, _, slot = self.permute(pack_tokens(x, gates, ids), node)
+        rows, slot, counts = self.permute(pack_tokens(x, gates, ids), node)
         leaving = wanted.sum(0).reshape(nodes, 1)
         sent, received = leaving[:, 0].tolist(), exchanged_counts(leaving, self.across)[:, 0].tolist()
         arrived = AllToAllV(self.across, sent, received, max(1, sum(received)))(rows)
@@ -49,4 +49,4 @@ class TwoHopDispatch(nn.Cell):
             here = ops.full_like(here, self.per_node)
         done = self.inside(tokens_here, gates_here, here, (gate_up, gate_up_bias, down, bias))
         back = AllToAllV(self.across, received, sent, rows_of(slot))(done)
-        return self.combine(back, ops.ones(slot.shape, ms.float32), slot).reshape(x.shape)
+        return self.combine(back, slot, ops.ones(slot.shape, ms.float32), counts).reshape(x.shape)

@@ -7,6 +7,8 @@ import numpy as np
 from mindspore import Tensor, float32, nn, ops
 
 from mindmoe.ops.ascend.pack import Pack
+from mindmoe.ops.contract import AttentionOp, OpShape, Precision
+from mindmoe.ops.rope import rope_tables
 
 _NO_SINK = -1e30  # its exponential is exactly 0 beside any score
 
@@ -76,10 +78,15 @@ def document_starts(segment_ids: Tensor) -> Tensor:
     return ops.cummax((first * position).astype(float32), 1)[0].astype(ms.int32)
 
 
-def build_attention(
-    pack: Pack, *, cos: np.ndarray, sin: np.ndarray, head_dim: int, window: int, documents: bool, precision: str
-) -> Callable[..., Tensor]:
-    """Returns attention(q, k, v, sinks, segment_ids), as mindmoe/ops/reference/attention.py documents it."""
+def build_attention(shape: OpShape, pack: Pack) -> Callable[[int], AttentionOp]:
+    """Attention by window; rotation is MindSpore's."""
+    cos, sin = rope_tables(shape.model, shape.seq_length)
+    return lambda window: _attention(pack, cos, sin, shape.model.head_dim, window, shape.documents, shape.precision)
+
+
+def _attention(
+    pack: Pack, cos: np.ndarray, sin: np.ndarray, head_dim: int, window: int, documents: bool, precision: Precision
+) -> AttentionOp:
     half, dtype = head_dim // 2, ms.bfloat16 if precision == "bf16" else float32
     cos_t, sin_t = Tensor(cos[None, None]), Tensor(sin[None, None])
     op = Attention(pack, head_dim**-0.5, window)

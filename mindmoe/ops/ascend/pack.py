@@ -51,7 +51,7 @@ def load() -> InstalledPack:
     """
     target = ms.get_context("device_target")
     if target != "Ascend":
-        raise UserError(f"the Ascend C kernels do not run on {target}", "use the siblings `cpu` or `reference`")
+        raise UserError(f"the Ascend C kernels do not run on {target}", "set train.kernels=auto")
     folders = os.environ.get("ASCEND_CUSTOM_OPP_PATH", "")
     headers = [Path(folder) / "op_api" / "include" / "aclnn_moe_gating.h" for folder in folders.split(":") if folder]
     if not any(header.is_file() for header in headers):

@@ -1,17 +1,26 @@
 """Routing on the Ascend C kernels: choose experts, bound their load, move rows into their order and back."""
 
+from collections.abc import Callable
+
 from mindspore import Tensor, float32, int32, nn, ops
 
 from mindmoe.ops.ascend.pack import Pack
+from mindmoe.ops.contract import CombineOp, OpShape
+from mindmoe.ops.reference import routing
 from mindmoe.ops.routing import SCORES, Score
 
 
 class Route(nn.Cell):
-    """The k experts with the largest score + bias; `mindmoe.ops.routing.build_route` says what it computes.
+    """Gates and numbers of the k experts with the largest score + bias, best first.
 
     Args:
         pack: where the kernels come from.
-        k, score, norm_topk, scale, groups, topk_groups: as there.
+        k: experts per token.
+        score: `softmax_after_topk` weighs by a softmax over the chosen logits, the others by the chosen scores.
+        norm_topk: whether those are divided by their sum.
+        scale: factor of the gates.
+        groups: of equal size and consecutive numbers; only the best `topk_groups` may be chosen from.
+        topk_groups: see groups.
     """
 
     def __init__(
@@ -130,3 +139,18 @@ class Combine(nn.Cell):
         """Gradients of rows and gates."""
         drows, dgates = self.backward(dout, rows, slot, gates, counts, *self.backward_attributes)
         return drows, ops.zeros_like(slot), dgates, ops.zeros_like(counts)
+
+
+def build_permute(shape: OpShape, pack: Pack) -> Callable[[int], Permute]:
+    """A permutation by number of targets."""
+    return lambda targets: Permute(pack, targets)
+
+
+def build_combine(shape: OpShape, pack: Pack) -> CombineOp:
+    """The kernel where rows lie as `Permute` laid them, plain ops elsewhere: its gradient clears rows by the counts."""
+    kernel, plain = Combine(pack), routing.build_combine(shape)
+
+    def combine(rows: Tensor, slot: Tensor, gates: Tensor, counts: Tensor | None) -> Tensor:
+        return plain(rows, slot, gates, None) if counts is None else kernel(rows, slot, gates, counts)
+
+    return combine

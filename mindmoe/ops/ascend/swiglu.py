@@ -3,6 +3,7 @@
 from mindspore import Tensor, nn
 
 from mindmoe.ops.ascend.pack import Pack
+from mindmoe.ops.contract import OpShape
 
 
 class Swiglu(nn.Cell):
@@ -22,3 +23,8 @@ class Swiglu(nn.Cell):
     def bprop(self, h: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
         """Gradient of h, zero where a value was clamped."""
         return (self.backward(dout, h, *self.attributes),)
+
+
+def build_swiglu(shape: OpShape, pack: Pack) -> Swiglu:
+    """With the constants of a model."""
+    return Swiglu(pack, shape.model.swiglu_alpha, shape.model.swiglu_limit)

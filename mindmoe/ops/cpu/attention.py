@@ -1,8 +1,13 @@
 """Attention of the CPU pack: RoPE, grouped queries, sinks, window and packed documents in one op."""
 
-from mindspore import Tensor, float32, nn
+from collections.abc import Callable
 
+from mindspore import Parameter, Tensor, Type, float32, nn
+
+from mindmoe.ops.contract import AttentionOp, CachedAttentionOp, OpShape
 from mindmoe.ops.cpu.pack import STORAGE, Outputs, Pack, Precision, absent, load, no_gradient, settings
+from mindmoe.ops.rope import rope_tables
+from mindmoe.ops.zeros import zeros_like
 
 
 class Attention(nn.Cell):
@@ -140,3 +145,48 @@ class CachedAttention(nn.Cell):
         if sinks is None:
             return self.forward(q, k, v, cos, sin, self.absent, start, keys, values, self.without)
         return self.forward(q, k, v, cos, sin, sinks, start, keys, values, self.with_sinks)
+
+
+def build_attention(shape: OpShape, pack: Pack) -> Callable[[int], AttentionOp]:
+    """Attention by window."""
+    cos, sin = (Tensor(table) for table in rope_tables(shape.model, shape.seq_length))
+
+    def attention(window: int) -> AttentionOp:
+        op = Attention(shape.model.head_dim**-0.5, window, shape.precision, shape.precision, pack)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, segment_ids: Tensor) -> Tensor:
+            # The cell always respects documents; one document a row is how it is told not to.
+            segments = segment_ids if shape.documents else zeros_like(segment_ids)
+            return op(q, k, v, cos, sin, sinks, segments)
+
+        return attend
+
+    return attention
+
+
+def build_cached_attention(shape: OpShape, pack: Pack) -> Callable[[int], CachedAttentionOp]:
+    """Cached attention by window."""
+    cos, sin = (Tensor(table) for table in rope_tables(shape.model, shape.seq_length))
+
+    def attention(window: int) -> CachedAttentionOp:
+        op = CachedAttention(shape.model.head_dim**-0.5, window, shape.precision, shape.precision, pack)
+
+        def attend(
+            q: Tensor,
+            k: Tensor,
+            v: Tensor,
+            sinks: Tensor | None,
+            start: Tensor,
+            keys: Parameter,
+            values: Parameter,
+        ) -> Tensor:
+            return op(q, k, v, cos, sin, sinks, start, keys, values)
+
+        return attend
+
+    return attention
+
+
+def build_cache_dtype(shape: OpShape, pack: Pack) -> Type:
+    """Keys and values are kept as they enter the products."""
+    return STORAGE[shape.precision]

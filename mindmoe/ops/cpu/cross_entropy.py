@@ -2,6 +2,7 @@
 
 from mindspore import Tensor, float32, nn
 
+from mindmoe.ops.contract import CrossEntropyOp, OpShape
 from mindmoe.ops.cpu.pack import Outputs, Pack, Precision, load, no_gradient, settings
 
 
@@ -102,3 +103,18 @@ class CrossEntropyPart:
     def backward(self, dnll: Tensor, lse: Tensor, x: Tensor, w: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of x and w; the logits are computed again."""
         return self.second(dnll, lse, x, w, labels, self.settings)
+
+
+def build_cross_entropy(shape: OpShape, pack: Pack) -> CrossEntropyOp:
+    """The sum alone."""
+    op = CrossEntropy(shape.precision, "forward", pack)
+
+    def cross_entropy(x: Tensor, w: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        return op(x, w, labels, mask)[0]
+
+    return cross_entropy
+
+
+def build_cross_entropy_part(shape: OpShape, pack: Pack) -> CrossEntropyPart:
+    """A part of the vocabulary."""
+    return CrossEntropyPart(shape.precision, pack)

@@ -4,8 +4,11 @@ Whole: `Experts`. In parts: `Permute` sorts tokens by expert, `Experts` takes th
 sums each token's rows.
 """
 
+from collections.abc import Callable
+
 from mindspore import Tensor, float32, int32, nn
 
+from mindmoe.ops.contract import CombineOp, OpShape
 from mindmoe.ops.cpu.pack import STORAGE, Outputs, Pack, Precision, load, no_gradient, settings
 
 
@@ -36,25 +39,15 @@ class Experts(nn.Cell):
     def construct(
         self,
         x: Tensor,
-        ids: Tensor,
         gates: Tensor,
-        gate_up_proj: Tensor,
-        gate_up_proj_bias: Tensor,
-        down_proj: Tensor,
-        down_proj_bias: Tensor,
+        ids: Tensor,
+        gate_up: Tensor,
+        gate_up_bias: Tensor,
+        down: Tensor,
+        down_bias: Tensor,
     ) -> Tensor:
-        """y (T, D).
-
-        Args:
-            x: (T, D).
-            ids: (T, K) int32; any number outside 0..E-1, such as E, is a dropped slot that adds nothing.
-            gates: (T, K).
-            gate_up_proj: (E, D, 2I), gate and up alternating on the last axis.
-            gate_up_proj_bias: (E, 2I).
-            down_proj: (E, I, D).
-            down_proj_bias: (E, D).
-        """
-        return self.inner(x, ids, gates, gate_up_proj, gate_up_proj_bias, down_proj, down_proj_bias)[0]
+        """See the contract; any id outside 0..E-1 is a dropped assignment."""
+        return self.inner(x, gates, ids, gate_up, gate_up_bias, down, down_bias)[0]
 
 
 class _Experts(nn.Cell):
@@ -65,26 +58,26 @@ class _Experts(nn.Cell):
         self.settings = settings(precision == "bf16", alpha, limit)
         self.forward = pack.op(
             "experts_forward",
-            lambda x, ids, g, w1, *_: (x, (ids[0] * ids[1], w1[2])),
+            lambda x, gates, ids, w1, *_: (x, (ids[0] * ids[1], w1[2])),
             lambda *_: (STORAGE[out], STORAGE[precision]),
             (out, precision),
         )
         self.backward = pack.op(
             "experts_backward",
-            lambda dy, x, ids, gates, *weights: (x, gates, *weights[:4]),
-            lambda dy, x, ids, gates, *weights: (x, gates, *weights[:4]),
+            lambda dy, x, gates, ids, *weights: (x, gates, *weights[:4]),
+            lambda dy, x, gates, ids, *weights: (x, gates, *weights[:4]),
         )
 
     def construct(
-        self, x: Tensor, ids: Tensor, gates: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+        self, x: Tensor, gates: Tensor, ids: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
     ) -> Outputs:
-        return self.forward(x, ids, gates, w1, b1, w2, b2, self.settings)
+        return self.forward(x, gates, ids, w1, b1, w2, b2, self.settings)
 
     def bprop(
         self,
         x: Tensor,
-        ids: Tensor,
         gates: Tensor,
+        ids: Tensor,
         w1: Tensor,
         b1: Tensor,
         w2: Tensor,
@@ -92,8 +85,8 @@ class _Experts(nn.Cell):
         out: Outputs,
         dout: Outputs,
     ) -> Outputs:
-        dx, dgates, dw1, db1, dw2, db2 = self.backward(dout[0], x, ids, gates, w1, b1, w2, b2, out[1], self.settings)
-        return dx, no_gradient(ids), dgates, dw1, db1, dw2, db2
+        dx, dgates, dw1, db1, dw2, db2 = self.backward(dout[0], x, gates, ids, w1, b1, w2, b2, out[1], self.settings)
+        return dx, dgates, no_gradient(ids), dw1, db1, dw2, db2
 
 
 class Permute(nn.Cell):
@@ -110,40 +103,57 @@ class Permute(nn.Cell):
         self.settings = settings(num_experts)
         self.forward = pack.op(
             "permute_forward",
-            lambda x, ids, s: ((ids[0] * ids[1], x[1]), (num_experts,), ids),
+            lambda x, ids, s: ((ids[0] * ids[1], x[1]), ids, (num_experts,)),
             lambda x, ids, s: (x, int32, int32),
             num_experts,
         )
-        self.backward = pack.op("permute_backward", lambda drows, rank: (rank[0], drows[1]), lambda drows, rank: drows)
+        self.backward = pack.op("permute_backward", lambda drows, slot: (slot[0], drows[1]), lambda drows, slot: drows)
 
     def construct(self, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows (T*K, D) of x (T, D) and ids (T, K), counts (E) int32, and rank (T, K) int32.
-
-        rank is the row of each slot, -1 for a dropped one (an id outside 0..E-1). Rows past the sum of counts are zero.
-        """
+        """See the contract."""
         return self.forward(x, ids, self.settings)
 
     def bprop(self, x: Tensor, ids: Tensor, out: tuple, dout: tuple) -> tuple[Tensor, Tensor]:
         """Gradient of x: the sum over its rows."""
-        return self.backward(dout[0], out[2]), no_gradient(ids)
+        return self.backward(dout[0], out[1]), no_gradient(ids)
 
 
 class Combine(nn.Cell):
-    """y = sum over k of gates[:, k] * rows[rank[:, k]]."""
+    """The sum over k of gates[:, k] * rows[slot[:, k]]; slot -1 adds nothing."""
 
     def __init__(self, pack: Pack | None = None):
         super().__init__()
         pack = pack or load()
-        self.forward = pack.op("combine_forward", lambda rows, gates, rank: (rank[0], rows[1]), lambda *_: float32)
+        self.forward = pack.op("combine_forward", lambda rows, slot, gates: (slot[0], rows[1]), lambda *_: float32)
         self.backward = pack.op(
-            "combine_backward", lambda dy, rows, gates, rank: (rows, gates), lambda dy, rows, gates, rank: (rows, gates)
+            "combine_backward", lambda dy, rows, slot, gates: (rows, gates), lambda dy, rows, slot, gates: (rows, gates)
         )
 
-    def construct(self, rows: Tensor, gates: Tensor, rank: Tensor) -> Tensor:
-        """y (T, D) of rows (R, D), gates (T, K) and rank (T, K) int32; rank -1 adds nothing."""
-        return self.forward(rows, gates, rank)
+    def construct(self, rows: Tensor, slot: Tensor, gates: Tensor) -> Tensor:
+        """(T, D) of rows (R, D), slot (T, K) int32 and gates (T, K)."""
+        return self.forward(rows, slot, gates)
 
-    def bprop(self, rows: Tensor, gates: Tensor, rank: Tensor, y: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def bprop(self, rows: Tensor, slot: Tensor, gates: Tensor, y: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of rows and gates."""
-        drows, dgates = self.backward(dy, rows, gates, rank)
-        return drows, dgates, no_gradient(rank)
+        drows, dgates = self.backward(dy, rows, slot, gates)
+        return drows, no_gradient(slot), dgates
+
+
+def build_expert_ffn(shape: OpShape, pack: Pack) -> Experts:
+    """The whole of it in one op."""
+    return Experts(shape.precision, shape.model.swiglu_alpha, shape.model.swiglu_limit, "fp32", pack)
+
+
+def build_permute(shape: OpShape, pack: Pack) -> Callable[[int], Permute]:
+    """A permutation by number of targets."""
+    return lambda targets: Permute(targets, pack)
+
+
+def build_combine(shape: OpShape, pack: Pack) -> CombineOp:
+    """It needs no counts."""
+    op = Combine(pack)
+
+    def combine(rows: Tensor, slot: Tensor, gates: Tensor, counts: Tensor | None) -> Tensor:
+        return op(rows, slot, gates)
+
+    return combine

@@ -1,7 +1,10 @@
 """One activation for several readers, by the CPU pack."""
 
+from collections.abc import Callable
+
 from mindspore import Tensor, nn
 
+from mindmoe.ops.contract import OpShape
 from mindmoe.ops.cpu.pack import Pack, load
 
 
@@ -25,3 +28,8 @@ class Fork(nn.Cell):
     def bprop(self, x: Tensor, out: tuple[Tensor, ...], dout: tuple[Tensor, ...]) -> tuple[Tensor]:
         """The sum of the readers' gradients."""
         return (self.sum(*dout),)
+
+
+def build_fork(shape: OpShape, pack: Pack) -> Callable[[int], Fork]:
+    """Fork by number of readers."""
+    return lambda readers: Fork(readers, pack)

@@ -2,6 +2,7 @@
 
 from mindspore import Tensor, nn
 
+from mindmoe.ops.contract import OpShape
 from mindmoe.ops.cpu.pack import STORAGE, Outputs, Pack, Precision, absent, lead, load, settings
 
 
@@ -48,3 +49,13 @@ class _Linear(nn.Cell):
     def bprop(self, x: Tensor, w: Tensor, bias: Tensor, residual: Tensor, y: Tensor, dy: Tensor) -> Outputs:
         dx, dw, dbias = self.backward(dy, x, w, bias, self.settings)
         return dx, dw, dbias, dy if self.has_residual else residual
+
+
+def build_linear(shape: OpShape, pack: Pack) -> Linear:
+    """Activations in the precision of the operands."""
+    return Linear(shape.precision, shape.precision, pack)
+
+
+def build_linear_out(shape: OpShape, pack: Pack) -> Linear:
+    """The result in fp32."""
+    return Linear(shape.precision, "fp32", pack)

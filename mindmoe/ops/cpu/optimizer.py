@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from mindspore import Tensor, float32, nn
 
+from mindmoe.ops.contract import BuildAdamW, OpShape
 from mindmoe.ops.cpu.pack import Pack, load, settings
 
 
@@ -47,21 +48,35 @@ class AdamW(nn.Cell):
         params: tuple[Tensor, ...],
         first: tuple[Tensor, ...],
         second: tuple[Tensor, ...],
-        gradients: tuple[Tensor, ...],
+        grads: tuple[Tensor, ...],
         lr: Tensor,
-        gradient_scale: Tensor,
+        scale: Tensor,
         step: Tensor,
     ) -> Tensor:
         """Updates params and both moments; use the result, or the update is dropped from a graph.
 
         Args:
-            params, first, second, gradients: tuples of equal length and shapes, all fp32.
+            params, first, second, grads: tuples of equal length and shapes, all fp32.
             lr: () fp32.
-            gradient_scale: () fp32, factor of all gradients (the clipping factor).
+            scale: () fp32, factor of all gradients (the clipping factor).
             step: () fp32, number of this update, from 1.
 
         Returns:
             step.
         """
-        done = self.update(*params, *first, *second, *gradients, lr, gradient_scale, step, self.settings)
+        done = self.update(*params, *first, *second, *grads, lr, scale, step, self.settings)
         return done.reshape(())
+
+
+def build_adamw(shape: OpShape, pack: Pack) -> BuildAdamW:
+    """AdamW for lists of parameters."""
+
+    def adamw(decays: Sequence[bool], *, beta1: float, beta2: float, eps: float, weight_decay: float) -> AdamW:
+        return AdamW(decays, beta1, beta2, eps, weight_decay, pack)
+
+    return adamw
+
+
+def build_square_sum(shape: OpShape, pack: Pack) -> SquareSum:
+    """All tensors in one call."""
+    return SquareSum(pack)

@@ -17,7 +17,7 @@ mode) and in PyNative alike. A decoder layer and its loss from the pack:
         x = add(o, w.o, w.o_bias, x)                # + residual
         y = norm(x, w.norm2).reshape(-1, D)
         gates, ids = route(router(y, w.router, w.router_bias), selection_bias)
-        return x + experts(y, ids, gates, w.gate_up, w.gate_up_bias, w.down, w.down_bias).reshape(x.shape)
+        return x + experts(y, gates, ids, w.gate_up, w.gate_up_bias, w.down, w.down_bias).reshape(x.shape)
 
     total, nll = loss(norm(x, w.norm), w.head, labels, mask / mask.sum())
     adamw = AdamW(decay=[p.ndim > 1 for p in params])

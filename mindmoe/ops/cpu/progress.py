@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from mindspore import Tensor, nn
 
+from mindmoe.ops.contract import OpShape
 from mindmoe.ops.cpu.pack import Pack, load
 
 
@@ -23,7 +24,7 @@ class Arrive(nn.Cell):
         return self.forward(x)
 
 
-def build_wait(pack: Pack) -> Callable[[], bool]:
+def build_wait(shape: OpShape, pack: Pack) -> Callable[[], bool]:
     """Returns wait(), whose n-th call sleeps until `Arrive` has run n more times than it had before.
 
     wait() gives up, and returns False, when no op of the pack ends for a quarter of a second: other work takes the
@@ -40,3 +41,8 @@ def build_wait(pack: Pack) -> Callable[[], bool]:
         return bool(library.mindmoe_await(awaited))
 
     return wait
+
+
+def build_arrive(shape: OpShape, pack: Pack) -> Arrive:
+    """Wakes the host."""
+    return Arrive(pack)

@@ -2,6 +2,7 @@
 
 from mindspore import Tensor, nn
 
+from mindmoe.ops.contract import OpShape
 from mindmoe.ops.cpu.pack import STORAGE, Pack, Precision, load, settings
 
 
@@ -28,3 +29,8 @@ class RmsNorm(nn.Cell):
     def bprop(self, x: Tensor, weight: Tensor, y: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of x and weight."""
         return self.backward(dy, x, weight, self.eps)
+
+
+def build_rms_norm(shape: OpShape, pack: Pack) -> RmsNorm:
+    """Activations in the precision of the operands."""
+    return RmsNorm(shape.model.rms_norm_eps, shape.precision, pack)

@@ -4,6 +4,7 @@ import numpy as np
 from mindspore import Tensor, float32, nn
 
 from mindmoe.moe.config import MoeConfig, RouterConfig
+from mindmoe.ops.contract import OpShape
 from mindmoe.ops.cpu.fork import Fork
 from mindmoe.ops.cpu.linear import Linear
 from mindmoe.ops.cpu.pack import Pack, load
@@ -22,7 +23,7 @@ class StaticRouter(nn.Cell):
     def __init__(self, moe: MoeConfig, pack: Pack | None = None):
         super().__init__(auto_prefix=False)
         pack, rule = pack or load(), moe.router
-        assert isinstance(rule, RouterConfig), "see knows()"
+        assert isinstance(rule, RouterConfig), "see build_router"
         self.num_experts = moe.num_experts
         self.no_bias = Tensor(np.zeros(moe.num_experts), float32)
         self.score = Linear("fp32", "fp32", pack)
@@ -38,24 +39,20 @@ class StaticRouter(nn.Cell):
         )
         self.statistics = RouterStatistics(rule.score == "sigmoid", pack)
 
-    @staticmethod
-    def knows(moe: MoeConfig) -> bool:
-        """Whether it has the rule of selection: static, without a temperature; its sums are over all tokens."""
-        return isinstance(moe.router, RouterConfig) and moe.router.tau == 1.0 and not moe.balance.seq_aux_coef
-
     def construct(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, selection_bias: Tensor | None
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Gates (T, K), ids (T, K) int32, and sums over the T tokens: counts (E), probabilities (E), z (), entropy ().
-
-        Args:
-            x: (..., D) with T rows.
-            weight: (E, D).
-            bias: (E) or None.
-            selection_bias: (E) or None; takes part in the choice only.
-        """
+        """See the contract."""
         logits = self.score(x, weight, bias).reshape((-1, self.num_experts))
         to_route, to_count = self.fork(logits)
         gates, ids = self.route(to_route, self.no_bias if selection_bias is None else selection_bias)
         counts, probabilities, z, entropy = self.statistics(to_count, ids)
         return gates, ids, (counts, probabilities, z.reshape(()), entropy.reshape(()))
+
+
+def build_router(shape: OpShape, pack: Pack) -> StaticRouter | None:
+    """The router, if it is static and has no temperature, and nobody wants sums over sequences."""
+    moe = shape.moe
+    if moe is None or not isinstance(moe.router, RouterConfig) or moe.router.tau != 1.0 or moe.balance.seq_aux_coef:
+        return None
+    return StaticRouter(moe, pack)

@@ -1,13 +1,9 @@
 """Selection of experts by the CPU pack."""
 
-from typing import Literal
-
 from mindspore import Tensor, float32, int32, nn
 
 from mindmoe.ops.cpu.pack import Pack, load, no_gradient, settings
-
-Score = Literal["softmax_after_topk", "softmax", "sigmoid"]
-_KINDS: tuple[Score, ...] = ("softmax_after_topk", "softmax", "sigmoid")
+from mindmoe.ops.routing import SCORES, Score
 
 
 class Route(nn.Cell):
@@ -39,7 +35,7 @@ class Route(nn.Cell):
     ):
         super().__init__()
         pack = pack or load()
-        self.settings = settings(_KINDS.index(score), norm_topk, scale, groups, topk_groups)
+        self.settings = settings(SCORES.index(score), norm_topk, scale, groups, topk_groups)
         self.forward = pack.op("route_forward", lambda x, b, s: ((x[0], k), (x[0], k)), lambda *_: (float32, int32), k)
         self.backward = pack.op("route_backward", lambda dg, x, ids, s: x, lambda *_: float32)
 

@@ -1,7 +1,7 @@
-"""Causal attention with grouped queries, rotary positions, sinks, a sliding window and document boundaries.
+"""Attention from plain products, with scores of every pair of tokens in memory.
 
 A sink is one learned logit per query head that joins the softmax and is then dropped, so a head may attend to
-nothing (gpt-oss). Key j is visible to query i iff i - window < j <= i and both lie in the same document.
+nothing (gpt-oss).
 """
 
 from collections.abc import Callable
@@ -10,7 +10,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, ops
 
+from mindmoe.ops.contract import AttentionOp, CachedAttentionOp, OpShape, Precision
 from mindmoe.ops.precision import ROUND
+from mindmoe.ops.rope import rope_tables
 
 _HIDDEN = -1e9  # far below any logit, and finite so that its exponential is exactly 0 without NaN risk
 
@@ -22,20 +24,16 @@ def _band(seq_length: int, window: int) -> np.ndarray:
     return np.where(visible, 0.0, _HIDDEN).astype(np.float32)
 
 
-def build_attention(
-    *, cos: np.ndarray, sin: np.ndarray, head_dim: int, window: int, documents: bool, precision: str
-) -> Callable[..., Tensor]:
-    """Returns attention(q, k, v, sinks, segment_ids) -> (B, S, H * head_dim).
+def build_attention(shape: OpShape) -> Callable[[int], AttentionOp]:
+    """Attention by window; sequences may be shorter than those of `shape`."""
+    model = shape.model
+    cos, sin = rope_tables(model, shape.seq_length)
+    return lambda window: _attention(cos, sin, model.head_dim, window, shape.documents, shape.precision)
 
-    Its arguments: q (B, S, H*hd), k and v (B, S, KV*hd) before rotation, sinks (H) or None, segment_ids (B, S) int32.
 
-    Args:
-        cos: (L, head_dim / 2) rotation table; sequences may have up to L tokens.
-        sin: the same for the sine.
-        window: visible tokens of a query, itself included; 0 for all.
-        documents: whether attention stays inside segments of equal id.
-        precision: operand precision of the two products.
-    """
+def _attention(
+    cos: np.ndarray, sin: np.ndarray, head_dim: int, window: int, documents: bool, precision: Precision
+) -> AttentionOp:
     longest, half = cos.shape
     cos_t, sin_t = Tensor(cos[None, None]), Tensor(sin[None, None])
     band = Tensor(_band(longest, window)[None, None])
@@ -72,15 +70,20 @@ def build_attention(
     return attention
 
 
-def build_cached_attention(
-    *, cos: np.ndarray, sin: np.ndarray, head_dim: int, window: int, precision: str
-) -> Callable[..., Tensor]:
-    """Returns attention(q, k, v, sinks, start, keys, values) -> (B, N, H * head_dim), for generation.
+def build_cached_attention(shape: OpShape) -> Callable[[int], CachedAttentionOp]:
+    """Cached attention by window."""
+    cos, sin = rope_tables(shape.model, shape.seq_length)
+    return lambda window: _cached_attention(cos, sin, shape.model.head_dim, window, shape.precision)
 
-    Its arguments: q (B, N, H*hd), k and v (B, N, KV*hd) before rotation of the tokens at start .. start + N - 1, sinks
-    (H) or None, start (1) int32; keys and values (B, KV, C, hd) fp32 parameters that hold rotated keys and values of
-    the positions before start, and afterwards of these tokens too.
-    """
+
+def build_cache_dtype(shape: OpShape) -> ms.Type:
+    """The cache is fp32; operands are rounded when they are used."""
+    return ms.float32
+
+
+def _cached_attention(
+    cos: np.ndarray, sin: np.ndarray, head_dim: int, window: int, precision: Precision
+) -> CachedAttentionOp:
     half = cos.shape[1]
     cos_t, sin_t = Tensor(cos), Tensor(sin)
     score, mix = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()

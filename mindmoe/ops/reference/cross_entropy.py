@@ -1,10 +1,9 @@
 """Vocabulary projection and cross-entropy in one op, so that no logits are kept for the backward pass."""
 
-from collections.abc import Callable
-
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from mindmoe.ops.contract import CrossEntropyOp, CrossEntropyPartOp, OpShape, Precision
 from mindmoe.ops.precision import ROUND
 from mindmoe.ops.zeros import zeros_like
 
@@ -15,7 +14,7 @@ class ProjectedCrossEntropy(nn.Cell):
     Keeping nothing of size (T, V) between the passes costs one more product and saves the largest buffer of the step.
     """
 
-    def __init__(self, precision: str):
+    def __init__(self, precision: Precision):
         super().__init__(auto_prefix=False)
         self.all = CrossEntropyPart(precision)
 
@@ -32,9 +31,9 @@ class ProjectedCrossEntropy(nn.Cell):
         return dx, dw, zeros_like(labels), zeros_like(mask)
 
 
-def build_cross_entropy(precision: str) -> Callable[..., Tensor]:
-    """Returns cross_entropy(x (.., D), w (V, D), labels (..), mask (..)) -> summed loss [nats]."""
-    projected = ProjectedCrossEntropy(precision)
+def build_cross_entropy(shape: OpShape) -> CrossEntropyOp:
+    """Over any leading axes."""
+    projected = ProjectedCrossEntropy(shape.precision)
 
     def cross_entropy(x: Tensor, w: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         return projected(x.reshape((-1, x.shape[-1])), w, labels.reshape(-1), mask.reshape(-1))
@@ -42,13 +41,15 @@ def build_cross_entropy(precision: str) -> Callable[..., Tensor]:
     return cross_entropy
 
 
+def build_cross_entropy_part(shape: OpShape) -> CrossEntropyPartOp:
+    """A part of the vocabulary."""
+    return CrossEntropyPart(shape.precision)
+
+
 class CrossEntropyPart:
-    """What a part of the vocabulary contributes to the cross-entropy over all of it; neither half has a gradient.
+    """See the contract; `lse` is None where the part is all of the vocabulary."""
 
-    Labels are counted from the first word of the part.
-    """
-
-    def __init__(self, precision: str):
+    def __init__(self, precision: Precision):
         self.cast = ROUND[precision]
         self.project = ops.MatMul(transpose_b=True)
         self.plain = ops.MatMul()
@@ -57,21 +58,11 @@ class CrossEntropyPart:
         self.on, self.off = Tensor(1.0), Tensor(0.0)
 
     def forward(self, x: Tensor, w: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """x (T, D), w (V / P, D), labels (T) -> log of the denominator over the part (T), label's logit (T) or 0."""
         logits = self.project(self.cast(x), self.cast(w))
         label, held = _placed(labels, w.shape[0])
         return ops.logsumexp(logits, 1), ops.gather_elements(logits, 1, label.expand_dims(1)).squeeze(1) * held
 
     def backward(self, dnll: Tensor, lse: Tensor | None, x: Tensor, w: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of x and w; the logits are computed again rather than kept.
-
-        Args:
-            dnll: (T) gradient of each token's loss.
-            lse: (T) log of the denominator over the whole vocabulary, None where the part is all of it.
-            x: (T, D).
-            w: (V / P, D).
-            labels: (T).
-        """
         x, w = self.cast(x), self.cast(w)
         logits = self.project(x, w)
         p = ops.softmax(logits, 1) if lse is None else ops.exp(logits - lse.expand_dims(1))

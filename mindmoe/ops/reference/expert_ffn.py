@@ -9,6 +9,7 @@ from collections.abc import Callable
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from mindmoe.ops.contract import ExpertFfnOp, OpShape, Precision
 from mindmoe.ops.precision import ROUND
 from mindmoe.ops.reference.swiglu import clamped_swiglu
 from mindmoe.ops.slots import FromSlots, ToSlots
@@ -18,7 +19,7 @@ from mindmoe.ops.zeros import zeros_like
 class BlockMatmul(nn.Cell):
     """y_n = x_n W[e_n] for blocks n; the backward pass gathers the weights again rather than keep the copies."""
 
-    def __init__(self, precision: str):
+    def __init__(self, precision: Precision):
         super().__init__(auto_prefix=False)
         self.cast = ROUND[precision]
         self.plain = ops.BatchMatMul()
@@ -75,15 +76,11 @@ def build_block_layout(block: int | None = None) -> Callable[[Tensor, int], tupl
     return layout
 
 
-def build_expert_ffn(*, alpha: float, limit: float, precision: str) -> Callable[..., Tensor]:
-    """Returns expert_ffn(x, gates, ids, gate_up, gate_up_bias, down, down_bias) -> like x.
-
-    Its arguments: x (.., D) with T rows; gates (T, K); ids (T, K) int32, E where an assignment was dropped;
-    weights as stored: gate_up (E, D, 2F) with interleaved columns, gate_up_bias (E, 2F), down (E, F, D) and
-    down_bias (E, D).
-    """
+def build_expert_ffn(shape: OpShape) -> ExpertFfnOp:
+    """Blocks of rows through batched products."""
+    alpha, limit = shape.model.swiglu_alpha, shape.model.swiglu_limit
     layout, to_slots, from_slots = build_block_layout(), ToSlots(), FromSlots()
-    matmul = BlockMatmul(precision)
+    matmul = BlockMatmul(shape.precision)
 
     def expert_ffn(
         x: Tensor, gates: Tensor, ids: Tensor, gate_up: Tensor, gate_up_bias: Tensor, down: Tensor, down_bias: Tensor

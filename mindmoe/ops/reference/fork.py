@@ -4,11 +4,19 @@ Automatic differentiation sums gradients with AddN, which MindSpore's CPU backen
 it has.
 """
 
+from collections.abc import Callable
+
 from mindspore import Tensor, nn
+
+from mindmoe.ops.contract import OpShape
 
 
 class Fork(nn.Cell):
-    """x -> (x, ..., x), one for each reader."""
+    """See the contract.
+
+    Args:
+        readers: how many.
+    """
 
     def __init__(self, readers: int):
         super().__init__(auto_prefix=False)
@@ -24,3 +32,8 @@ class Fork(nn.Cell):
         for part in dout[1:]:
             total = total + part
         return (total,)
+
+
+def build_fork(shape: OpShape) -> Callable[[int], Fork]:
+    """Fork by number of readers."""
+    return Fork

@@ -1,19 +1,21 @@
 """AdamW with decoupled decay (arXiv 1711.05101) over a list of parameters, in place."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import mindspore as ms
 from mindspore import Tensor, ops
 
+from mindmoe.ops.contract import AdamWOp, BuildAdamW, OpShape, SquareSumOp
 
-def build_adamw(
-    decays: Sequence[bool], *, beta1: float, beta2: float, eps: float, weight_decay: float
-) -> Callable[..., Tensor]:
-    """Returns adamw(params, first, second, grads, lr, scale, step) -> step; a graph drops it if the result is not used.
 
-    Its arguments: four tuples of equal length; lr, the factor of all gradients, and the number of this update (from 1)
-    are fp32 scalars.
+def build_adamw(shape: OpShape) -> BuildAdamW:
+    """AdamW for lists of parameters."""
+    return _adamw
+
+
+def _adamw(decays: Sequence[bool], *, beta1: float, beta2: float, eps: float, weight_decay: float) -> AdamWOp:
+    """AdamW of one list of parameters.
 
     MindSpore's fused op has no bias correction. With c1 = 1 - beta1^t and c2 = 1 - beta2^t, correcting
     m / c1 / (sqrt(v / c2) + eps) + decay * w equals the uncorrected update at rate lr * sqrt(c2) / c1, with
@@ -49,9 +51,13 @@ def build_adamw(
     return adamw
 
 
-def square_sum(tensors: tuple[Tensor, ...]) -> Tensor:
-    """Sum of squares over all tensors, fp32 scalar."""
-    total = (tensors[0] * tensors[0]).sum()
-    for tensor in tensors[1:]:
-        total = total + (tensor * tensor).sum()
-    return total
+def build_square_sum(shape: OpShape) -> SquareSumOp:
+    """Sums of products."""
+
+    def square_sum(tensors: tuple[Tensor, ...]) -> Tensor:
+        total = (tensors[0] * tensors[0]).sum()
+        for tensor in tensors[1:]:
+            total = total + (tensor * tensor).sum()
+        return total
+
+    return square_sum

@@ -1,12 +1,13 @@
-"""Root-mean-square normalisation (arXiv 1910.07467), in fp32."""
-
-from collections.abc import Callable
+"""Root-mean-square normalisation (arXiv 1910.07467)."""
 
 from mindspore import Tensor, ops
 
+from mindmoe.ops.contract import OpShape, RmsNormOp
 
-def build_rms_norm(eps: float) -> Callable[..., Tensor]:
-    """Returns rms_norm(x (.., D), weight (D)) -> (.., D)."""
+
+def build_rms_norm(shape: OpShape) -> RmsNormOp:
+    """In fp32."""
+    eps = shape.model.rms_norm_eps
 
     def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
         return x * ops.rsqrt(ops.mean(x * x, -1, True) + eps) * weight

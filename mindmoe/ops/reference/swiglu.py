@@ -1,8 +1,8 @@
 """The clamped SwiGLU of gpt-oss."""
 
-from collections.abc import Callable
+from mindspore import Tensor, float32, ops
 
-from mindspore import Tensor, ops
+from mindmoe.ops.contract import OpShape, SwigluOp
 
 
 def clamped_swiglu(h: Tensor, alpha: float, limit: float) -> Tensor:
@@ -12,10 +12,11 @@ def clamped_swiglu(h: Tensor, alpha: float, limit: float) -> Tensor:
     return (up + 1.0) * gate * ops.sigmoid(gate * alpha)
 
 
-def build_swiglu(alpha: float, limit: float) -> Callable[[Tensor], Tensor]:
-    """Returns swiglu(h (.., 2F)) -> (.., F) with the constants of a model."""
+def build_swiglu(shape: OpShape) -> SwigluOp:
+    """In fp32, whatever h is stored in."""
+    alpha, limit = shape.model.swiglu_alpha, shape.model.swiglu_limit
 
     def swiglu(h: Tensor) -> Tensor:
-        return clamped_swiglu(h, alpha, limit)
+        return clamped_swiglu(h.astype(float32), alpha, limit)
 
     return swiglu

@@ -9,7 +9,8 @@ from mindmoe.model.config import ModelConfig
 from mindmoe.model.decoder import CausalLM
 from mindmoe.model.generation import Generation
 from mindmoe.moe.config import MoeConfig
-from mindmoe.ops.select import OpShape, select_ops
+from mindmoe.ops.contract import OpShape
+from mindmoe.ops.select import select_ops
 
 LENGTH, VOCAB = 40, 50
 

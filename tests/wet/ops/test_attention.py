@@ -6,13 +6,15 @@ import pytest
 from mindspore import Tensor
 
 from mindmoe.model.config import ModelConfig, YarnConfig
+from mindmoe.ops.contract import OpShape
 from mindmoe.ops.reference.attention import build_attention
 from mindmoe.ops.rope import rope_tables
 
 B, S, H, KV, HD = 2, 11, 4, 2, 6
 
 
-def tables(yarn: YarnConfig | None = None) -> tuple[np.ndarray, np.ndarray]:
+def bound(window: int, yarn: YarnConfig | None = None, documents: bool = False, precision: str = "fp32") -> tuple:
+    """Attention, and the tables of its rotation."""
     model = ModelConfig(
         vocab_size=8,
         hidden_size=8,
@@ -23,7 +25,8 @@ def tables(yarn: YarnConfig | None = None) -> tuple[np.ndarray, np.ndarray]:
         intermediate_size=8,
         rope_scaling=yarn,
     )
-    return rope_tables(model, S)
+    shape = OpShape(model=model, moe=None, seq_length=S, precision=precision, documents=documents)
+    return build_attention(shape)(window), *rope_tables(model, S)
 
 
 def oracle(q, k, v, sinks, segments, window, cos, sin) -> np.ndarray:
@@ -57,8 +60,7 @@ def test_forward(window, with_sinks, documents):
     q, k, v = (rng.standard_normal((B, S, n * HD)) for n in (H, KV, KV))
     sinks = rng.standard_normal(H) if with_sinks else None
     segments = np.sort(rng.integers(0, 3, (B, S)), 1) if documents else np.zeros((B, S), int)
-    cos, sin = tables(YarnConfig(original_max_position_embeddings=4))
-    attend = build_attention(cos=cos, sin=sin, head_dim=HD, window=window, documents=documents, precision="fp32")
+    attend, cos, sin = bound(window, YarnConfig(original_max_position_embeddings=4), documents)
     got = attend(
         *(Tensor(x, ms.float32) for x in (q, k, v)),
         None if sinks is None else Tensor(sinks, ms.float32),
@@ -69,8 +71,7 @@ def test_forward(window, with_sinks, documents):
 
 def test_tokens_see_only_their_past():
     rng = np.random.default_rng(1)
-    cos, sin = tables()
-    attend = build_attention(cos=cos, sin=sin, head_dim=HD, window=0, documents=False, precision="fp32")
+    attend, _, _ = bound(0)
     x = [rng.standard_normal((B, S, n * HD)).astype(np.float32) for n in (H, KV, KV)]
     segments, sinks = Tensor(np.zeros((B, S), np.int32)), Tensor(np.zeros(H, np.float32))
     before = attend(*map(Tensor, x), sinks, segments).asnumpy()
@@ -83,8 +84,7 @@ def test_tokens_see_only_their_past():
 def test_bf16_rounds_operands_only():
     rng = np.random.default_rng(2)
     q, k, v = (rng.standard_normal((B, S, n * HD)) for n in (H, KV, KV))
-    cos, sin = tables()
-    attend = build_attention(cos=cos, sin=sin, head_dim=HD, window=0, documents=False, precision="bf16")
+    attend, cos, sin = bound(0, precision="bf16")
     segments = np.zeros((B, S), np.int32)
     got = attend(*(Tensor(x, ms.float32) for x in (q, k, v)), None, Tensor(segments)).asnumpy()
     error = np.abs(got - oracle(q, k, v, None, segments, 0, cos, sin)).max()

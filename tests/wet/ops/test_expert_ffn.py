@@ -3,11 +3,10 @@
 import mindspore as ms
 import numpy as np
 import pytest
+from each_sibling import ALPHA, LIMIT, op_shape
 from mindspore import Tensor
 
 from mindmoe.ops.reference.expert_ffn import block_rows, build_block_layout, build_expert_ffn
-
-ALPHA, LIMIT = 1.702, 7.0
 
 
 def make(tokens: int, experts: int, k: int, *, drop: float = 0.0, collapse: bool = False, seed: int = 0) -> list:
@@ -51,14 +50,14 @@ CASES = [
 @pytest.mark.parametrize(("tokens", "experts", "k", "drop", "collapse"), CASES)
 def test_forward(tokens, experts, k, drop, collapse):
     values = make(tokens, experts, k, drop=drop, collapse=collapse)
-    run = build_expert_ffn(alpha=ALPHA, limit=LIMIT, precision="fp32")
+    run = build_expert_ffn(op_shape(swiglu_alpha=ALPHA, swiglu_limit=LIMIT))
     want = oracle(*values)
     np.testing.assert_allclose(run(*tensors(values)).asnumpy(), want, atol=1e-5 * max(1.0, np.abs(want).max()))
 
 
 def test_gradients():
     values = make(12, 4, 2, drop=0.2)
-    run = build_expert_ffn(alpha=ALPHA, limit=LIMIT, precision="fp32")
+    run = build_expert_ffn(op_shape(swiglu_alpha=ALPHA, swiglu_limit=LIMIT))
     weight = np.random.default_rng(1).standard_normal(values[0].shape)
 
     def loss(*args: Tensor) -> Tensor:

@@ -112,15 +112,3 @@ def case(request: pytest.FixtureRequest) -> Case:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
-
-
-@pytest.fixture
-def two() -> Callable:
-    """Checks that the second of two functions gives the outputs and gradients of the first."""
-
-    def check(pair: Sequence[Callable], inputs: Sequence, dout: np.ndarray, wrt: Sequence, jit: bool, tolerance: float):
-        (want, want_gradients), (got, gradients) = (Case(load(), jit).run(op, inputs, [dout], wrt) for op in pair)
-        for i, (a, b) in enumerate(zip([*got, *gradients], [*want, *want_gradients], strict=True)):
-            close(a, b, tolerance, f"value {i}")
-
-    return check

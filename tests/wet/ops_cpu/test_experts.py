@@ -27,7 +27,7 @@ def expert(x, w1, b1, w2, b2):
     return activated @ w2 + b2, backward
 
 
-def oracle(x, ids, gates, w1, b1, w2, b2):
+def oracle(x, gates, ids, w1, b1, w2, b2):
     y = np.zeros(x.shape, np.result_type(x, gates, w1))
     parts = []
     for e in range(len(w1)):
@@ -55,11 +55,11 @@ def inputs(rng, tokens, k, experts, width, inner, spread):
     ids = np.argsort(rng.random((tokens, experts)), 1)[:, :k] if k <= experts else rng.integers(0, experts, (tokens, k))
     weights = [(experts, width, 2 * inner), (experts, 2 * inner), (experts, inner, width), (experts, width)]
     w1, b1, w2, b2 = (rng.standard_normal(s) for s in weights)
-    return [rng.standard_normal((tokens, width)), ids, rng.random((tokens, k)), w1 * spread * width**-0.5, b1 * 0.1,
+    return [rng.standard_normal((tokens, width)), rng.random((tokens, k)), ids, w1 * spread * width**-0.5, b1 * 0.1,
             w2 * inner**-0.5, b2]  # fmt: skip
 
 
-WRT = (0, 2, 3, 4, 5, 6)
+WRT = (0, 1, 3, 4, 5, 6)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -78,9 +78,9 @@ def test_clamped_hidden_values(case, rng):
 
 def test_dropped_slots_and_idle_experts_give_nothing(case, rng):
     values = inputs(rng, 60, 2, 5, 12, 8, 1.0)
-    values[1][::3, 0] = 5  # E: dropped
-    values[1][values[1] == 3] = 1  # expert 3 gets no token
-    values[1][7] = 5  # a token without any expert
+    values[2][::3, 0] = 5  # E: dropped
+    values[2][values[2] == 3] = 1  # expert 3 gets no token
+    values[2][7] = 5  # a token without any expert
     (y,), gradients = case.run(Experts(pack=case.pack), values, [np.ones((60, 12))], WRT)
     assert not y[7].any() and not gradients[0][7].any() and not gradients[1][7].any()
     assert not any(weight[3].any() for weight in gradients[2:])
@@ -91,14 +91,14 @@ def test_dropped_slots_and_idle_experts_give_nothing(case, rng):
 def test_parts_equal_the_whole(case, rng, precision):
     """As dispatchers do: each row goes to one expert with a gate of 1, and the gates come in at the end."""
     values = inputs(rng, 90, 3, 7, 20, 9, 1.0)
-    values[1][::4, 1] = 7
+    values[2][::4, 1] = 7
     permute, experts, combine = Permute(7, case.pack), Experts(precision, pack=case.pack), Combine(case.pack)
-    number = case_tensor(np.sort(values[1].reshape(-1, 1), 0))  # 7 in the rows past the counts
+    number = case_tensor(np.sort(values[2].reshape(-1, 1), 0))  # 7 in the rows past the counts
     ones = case_tensor(np.ones(number.shape))
 
-    def parts(x, ids, gates, *weights):
-        rows, counts, rank = permute(x, ids)
-        return combine(experts(rows, number, ones, *weights), gates, rank)
+    def parts(x, gates, ids, *weights):
+        rows, slot, _ = permute(x, ids)
+        return combine(experts(rows, ones, number, *weights), slot, gates)
 
     case.check(parts, oracle, values, WRT, TOLERANCE[precision])
 
@@ -114,9 +114,9 @@ def test_rows_are_in_order_of_expert_then_token(case, rng):
     (rows,), (dx,) = case.run(rows_of, [x, ids], [np.ones((8, 5))], (0,))
     np.testing.assert_array_equal(rows, np.concatenate([x[[0, 1, 3, 2, 0, 2, 3]], np.zeros((1, 5))]).astype(np.float32))
     np.testing.assert_array_equal(dx[:, 0], [2, 1, 2, 2])
-    _, counts, rank = permute(*(case_tensor(v) for v in (x, ids)))
+    _, slot, counts = permute(*(case_tensor(v) for v in (x, ids)))
     np.testing.assert_array_equal(counts.asnumpy(), [3, 1, 3])
-    np.testing.assert_array_equal(rank.asnumpy(), [[4, 0], [1, -1], [5, 3], [2, 6]])
+    np.testing.assert_array_equal(slot.asnumpy(), [[4, 0], [1, -1], [5, 3], [2, 6]])
 
 
 def case_tensor(array):

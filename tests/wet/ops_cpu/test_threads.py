@@ -37,8 +37,8 @@ def run(name, rng, precision, pack):
             return Attention(0.2, 300, precision, pack=pack), inputs, [(2, 600, 128)], (0, 1, 2, 5)
         case "experts":
             weights = [normal(*shape) for shape in ((6, 64, 96), (6, 96), (6, 48, 64), (6, 64))]
-            inputs = [normal(2000, 64), rng.integers(0, 7, (2000, 2)), normal(2000, 2), *weights]
-            return Experts(precision, pack=pack), inputs, [(2000, 64)], (0, 2, 3, 4, 5, 6)
+            inputs = [normal(2000, 64), normal(2000, 2), rng.integers(0, 7, (2000, 2)), *weights]
+            return Experts(precision, pack=pack), inputs, [(2000, 64)], (0, 1, 3, 4, 5, 6)
         case "cross_entropy":
             inputs = [normal(600, 64), normal(3000, 64), rng.integers(0, 3000, 600), normal(600)]
             return CrossEntropy(precision, "backward", pack), inputs, [(), (600,)], (0, 1)
