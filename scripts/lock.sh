@@ -8,7 +8,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 python3.11 -m venv "$scratch/venv"
-"$scratch/venv/bin/pip" install --quiet --editable '.[dev,hf,parquet,s3,tiktoken,triton,tune,zstd]' mindspore==2.9.0 numpy==1.26.4
+"$scratch/venv/bin/pip" install --quiet --editable '.[dev,hf,parquet,s3,tiktoken,tune,zstd]' mindspore==2.9.0 numpy==1.26.4
 "$scratch/venv/bin/pip" check
 {
     echo "# The tested set: Python 3.11, every extra but mindformers. Written by scripts/lock.sh; used by make with pip -c."
