@@ -70,29 +70,6 @@ def paired_t(differences: Sequence[float] | np.ndarray) -> PairedT:
     )
 
 
-def rejects_at(differences: np.ndarray, looks: Sequence[Look], level_share: float = 1.0) -> np.ndarray:
-    """The number of the first look that rejects `mean <= 0`, or -1, for many experiments at once.
-
-    Args:
-        differences: (R, n) differences in the order of the seeds; looks beyond n are not taken.
-        looks: planned analyses.
-        level_share: factor of every alpha, for a correction for several hypotheses.
-
-    Returns:
-        (R) int.
-    """
-    found = np.full(len(differences), -1)
-    for number, look in enumerate(looks):
-        if look.seeds > differences.shape[1]:
-            break
-        part = differences[:, : look.seeds]
-        error = part.std(axis=1, ddof=1) / np.sqrt(look.seeds)
-        threshold = stats.t.ppf(1.0 - look.alpha * level_share, look.seeds - 1)
-        crossed = part.mean(axis=1) > threshold * error
-        found = np.where((found < 0) & crossed, number, found)
-    return found
-
-
 def holm(p_values: Mapping[str, float], alpha: float) -> dict[str, bool]:
     """Which hypotheses are rejected at family level `alpha` (Holm 1979: step down, smallest p first)."""
     rejected = dict.fromkeys(p_values, False)

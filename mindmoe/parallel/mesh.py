@@ -15,7 +15,6 @@ from mindmoe.errors import UserError
 from mindmoe.parallel.config import ParallelConfig
 
 MeshAxis = Literal["dp", "tp", "pp", "ep", "cp", "etp", "edp", "ep_etp", "dp_cp", "stage", "world"]
-Place = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

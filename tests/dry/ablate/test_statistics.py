@@ -12,11 +12,23 @@ from mindmoe.ablate.statistics import (
     fit_scaling,
     holm,
     paired_t,
-    rejects_at,
 )
 from mindmoe.errors import UserError
 
 EXACT = ScalingFit(slope=0.96, error=0.0, freedom=100)
+
+
+def rejects_at(differences, looks):
+    """The number (R) of the first look that rejects `mean <= 0`, or -1, of (R, n) differences in order of the seeds."""
+    found = np.full(len(differences), -1)
+    for number, look in enumerate(looks):
+        if look.seeds > differences.shape[1]:
+            break
+        part = differences[:, : look.seeds]
+        error = part.std(axis=1, ddof=1) / np.sqrt(look.seeds)
+        crossed = part.mean(axis=1) > stats.t.ppf(1.0 - look.alpha, look.seeds - 1) * error
+        found = np.where((found < 0) & crossed, number, found)
+    return found
 
 
 def test_paired_t_equals_scipy():
