@@ -5,7 +5,6 @@ depends on the device: `composed` on the CPU, `native` on Ascend, `stand_in` whe
 that hold parts of one sum get parts of its gradient, so the backward of a gather is a reduce-scatter.
 """
 
-import logging
 from collections.abc import Callable
 from functools import cache
 from math import prod
@@ -23,7 +22,6 @@ from mindmoe.parallel.native import Native
 from mindmoe.parallel.stand_in import StandIn
 from mindmoe.position import during
 
-log = logging.getLogger(__name__)
 Verb = Callable[[Tensor], Tensor]
 _FEW = 64  # pieces that are worth taking one by one
 
@@ -143,26 +141,6 @@ class AllToAll(_Verb):
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
         """Every row goes back where it came from."""
         return (self.exchange(dout),)
-
-
-class Broadcast(_Verb):
-    """x of the rank in place `root` on every rank; the gradients are summed there."""
-
-    def __init__(self, group: Group, root: int):
-        super().__init__(group)
-        self.root = root
-        self.at_root = Tensor((np.arange(group.size) == root).astype(np.float32))
-
-    def construct(self, x: Tensor) -> Tensor:
-        """x, which only matters on the root -> x of the root."""
-        sent = ledger.gather_bytes(_bytes(x), self.size) if self.group.index == self.root else 0.0
-        return self.recorded("broadcast", sent, self.on.broadcast, x, self.root)
-
-    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
-        """The sum of the gradients on the root, zero elsewhere."""
-        total = self.reduce(dout)
-        rows = total.expand_dims(0) * self.at_root.reshape((self.size,) + (1,) * total.ndim)
-        return (rows[self.group.index],)
 
 
 class AllToAllV(_Verb):

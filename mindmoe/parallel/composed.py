@@ -28,10 +28,9 @@ class Composed(Primitives):
         "reduce_scatter": "AllReduce, own row kept",
         "all_to_all": "all_gather, own column kept",
         "all_to_all_v": "send and receive in messages of 1 MB",
-        "broadcast": "AllReduce of zeros but on the root",
         "shift": "send and receive",
         "send, receive": "send and receive in messages of 1 MB",
-        "on one host": "memory that the ranks share, for large floats in all but broadcast and messages",
+        "on one host": "memory that the ranks share, for large floats in all but messages",
     }
 
     def __init__(self, group: Group):
@@ -68,10 +67,6 @@ class Composed(Primitives):
         """x (P, ...) -> (P, ...): row p goes to rank p, row q of the result comes from rank q."""
         memory = self.memory_for(x)
         return (memory("all_to_all", wire(x)) if memory else self.gathered(wire(x))[:, self.index]).astype(x.dtype)
-
-    def broadcast(self, x: Tensor, root: int) -> Tensor:
-        """x of the rank in place `root`."""
-        return self.summed(self.placed(wire(x))[root]).astype(x.dtype)
 
     def summed(self, x: Tensor) -> Tensor:
         """The sum over the group of fp32 or int32."""

@@ -16,7 +16,6 @@ class Native(Primitives):
         "reduce_scatter": "ReduceScatter",
         "all_to_all": "AlltoAll",
         "all_to_all_v": "AlltoAllV",
-        "broadcast": "Broadcast",
         "shift": "Send, Receive",
         "send, receive": "Send, Receive",
     }
@@ -49,10 +48,6 @@ class Native(Primitives):
         out = ops.zeros((sum(received), *x.shape[1:]), x.dtype)
         mint.distributed.all_to_all_single(out, x, received, sent, group=self.group.name)
         return out
-
-    def broadcast(self, x: Tensor, root: int) -> Tensor:
-        """x of the rank in place `root`."""
-        return ops.Broadcast(self.ranks[root], group=self.group.name)((x,))[0]
 
     def send(self, x: Tensor, to: int) -> None:
         """Sends x to the rank in place `to`."""

@@ -23,7 +23,7 @@ class StandIn(Primitives):
     """
 
     table = dict.fromkeys(
-        ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "all_to_all_v", "broadcast", "shift"),
+        ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "all_to_all_v", "shift"),
         "a stand-in, every other rank a copy of this one",
     ) | {"send, receive": "a stand-in, noise arrives"}
 
@@ -72,19 +72,14 @@ class StandIn(Primitives):
             return ops.zeros((rows, *x.shape[1:]), x.dtype)
         return ops.gather(x, Tensor(np.arange(rows, dtype=np.int32) % x.shape[0]), 0)
 
-    def broadcast(self, x: Tensor, root: int) -> Tensor:
-        """x."""
-        self.check_place("broadcast", root, itself=True)
-        return x
-
     def send(self, x: Tensor, to: int) -> None:
         """Nothing; x is computed."""
-        self.check_place("send", to, itself=False)
+        self.check_place("send", to)
         x.asnumpy()
 
     def receive(self, shape: tuple[int, ...], dtype: ms.Type, source: int) -> Tensor:
         """Noise of the shape."""
-        self.check_place("receive", source, itself=False)
+        self.check_place("receive", source)
         return Tensor(self.noise.standard_normal(shape, np.float32) * np.float32(_NOISE)).astype(dtype)
 
     def shift(self, x: Tensor) -> Tensor:
@@ -96,9 +91,9 @@ class StandIn(Primitives):
         if x.ndim == 0 or x.shape[0] != self.size:
             raise self.misfit(kind, f"shape {x.shape}", f"a first dimension of {self.size}, one row for each rank")
 
-    def check_place(self, kind: str, place: int, itself: bool) -> None:
+    def check_place(self, kind: str, place: int) -> None:
         """The other end must be in the group."""
-        if not 0 <= place < self.size or (place == self.index and not itself):
+        if not 0 <= place < self.size or place == self.index:
             raise self.misfit(kind, f"the place {place}", f"another place among the {self.size} of the group")
 
     def misfit(self, kind: str, found: str, rule: str) -> ValueError:

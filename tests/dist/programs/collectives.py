@@ -21,7 +21,6 @@ from mindmoe.parallel.collectives import (
     AllReduce,
     AllToAll,
     AllToAllV,
-    Broadcast,
     ReduceScatter,
     exchanged_counts,
     host_sum,
@@ -56,8 +55,6 @@ def expected(verb: str, given: list[np.ndarray], index: int) -> np.ndarray:
         return sum(given)[index]
     if verb == "all_to_all":
         return np.stack([each[index] for each in given])
-    if verb == "broadcast":
-        return given[len(given) - 1]
     return given[index - 1]  # shift
 
 
@@ -69,9 +66,7 @@ def gradient(verb: str, upstream: list[np.ndarray], index: int) -> np.ndarray:
         return sum(upstream)[index]
     if verb == "reduce_scatter":
         return np.stack(upstream)
-    if verb == "all_to_all":
-        return np.stack([each[index] for each in upstream])
-    return sum(upstream) if index == len(upstream) - 1 else np.zeros_like(upstream[0])  # broadcast
+    return np.stack([each[index] for each in upstream])  # all_to_all
 
 
 def verbs(group: Group) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -86,7 +81,6 @@ def verbs(group: Group) -> dict[str, Callable[[Tensor], Tensor]]:
         "all_gather": AllGather(group),
         "reduce_scatter": ReduceScatter(group),
         "all_to_all": AllToAll(group),
-        "broadcast": Broadcast(group, group.size - 1),
         "shift": shifted,
     }
 
