@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from mindmoe.checkpoint.chunks import Box
+from mindmoe.checkpoint.manifest import ChunkRecord
 
 
-def share_out(held: Sequence[Mapping[str, Box]]) -> list[list[str]]:
+def share_out(held: Sequence[Mapping[str, ChunkRecord]]) -> list[list[str]]:
     """The names of the tensors whose box each rank writes.
 
     Boxes that several ranks hold go to the holder with the least to write so far, the largest box first, so no rank
@@ -18,8 +18,8 @@ def share_out(held: Sequence[Mapping[str, Box]]) -> list[list[str]]:
     Raises:
         ValueError: ranks disagree about dtype or shape of a tensor.
     """
-    holders: dict[tuple[str, Box], list[int]] = {}
-    known: dict[str, Box] = {}
+    holders: dict[tuple[str, ChunkRecord], list[int]] = {}
+    known: dict[str, ChunkRecord] = {}
     for rank, boxes in enumerate(held):
         for name, box in boxes.items():
             first = known.setdefault(name, box)

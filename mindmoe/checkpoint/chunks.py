@@ -11,7 +11,7 @@ import math
 import struct
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from mindmoe.checkpoint.digest import block_bytes, block_digests, num_blocks, te
 from mindmoe.checkpoint.dtypes import DTYPES, numpy_dtype
 from mindmoe.checkpoint.manifest import ChunkRecord, CorruptCheckpoint, ShardRecord
 from mindmoe.files import shown
+from mindmoe.parallel.box import Box
 from mindmoe.strict_json import JsonError, parse
 
 MAX_HEADER = 100_000_000  # [bytes], the limit of the stock reader
@@ -54,21 +55,6 @@ def tag_of(array: np.ndarray, dtype: str = "") -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Box:
-    """The place of a chunk: shape and offset of the box, and the tensor it is cut from."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    global_shape: tuple[int, ...]
-    offset: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Size [bytes]."""
-        return math.prod(self.shape) * numpy_dtype(self.dtype).itemsize
-
-
-@dataclass(frozen=True, slots=True)
 class Chunk:
     """A box of a tensor to be saved; by default the whole tensor.
 
@@ -85,15 +71,12 @@ class Chunk:
     offset: tuple[int, ...] | None = None
 
     @property
-    def box(self) -> Box:
-        """Where it belongs. Raises ValueError for a dtype that cannot be stored."""
+    def record(self) -> ChunkRecord:
+        """Its record, without digest. Raises ValueError for a dtype that cannot be stored."""
         shape = self.array.shape
-        return Box(
-            dtype=tag_of(self.array, self.dtype),
-            shape=shape,
-            global_shape=shape if self.global_shape is None else tuple(self.global_shape),
-            offset=(0,) * len(shape) if self.offset is None else tuple(self.offset),
-        )
+        offset = (0,) * len(shape) if self.offset is None else self.offset
+        whole = shape if self.global_shape is None else self.global_shape
+        return ChunkRecord.of(tag_of(self.array, self.dtype), whole, Box(offset, shape))
 
 
 def as_chunk(value: np.ndarray | Chunk) -> Chunk:
@@ -143,27 +126,27 @@ class Image:
     """A shard in memory exactly as it will lie on disk.
 
     Args:
-        boxes: what it holds, keyed by tensor name.
+        chunks: what it holds, keyed by tensor name.
         staging: where it lies.
     """
 
-    def __init__(self, boxes: Mapping[str, Box], staging: Staging):
+    def __init__(self, chunks: Mapping[str, ChunkRecord], staging: Staging):
         # Wide types first keeps every tensor aligned to its item size, so that stock readers can map it.
-        order = sorted(boxes, key=lambda name: (-numpy_dtype(boxes[name].dtype).itemsize, name))
-        self.boxes = {name: boxes[name] for name in order}
-        self.head_size = len(self._head({name: _blanks(box) for name, box in self.boxes.items()}))
-        self.size = self.head_size + sum(box.nbytes for box in self.boxes.values())
+        order = sorted(chunks, key=lambda name: (-numpy_dtype(chunks[name].dtype).itemsize, name))
+        self.chunks = {name: chunks[name] for name in order}
+        self.head_size = len(self._head({name: _blanks(chunk) for name, chunk in self.chunks.items()}))
+        self.size = self.head_size + sum(chunk.nbytes for chunk in self.chunks.values())
         self.buffer = staging.reserve(self.size)
         self._views: dict[str, memoryview] = {}
         position = self.head_size
-        for name, box in self.boxes.items():
-            self._views[name] = self.buffer[position : position + box.nbytes]
-            position += box.nbytes
+        for name, chunk in self.chunks.items():
+            self._views[name] = self.buffer[position : position + chunk.nbytes]
+            position += chunk.nbytes
 
     def array(self, name: str) -> np.ndarray:
         """Where the values of a tensor belong, to be filled."""
-        box = self.boxes[name]
-        return np.frombuffer(self._views[name], numpy_dtype(box.dtype)).reshape(box.shape)
+        chunk = self.chunks[name]
+        return np.frombuffer(self._views[name], numpy_dtype(chunk.dtype)).reshape(chunk.shape)
 
     def put(self, name: str, values: np.ndarray) -> None:
         """Copies the values of a tensor in; `values` may be a bfloat16 array."""
@@ -174,24 +157,15 @@ class Image:
     def seal(self) -> dict[str, ChunkRecord]:
         """Computes all digests from the buffer and writes the head; returns the records of the chunks."""
         with ThreadPoolExecutor(_SEALERS) as pool:
-            digests = dict(zip(self.boxes, pool.map(self._digests, self.boxes), strict=True))
+            digests = dict(zip(self.chunks, pool.map(self._digests, self.chunks), strict=True))
         self.buffer[: self.head_size] = self._head({name: blocks for name, (blocks, _) in digests.items()})
-        return {
-            name: ChunkRecord(
-                dtype=box.dtype,
-                shape=box.shape,
-                global_shape=box.global_shape,
-                offset=box.offset,
-                digest=digests[name][1],
-            )
-            for name, box in self.boxes.items()
-        }
+        return {name: replace(chunk, digest=digests[name][1]) for name, chunk in self.chunks.items()}
 
     def _digests(self, name: str) -> tuple[str, str]:
         """Of the blocks of a tensor, and of its content."""
-        box = self.boxes[name]
-        content = tensor_sum(self.array(name), box.offset)
-        return block_digests(self._views[name], _block(box)), f"{content:016x}"
+        chunk = self.chunks[name]
+        content = tensor_sum(self.array(name), chunk.offset)
+        return block_digests(self._views[name], _block(chunk)), f"{content:016x}"
 
     @property
     def head(self) -> memoryview:
@@ -199,16 +173,16 @@ class Image:
         return self.buffer[: self.head_size]
 
     def _head(self, blocks: Mapping[str, str]) -> bytes:
-        entries = {name: (box.dtype, box.shape, box.nbytes) for name, box in self.boxes.items()}
+        entries = {name: (chunk.dtype, chunk.shape, chunk.nbytes) for name, chunk in self.chunks.items()}
         return encode_header(entries, {"format": "np"} | {BLOCKS + name: text for name, text in blocks.items()})
 
 
-def _block(box: Box) -> int:
-    return block_bytes(box.shape, numpy_dtype(box.dtype).itemsize)
+def _block(chunk: ChunkRecord) -> int:
+    return block_bytes(chunk.shape, numpy_dtype(chunk.dtype).itemsize)
 
 
-def _blanks(box: Box) -> str:
-    return "0" * 16 * num_blocks(box.nbytes, _block(box))
+def _blanks(chunk: ChunkRecord) -> str:
+    return "0" * 16 * num_blocks(chunk.nbytes, _block(chunk))
 
 
 def write_image(path: Path, image: Image) -> ShardRecord:
@@ -249,14 +223,14 @@ def write_shard(path: Path, chunks: Mapping[str, Chunk], staging: Staging | None
         ValueError: a dtype or a name that cannot be stored.
         OSError: the disk refused.
     """
-    image = Image({name: chunk.box for name, chunk in chunks.items()}, staging or Staging())
+    image = Image({name: chunk.record for name, chunk in chunks.items()}, staging or Staging())
     for name, chunk in chunks.items():
         image.put(name, chunk.array)
     return write_image(path, image)
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TensorInfo:
     """A tensor in a safetensors header; `begin` and `end` are positions in the file [bytes]."""
 
     dtype: str
@@ -265,7 +239,7 @@ class Entry:
     end: int
 
 
-def parse_header(head: bytes, file_size: int, where: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+def parse_header(head: bytes, file_size: int, where: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """The tensors of a safetensors file in file order, and its metadata.
 
     Args:
@@ -302,7 +276,7 @@ def parse_header(head: bytes, file_size: int, where: Path) -> tuple[dict[str, En
     return entries, metadata
 
 
-def _entry(item: Any, data_start: int) -> Entry:
+def _entry(item: Any, data_start: int) -> TensorInfo:
     """One header item, checked by itself. Raises ValueError, TypeError or KeyError."""
     begin, end = item["data_offsets"]
     shape = tuple(item["shape"])
@@ -312,4 +286,4 @@ def _entry(item: Any, data_start: int) -> Entry:
         raise ValueError(f"unknown dtype {item['dtype']!r}")
     if end - begin != math.prod(shape) * numpy_dtype(item["dtype"]).itemsize:
         raise ValueError(f"{end - begin} bytes do not hold shape {list(shape)} of {item['dtype']}")
-    return Entry(item["dtype"], shape, data_start + begin, data_start + end)
+    return TensorInfo(item["dtype"], shape, data_start + begin, data_start + end)

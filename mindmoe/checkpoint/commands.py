@@ -16,7 +16,7 @@ from rich.text import Text
 
 from mindmoe.checkpoint import disk, store, verdicts
 from mindmoe.checkpoint.balance import share_out
-from mindmoe.checkpoint.chunks import Box, Chunk, Staging, write_shard
+from mindmoe.checkpoint.chunks import Chunk, Staging, write_shard
 from mindmoe.checkpoint.dtypes import numpy_dtype
 from mindmoe.checkpoint.folder import (
     QUARANTINE,
@@ -28,11 +28,12 @@ from mindmoe.checkpoint.folder import (
     step_of,
 )
 from mindmoe.checkpoint.identity import MOMENTS, stored_table, table_digest
-from mindmoe.checkpoint.manifest import Manifest, ShardRecord
+from mindmoe.checkpoint.manifest import ChunkRecord, Manifest, ShardRecord
 from mindmoe.checkpoint.reader import Checkpoint, total_digest
 from mindmoe.checkpoint.retention import PIN, SCORE, Retention, complete_manifest, prune, superfluous
 from mindmoe.errors import CheckpointError, UserError
 from mindmoe.files import shown
+from mindmoe.parallel.box import Box
 
 DAMAGED = 1  # exit code
 _PLAIN_WIDTH = 160
@@ -241,8 +242,8 @@ def _difference(one: Checkpoint, two: Checkpoint, name: str) -> tuple[float, int
     """Largest absolute difference and number of elements that differ, in pieces of bounded size."""
     record = one.tensors[name]
     largest, count = 0.0, 0
-    for offset, shape in slabs(record.shape, numpy_dtype(record.dtype).itemsize, _DIFF_ROWS):
-        a, b = (source.read({name: (offset, shape)})[name] for source in (one, two))
+    for box in slabs(record.shape, numpy_dtype(record.dtype).itemsize, _DIFF_ROWS):
+        a, b = (source.read({name: box})[name] for source in (one, two))
         count += int(np.count_nonzero(a.reshape(-1).view(np.uint8) != b.reshape(-1).view(np.uint8)) and (a != b).sum())
         if record.dtype == "BF16":
             a, b = ((x.astype(np.uint32) << 16).view(np.float32) for x in (a, b))
@@ -252,15 +253,15 @@ def _difference(one: Checkpoint, two: Checkpoint, name: str) -> tuple[float, int
     return largest, count
 
 
-def slabs(shape: tuple[int, ...], itemsize: int, limit: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Boxes (offset, shape) of whole rows that tile a tensor, each of at most `limit` bytes or one row."""
+def slabs(shape: tuple[int, ...], itemsize: int, limit: int) -> Iterator[Box]:
+    """Boxes of whole rows that tile a tensor, each of at most `limit` bytes or one row."""
     if not shape:
-        yield (), ()
+        yield Box((), ())
         return
     row = math.prod(shape[1:]) * itemsize
     step = max(1, limit // max(row, 1))
     for start in range(0, shape[0], step):
-        yield (start,) + (0,) * (len(shape) - 1), (min(step, shape[0] - start), *shape[1:])
+        yield Box.whole(shape).cut(0, start, min(step, shape[0] - start))
 
 
 def prune_steps(path: Path, rule: Retention, dry_run: bool) -> int:
@@ -298,10 +299,10 @@ def reshard(path: Path, step: int | None, out: Path, num_shards: int) -> int:
         wanted = source.manifest
         staging_folder = store.begin(out, wanted.step, generation)
         staging, records = Staging(), []
-        for rank, boxes in enumerate(cut(source, num_shards)):
+        for rank, share in enumerate(cut(source, num_shards)):
             with store.reading(source.path):
-                arrays = source.read({name: (box.offset, box.shape) for name, box in boxes.items()})
-            chunks = {n: Chunk(arrays[n], box.dtype, box.global_shape, box.offset) for n, box in boxes.items()}
+                arrays = source.read({name: record.box for name, record in share.items()})
+            chunks = {n: Chunk(arrays[n], r.dtype, r.global_shape, r.offset) for n, r in share.items()}
             with disk.reported(f"write the checkpoint in {out}"):
                 records.append(write_shard(staging_folder / shard_name(rank), chunks, staging))
         published = store.commit(out, staging_folder, _resharded(wanted, generation, records))
@@ -318,19 +319,18 @@ def _resharded(manifest: Manifest, generation: str, records: list[ShardRecord]) 
     return replace(manifest, meta=meta, shards=tuple(records))
 
 
-def cut(source: Checkpoint, num_shards: int) -> list[dict[str, Box]]:
-    """The boxes of each shard: every tensor is cut along its first dimension, small ones are shared out whole."""
-    small: dict[str, Box] = {}
-    shards: list[dict[str, Box]] = [{} for _ in range(num_shards)]
+def cut(source: Checkpoint, num_shards: int) -> list[dict[str, ChunkRecord]]:
+    """What each shard holds: every tensor is cut along its first dimension, small ones are shared out whole."""
+    small: dict[str, ChunkRecord] = {}
+    shards: list[dict[str, ChunkRecord]] = [{} for _ in range(num_shards)]
     for name, tensor in source.tensors.items():
         shape = tensor.shape
         if not shape or shape[0] < num_shards:
-            small[name] = Box(tensor.dtype, shape, shape, (0,) * len(shape))
+            small[name] = ChunkRecord.of(tensor.dtype, shape)
             continue
         start = 0
         for rank, part in enumerate(np.array_split(np.arange(shape[0]), num_shards)):
-            rest = (0,) * (len(shape) - 1)
-            shards[rank][name] = Box(tensor.dtype, (len(part), *shape[1:]), shape, (start, *rest))
+            shards[rank][name] = ChunkRecord.of(tensor.dtype, shape, Box.whole(shape).cut(0, start, len(part)))
             start += len(part)
     for rank, names in enumerate(share_out([small] * num_shards)):
         shards[rank] |= {name: small[name] for name in names}

@@ -23,7 +23,7 @@ from mindmoe.model.shapes import param_specs
 WEIGHTS_ONLY = "weights_only"  # key of Meta.state: imported weights, so the optimizer starts from nothing
 PARAMETERS = "parameters"  # key of Meta.model: the digest of the table
 MOMENTS = ("adam_m.", "adam_v.")  # what names of the state of the optimizer begin with
-_DTYPE = "F32"  # of every parameter
+DTYPE = "F32"  # of every parameter
 _NAMED = 5  # differences that an error names
 
 Table = dict[str, tuple[str, tuple[int, ...]]]
@@ -32,7 +32,7 @@ Table = dict[str, tuple[str, tuple[int, ...]]]
 
 def table_of(config: RunConfig) -> Table:
     """The parameters of a model."""
-    return {spec.name: (_DTYPE, tuple(spec.shape)) for spec in param_specs(config.model, config.moe).values()}
+    return {spec.name: (DTYPE, spec.shape) for spec in param_specs(config.model, config.moe).values()}
 
 
 def stored_table(tensors: Mapping[str, TensorRecord]) -> Table:

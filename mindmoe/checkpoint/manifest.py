@@ -27,6 +27,7 @@ from mindmoe.checkpoint.digest import add
 from mindmoe.checkpoint.dtypes import DTYPES, numpy_dtype
 from mindmoe.errors import CheckpointError
 from mindmoe.files import shown
+from mindmoe.parallel.box import Box
 from mindmoe.strict_json import JsonError
 
 VERSION = "2.0"
@@ -45,17 +46,33 @@ class CorruptCheckpoint(CheckpointError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChunkRecord:
-    """One stored box of a tensor.
+    """One box of a tensor as it is stored, or is to be.
 
     `shape` and `offset` have as many entries as `global_shape`; `digest` is what the box adds to the digest of its
-    tensor (`digest.tensor_sum`), 16 hexadecimal digits.
+    tensor (`digest.tensor_sum`), 16 hexadecimal digits; it is empty until the values are known.
     """
 
     dtype: str
     shape: tuple[int, ...]
     global_shape: tuple[int, ...]
     offset: tuple[int, ...]
-    digest: str
+    digest: str = ""
+
+    @classmethod
+    def of(cls, dtype: str, whole: tuple[int, ...], box: Box | None = None) -> "ChunkRecord":
+        """The record of a box that is to be stored, by default all of a tensor of shape `whole`."""
+        box = box or Box.whole(whole)
+        return cls(dtype=dtype, shape=box.shape, global_shape=whole, offset=box.offset)
+
+    @property
+    def box(self) -> Box:
+        """Where it lies in its tensor."""
+        return Box(self.offset, self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size [bytes]."""
+        return self.box.size * numpy_dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,7 +231,7 @@ def _tensor_problems(manifest: Manifest) -> Iterator[str]:
         shape, dtype = parts[0].global_shape, parts[0].dtype
         if any((part.global_shape, part.dtype) != (shape, dtype) for part in parts):
             yield f"tensor {name}: its chunks disagree about shape or dtype"
-        if not tiles(shape, [(part.offset, part.shape) for part in parts]):
+        if not tiles(shape, [part.box for part in parts]):
             yield f"tensor {name}: its {len(parts)} chunks do not cover shape {shape} exactly once"
 
 
@@ -237,8 +254,8 @@ def _chunk_problem(name: str, chunk: ChunkRecord) -> str | None:
     return None
 
 
-def tiles(whole: tuple[int, ...], boxes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:
-    """Whether boxes (offset, shape) cover a shape exactly once, in time proportional to their number.
+def tiles(whole: tuple[int, ...], boxes: list[Box]) -> bool:
+    """Whether boxes cover a shape exactly once, in time proportional to their number.
 
     Give every coordinate of every dimension a random number, and a box the product over its dimensions of the number
     at its end less that at its start. The boxes that tile a shape then sum up to its own product, because inner borders
@@ -248,14 +265,14 @@ def tiles(whole: tuple[int, ...], boxes: list[tuple[tuple[int, ...], tuple[int, 
     """
     numbers: list[dict[int, int]] = [{} for _ in whole]
 
-    def product(offset: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    def product(box: Box) -> int:
         result = 1
-        for drawn, start, length in zip(numbers, offset, shape, strict=True):
+        for drawn, start, length in zip(numbers, box.offset, box.shape, strict=True):
             for place in (start, start + length):
                 if place not in drawn:
                     drawn[place] = secrets.randbelow(_FIELD)
             result = result * (drawn[start + length] - drawn[start]) % _FIELD
         return result
 
-    difference = sum(product(offset, shape) for offset, shape in boxes) - product((0,) * len(whole), whole)
+    difference = sum(map(product, boxes)) - product(Box.whole(whole))
     return difference % _FIELD == 0

@@ -24,7 +24,7 @@ import numpy as np
 import xxhash
 
 from mindmoe.checkpoint import disk
-from mindmoe.checkpoint.chunks import BLOCKS, MAX_HEADER, Entry, parse_header
+from mindmoe.checkpoint.chunks import BLOCKS, MAX_HEADER, TensorInfo, parse_header
 from mindmoe.checkpoint.digest import block_bytes, num_blocks, tensor_sum
 from mindmoe.checkpoint.dtypes import numpy_dtype
 from mindmoe.checkpoint.folder import is_misplaced
@@ -36,26 +36,12 @@ from mindmoe.checkpoint.manifest import (
     TensorRecord,
 )
 from mindmoe.errors import CheckpointError
+from mindmoe.parallel.box import Box
 
 _PIECE = 2**23  # [bytes] fetched at once, a multiple of blocks; enough to keep a disk busy
 _DIRECT = 2**18  # [bytes] from which a read goes past the page cache; neighbours of a smaller one come with it
 _THREADS = 4  # one waits for the disk while another verifies
 Slices = tuple[slice, ...]
-
-
-def overlap(
-    offset: tuple[int, ...], shape: tuple[int, ...], other_offset: tuple[int, ...], other_shape: tuple[int, ...]
-) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Offset and shape of what two boxes share; None if they share nothing."""
-    low = tuple(map(max, offset, other_offset))
-    high = tuple(min(a + n, b + m) for a, n, b, m in zip(offset, shape, other_offset, other_shape, strict=True))
-    size = tuple(h - x for h, x in zip(high, low, strict=True))
-    return (low, size) if all(n > 0 for n in size) else None
-
-
-def at(offset: tuple[int, ...], shape: tuple[int, ...], origin: tuple[int, ...]) -> Slices:
-    """A box as an index into an array whose first element has the global index `origin`."""
-    return tuple(slice(o - z, o - z + n) for o, n, z in zip(offset, shape, origin, strict=True))
 
 
 def _index(place: tuple[int, ...], shape: tuple[int, ...]) -> int:
@@ -130,7 +116,7 @@ class ShardReader:
         if self._direct is not None:
             os.close(self._direct)
 
-    def _verified_header(self) -> tuple[dict[str, Entry], dict[str, str]]:
+    def _verified_header(self) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         path, record = self.path, self.record
         (length,) = struct.unpack("<Q", self._fetch(0, 8))
         if length > min(MAX_HEADER, record.size - 8):
@@ -149,7 +135,7 @@ class ShardReader:
                 raise CorruptCheckpoint(f"{path}: the header does not hold the block digests of {name}")
         return entries, blocks
 
-    def _block(self, name: str, entries: Mapping[str, Entry] | None = None) -> int:
+    def _block(self, name: str, entries: Mapping[str, TensorInfo] | None = None) -> int:
         entry = (entries or self.entries)[name]
         return block_bytes(entry.shape, numpy_dtype(entry.dtype).itemsize)
 
@@ -196,7 +182,7 @@ class ShardReader:
         dim, row = 0, size
         while row > block:
             row, dim = row // shape[dim], dim + 1
-        cut = None if wanted[dim:] == shape[dim:] else at(offset[dim:], wanted[dim:], (0,) * len(shape[dim:]))
+        cut = None if wanted[dim:] == shape[dim:] else Box(offset[dim:], wanted[dim:]).index
         if not dim:
             yield _Piece(name, 0, size, 0, size, target[None], cut)
             return
@@ -258,13 +244,11 @@ class Checkpoint:
         """What was fetched from the shards so far, headers included [bytes]."""
         return sum(shard.bytes_read for shard in self._open.values())
 
-    def read(
-        self, boxes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], cached: bool = False
-    ) -> dict[str, np.ndarray]:
+    def read(self, boxes: Mapping[str, Box], cached: bool = False) -> dict[str, np.ndarray]:
         """Boxes of tensors, verified and C-contiguous; BF16 comes as its bits in uint16.
 
         Args:
-            boxes: offset and shape by tensor name, within the tensors.
+            boxes: by tensor name, within the tensors.
             cached: read through the page cache, because other processes of this machine want the same bytes.
 
         Raises:
@@ -274,22 +258,21 @@ class Checkpoint:
         """
         found: dict[str, np.ndarray] = {}
         work: list[tuple[ShardReader, _Piece]] = []
-        for name, (offset, shape) in boxes.items():
+        for name, box in boxes.items():
             dtype = numpy_dtype(self.tensors[name].dtype)
             for shard, chunk in self._homes[name]:
-                shared = overlap(offset, shape, chunk.offset, chunk.shape)
+                shared = box.overlap(chunk.box)
                 if shared is None:
                     continue
                 reader = self._reader(shard)
                 reader.past_cache = not cached
-                inside = tuple(s - o for s, o in zip(shared[0], chunk.offset, strict=True))
+                there, here = shared.inside(chunk.box), shared.inside(box)
                 if name not in found:
-                    before = _index(tuple(s - o for s, o in zip(shared[0], offset, strict=True)), shape)
-                    where = reader.entries[name].begin + (_index(inside, chunk.shape) - before) * dtype.itemsize
-                    found[name] = _room(shape, dtype, where)
-                target = found[name][at(shared[0], shared[1], offset)] if shape else found[name]
-                work += [(reader, piece) for piece in reader.pieces(name, inside, target)]
-            found.setdefault(name, np.empty(shape, dtype))  # an empty box
+                    ahead = _index(there.offset, chunk.shape) - _index(here.offset, box.shape)
+                    found[name] = _room(box.shape, dtype, reader.entries[name].begin + ahead * dtype.itemsize)
+                target = found[name][here.index] if box.shape else found[name]
+                work += [(reader, piece) for piece in reader.pieces(name, there.offset, target)]
+            found.setdefault(name, np.empty(box.shape, dtype))  # an empty box
         with ThreadPoolExecutor(_THREADS) as pool:
             try:
                 for _ in pool.map(lambda item: item[0].read(item[1]), work):
@@ -301,7 +284,7 @@ class Checkpoint:
 
     def read_all(self, cached: bool = False) -> dict[str, np.ndarray]:
         """Every tensor, whole and verified; `cached` as in `read`."""
-        return self.read({name: ((0,) * len(t.shape), t.shape) for name, t in self.tensors.items()}, cached)
+        return self.read({name: Box.whole(t.shape) for name, t in self.tensors.items()}, cached)
 
     def _reader(self, shard: ShardRecord) -> ShardReader:
         if shard.file not in self._open:

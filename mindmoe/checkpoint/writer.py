@@ -21,10 +21,10 @@ from pydantic import JsonValue, TypeAdapter
 
 from mindmoe.checkpoint import disk, store
 from mindmoe.checkpoint.balance import share_out
-from mindmoe.checkpoint.chunks import Box, Image, Staging, write_image
+from mindmoe.checkpoint.chunks import Image, Staging, write_image
 from mindmoe.checkpoint.exchange import Exchange
 from mindmoe.checkpoint.folder import inode_of, list_steps, shard_name, staging_path
-from mindmoe.checkpoint.manifest import Manifest, Meta, ShardRecord
+from mindmoe.checkpoint.manifest import ChunkRecord, Manifest, Meta, ShardRecord
 from mindmoe.checkpoint.retention import Retention, prune_after, require_space
 from mindmoe.checkpoint.tier import Tier
 from mindmoe.errors import CheckpointError
@@ -34,8 +34,8 @@ _EXIT_WAIT = 60.0  # [s] that the end of a process waits for a save under way
 
 
 @cache
-def _boxes() -> TypeAdapter[dict[str, Box]]:
-    return TypeAdapter(dict[str, Box])
+def _boxes() -> TypeAdapter[dict[str, ChunkRecord]]:
+    return TypeAdapter(dict[str, ChunkRecord])
 
 
 @cache
@@ -99,7 +99,7 @@ class Writer:
     def __init__(
         self,
         root: Path,
-        held: Mapping[str, Box],
+        held: Mapping[str, ChunkRecord],
         *,
         rank: int,
         world: int,
@@ -117,7 +117,7 @@ class Writer:
         self._finished: list[Outcome] = []
         atexit.register(self.close)
 
-    def _agree_on_boxes(self, held: Mapping[str, Box]) -> tuple[list[str], int]:
+    def _agree_on_boxes(self, held: Mapping[str, ChunkRecord]) -> tuple[list[str], int]:
         """The names of this rank's share, and the size of the whole state [bytes]."""
         started = time.monotonic()
         self._exchange.send("held", _boxes().dump_python(dict(held), mode="json"))

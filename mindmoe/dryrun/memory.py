@@ -9,7 +9,8 @@ from math import prod
 
 from mindmoe.config import RunConfig
 from mindmoe.dryrun.program import StepProgram
-from mindmoe.parallel.sharding import Shard, zero_shard
+from mindmoe.parallel.box import Box
+from mindmoe.parallel.sharding import zero_shard
 from mindmoe.pipeline.split import Piece
 
 _FP32 = 4
@@ -104,7 +105,7 @@ def _count(program: StepProgram, piece: Piece) -> _Held:
     for prefix in prefixes:
         unit = 0
         for _, box, ranks in program.held((prefix,)):
-            part = zero_shard(_box(box), len(ranks), ranks.index(rank)).size
+            part = zero_shard(Box.whole(box), len(ranks), ranks.index(rank)).size
             unit += prod(box)
             kept += part if zero == 3 else prod(box)
             updated += part if zero else prod(box)
@@ -113,10 +114,6 @@ def _count(program: StepProgram, piece: Piece) -> _Held:
         whole += unit
         largest = max(largest, unit)
     return _Held(kept, updated, cut, whole, largest, replicated)
-
-
-def _box(shape: tuple[int, ...]) -> Shard:
-    return Shard(offset=(0,) * len(shape), shape=shape)
 
 
 def _piece_activations(program: StepProgram, piece: Piece) -> float:

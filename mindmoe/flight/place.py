@@ -10,15 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from mindmoe.checkpoint import disk, store
-from mindmoe.checkpoint.chunks import Box, Chunk, Staging, write_shard
+from mindmoe.checkpoint.chunks import Chunk, Staging, write_shard
 from mindmoe.checkpoint.commands import cut, step_folder
 from mindmoe.checkpoint.folder import shard_name
+from mindmoe.checkpoint.manifest import ChunkRecord
 from mindmoe.checkpoint.reader import Checkpoint
 from mindmoe.errors import UserError
 from mindmoe.flight.report import grouped
 from mindmoe.flight.trace import read_traces
 from mindmoe.flight.what_if import Placed, check_same, placed
 from mindmoe.moe.placement import expert_axis, permutation, renumbered
+from mindmoe.parallel.box import Box
 from mindmoe.train.folder import RunFolder
 
 
@@ -70,8 +72,8 @@ def _write(folder: Path, out: Path, orders: list[np.ndarray]) -> Path:
         generation = store.claim(out)
         staging_folder = store.begin(out, source.manifest.step, generation)
         staging, records = Staging(), []
-        for rank, boxes in enumerate(cut(source, shards)):
-            chunks = {name: _chunk(source, name, box, orders) for name, box in boxes.items()}
+        for rank, share in enumerate(cut(source, shards)):
+            chunks = {name: _chunk(source, name, record, orders) for name, record in share.items()}
             with disk.reported(f"write the checkpoint in {out}"):
                 records.append(write_shard(staging_folder / shard_name(rank), chunks, staging))
         meta = replace(source.manifest.meta, generation=generation)
@@ -79,15 +81,13 @@ def _write(folder: Path, out: Path, orders: list[np.ndarray]) -> Path:
         return store.commit(out, staging_folder, manifest)
 
 
-def _chunk(source: Checkpoint, name: str, box: Box, orders: list[np.ndarray]) -> Chunk:
+def _chunk(source: Checkpoint, name: str, record: ChunkRecord, orders: list[np.ndarray]) -> Chunk:
     """A box of a tensor as it is after renumbering."""
-    if expert_axis(name, box.global_shape, len(orders[0])) is None:
+    if expert_axis(name, record.global_shape, len(orders[0])) is None:
         with store.reading(source.path):
-            array = source.read({name: (box.offset, box.shape)})[name]
+            array = source.read({name: record.box})[name]
     else:
-        zeros = (0,) * len(box.global_shape)
         with store.reading(source.path):
-            whole = source.read({name: (zeros, box.global_shape)})[name]
-        inside = tuple(slice(start, start + size) for start, size in zip(box.offset, box.shape, strict=True))
-        array = np.ascontiguousarray(renumbered(name, whole, orders)[inside])
-    return Chunk(array, box.dtype, box.global_shape, box.offset)
+            whole = source.read({name: Box.whole(record.global_shape)})[name]
+        array = np.ascontiguousarray(renumbered(name, whole, orders)[record.box.index])
+    return Chunk(array, record.dtype, record.global_shape, record.offset)

@@ -11,12 +11,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from mindmoe import strict_json
-from mindmoe.checkpoint.chunks import MAX_HEADER, Entry, parse_header
+from mindmoe.checkpoint.chunks import MAX_HEADER, TensorInfo, parse_header
 from mindmoe.checkpoint.dtypes import numpy_dtype
 from mindmoe.checkpoint.reader import Checkpoint
 from mindmoe.errors import CheckpointError, UserError
 from mindmoe.files import open_regular, shown
 from mindmoe.interop.mxfp4 import dequantize
+from mindmoe.parallel.box import Box
 
 INDEX = "model.safetensors.index.json"
 _BLOCKS, _SCALES = "_blocks", "_scales"
@@ -63,14 +64,14 @@ class CheckpointSource:
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows, every byte of them verified."""
         shape = self.shapes[name]
-        box = ((start,) + (0,) * (len(shape) - 1), (stop - start, *shape[1:]))
+        box = Box.whole(shape).cut(0, start, stop - start)
         return widen(self.checkpoint.read({name: box})[name], self.checkpoint.tensors[name].dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
     file: Path
-    entry: Entry
+    entry: TensorInfo
 
 
 class FolderSource:
@@ -198,7 +199,7 @@ def _stored_tensors(folder: Path) -> dict[str, _Stored]:
     return found
 
 
-def _header(file: Path) -> dict[str, Entry]:
+def _header(file: Path) -> dict[str, TensorInfo]:
     with open_regular(file) as stream:
         size = os.fstat(stream.fileno()).st_size
         start = stream.read(8)

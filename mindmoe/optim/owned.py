@@ -1,13 +1,12 @@
 """What this rank updates, and how the other ranks learn of it."""
 
-import zlib
-
 from mindspore import Parameter, Tensor, ops
 
 from mindmoe.optim.reduction import Reduction
+from mindmoe.parallel.box import Box
 from mindmoe.parallel.collectives import AllGather
 from mindmoe.parallel.held import Held
-from mindmoe.parallel.sharding import Shard, buckets
+from mindmoe.parallel.sharding import buckets
 from mindmoe.parallel.unit import Entry, Placement
 from mindmoe.parallel.zero import ZeroBuffer
 
@@ -26,11 +25,11 @@ class Owned:
     def __init__(self, entries: list[Entry], reduction: Reduction):
         self.entries, self.reduction = entries, reduction
         self.params: list[Parameter] = []
-        self.shards: list[Shard] = []
+        self.boxes: list[Box] = []
         for place in reduction.updated:
             entry = entries[place]
             self.params.append(_master(entry) if reduction.is_cut[place] else entry.param)
-            self.shards.append(entry.placement.part if reduction.is_cut[place] else entry.shard)
+            self.boxes.append(entry.placement.part if reduction.is_cut[place] else entry.shard)
         self.placements: list[Placement] = [entries[place].placement for place in reduction.updated]
         self.decays = [placement.spec.decay for placement in self.placements]
         self._published = self._publications()
@@ -49,20 +48,10 @@ class Owned:
 
     def held(self, params: list[Parameter], prefix: str = "") -> list[Held]:
         """Records of tensors that lie as the updated parameters do: these themselves, or their moments."""
-        records = []
-        for i, (param, placement, shard) in enumerate(zip(params, self.placements, self.shards, strict=True)):
-            alone = self._in_parts(self.reduction.updated[i])
-            name = prefix + placement.spec.name
-            records.append(
-                Held(
-                    name=name,
-                    shape=placement.spec.shape,
-                    shard=shard,
-                    owner=alone or chosen_owner(name, placement.replicas.size) == placement.replicas.index,
-                    param=param,
-                )
-            )
-        return records
+        return [
+            Held(name=prefix + placement.spec.name, shape=placement.spec.shape, box=box, param=param)
+            for param, placement, box in zip(params, self.placements, self.boxes, strict=True)
+        ]
 
     def publish(self) -> None:
         """Sets the model's parameters from everybody's master parts; nothing to do where they are the same."""
@@ -89,18 +78,8 @@ class Owned:
         return made
 
 
-def chosen_owner(name: str, replicas: int) -> int:
-    """The replica that saves a tensor: spread over the replicas by name, equal on every rank."""
-    return zlib.crc32(name.encode()) % replicas
-
-
 def _master(entry: Entry) -> Parameter:
     """An fp32 copy of this rank's part."""
     box, part = entry.placement.box, entry.placement.part
-    inside = tuple(
-        slice(start - base, start - base + size)
-        for start, base, size in zip(part.offset, box.offset, part.shape, strict=True)
-    )
-    return Parameter(
-        Tensor(entry.param.asnumpy()[inside].copy()), name=f"master.{entry.param.name}", requires_grad=False
-    )
+    values = entry.param.asnumpy()[part.inside(box).index].copy()
+    return Parameter(Tensor(values), name=f"master.{entry.param.name}", requires_grad=False)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from mindmoe.parallel.sharding import Shard
+from mindmoe.parallel.box import Box
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,13 +13,11 @@ class Held:
     Attributes:
         name: the tensor's name; both moments of a parameter are `adam_m.<name>` and `adam_v.<name>`.
         shape: global shape.
-        shard: the box; it may be empty.
-        owner: True on exactly one of the ranks that hold this box, so that the owners' boxes tile the tensor.
-        param: MindSpore's parameter with the values of the box, shape shard.shape.
+        box: which; it may be empty.
+        param: MindSpore's parameter with the values of the box, shape box.shape.
     """
 
     name: str
     shape: tuple[int, ...]
-    shard: Shard
-    owner: bool
+    box: Box
     param: Any

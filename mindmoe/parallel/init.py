@@ -12,7 +12,7 @@ import numpy as np
 
 from mindmoe.env import usable_cores
 from mindmoe.model.shapes import ParamSpec
-from mindmoe.parallel.sharding import Shard
+from mindmoe.parallel.box import Box
 
 _WORDS_PER_COUNTER = 4
 _CHUNK = 1 << 16  # elements drawn at a time: their fp64 temporaries stay in the cache, and threads share a tensor
@@ -43,24 +43,24 @@ def _normal(key: int, start: int, count: int) -> np.ndarray:
     return out
 
 
-def initial_value(spec: ParamSpec, shard: Shard, seed: int, std: float) -> np.ndarray:
-    """The box `shard` of a parameter's initial value (shard.shape) fp32.
+def initial_value(spec: ParamSpec, box: Box, seed: int, std: float) -> np.ndarray:
+    """A box of a parameter's initial value (box.shape) fp32.
 
     Args:
         spec: the parameter.
-        shard: the box wanted.
+        box: the box wanted.
         seed: seed of the run.
         std: standard deviation of `normal` parameters.
     """
     if spec.init != "normal":
-        return np.full(shard.shape, 1.0 if spec.init == "ones" else 0.0, np.float32)
+        return np.full(box.shape, 1.0 if spec.init == "ones" else 0.0, np.float32)
     key = int.from_bytes(hashlib.sha256(f"{seed}/{spec.name}".encode()).digest()[:16], "little")
     # Trailing dimensions that are held whole make contiguous runs of the global array.
-    split = max((dim for dim, size in enumerate(shard.shape) if size != spec.shape[dim]), default=0)
-    run = prod(shard.shape[split:])
+    split = max((dim for dim, size in enumerate(box.shape) if size != spec.shape[dim]), default=0)
+    run = prod(box.shape[split:])
     stride = np.array([prod(spec.shape[dim + 1 :]) for dim in range(len(spec.shape))], np.int64)
-    base = int(np.dot(stride, shard.offset))
-    out = np.empty((prod(shard.shape[:split]), run), np.float32)
-    for row, place in enumerate(np.ndindex(*shard.shape[:split])):
+    base = int(np.dot(stride, box.offset))
+    out = np.empty((prod(box.shape[:split]), run), np.float32)
+    for row, place in enumerate(np.ndindex(*box.shape[:split])):
         out[row] = _normal(key, base + int(np.dot(stride[:split], place)), run)
-    return out.reshape(shard.shape) * np.float32(std)
+    return out.reshape(box.shape) * np.float32(std)

@@ -5,12 +5,12 @@ summed, how ZeRO cuts it further, and what a checkpoint writes.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
 from mindmoe.errors import UserError
 from mindmoe.model.shapes import Axis, ParamSpec
+from mindmoe.parallel.box import Box
 from mindmoe.parallel.mesh import Coordinates, Mesh, MeshAxis
 
 _BUCKET = 1 << 22  # elements per all-reduce: 16 MB of fp32, enough to hide the latency of a call
@@ -25,36 +25,7 @@ MESH_AXIS: dict[str, MeshAxis] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shard:
-    """A box of a parameter.
-
-    Attributes:
-        offset: first global index of each dimension.
-        shape: size of the box.
-    """
-
-    offset: tuple[int, ...]
-    shape: tuple[int, ...]
-
-    @property
-    def index(self) -> tuple[slice, ...]:
-        """The box as an index into the whole array."""
-        return tuple(slice(start, start + size) for start, size in zip(self.offset, self.shape, strict=True))
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
-
-    def within(self, dim: int, start: int, size: int) -> "Shard":
-        """The part of the box that begins `start` after its own offset along `dim`."""
-        offset = [at + start * (d == dim) for d, at in enumerate(self.offset)]
-        shape = [size if d == dim else length for d, length in enumerate(self.shape)]
-        return Shard(offset=tuple(offset), shape=tuple(shape))
-
-
-def local_shard(spec: ParamSpec, mesh: Mesh, rank: int) -> Shard:
+def local_shard(spec: ParamSpec, mesh: Mesh, rank: int) -> Box:
     """The box of `spec` on a rank that holds it, before ZeRO.
 
     With fewer key-value heads than tensor ranks, neighbouring ranks share a head.
@@ -65,7 +36,7 @@ def local_shard(spec: ParamSpec, mesh: Mesh, rank: int) -> Shard:
     return _box(spec, mesh, mesh.places[rank])
 
 
-def _box(spec: ParamSpec, mesh: Mesh, place: Coordinates) -> Shard:
+def _box(spec: ParamSpec, mesh: Mesh, place: Coordinates) -> Box:
     offset, shape = [], []
     for size, axis in zip(spec.shape, spec.axes, strict=True):
         mesh_axis = MESH_AXIS[axis] if axis else None
@@ -80,7 +51,7 @@ def _box(spec: ParamSpec, mesh: Mesh, place: Coordinates) -> Shard:
             )
         shape.append(size // degree)
         offset.append(at * (size // degree))
-    return Shard(offset=tuple(offset), shape=tuple(shape))
+    return Box(tuple(offset), tuple(shape))
 
 
 def replicas(spec: ParamSpec, mesh: Mesh, rank: int, stages: tuple[int, ...]) -> tuple[int, ...]:
@@ -112,16 +83,16 @@ def _replicas(
     return {rank: tuple(group) for group in members.values() for rank in group}
 
 
-def zero_shard(shard: Shard, count: int, index: int) -> Shard:
+def zero_shard(box: Box, count: int, index: int) -> Box:
     """Part `index` of `count` parts of a box, as ZeRO spreads it over replicas.
 
     The cut runs along `zero_dim`, in parts of equal size except for the last ones, which may be short or empty.
     """
-    dim = zero_dim(shard.shape, count)
-    size = shard.shape[dim]
+    dim = zero_dim(box.shape, count)
+    size = box.shape[dim]
     depth = -(-size // count)
     start = min(size, depth * index)
-    return shard.within(dim, start, min(size, start + depth) - start)
+    return box.cut(dim, start, min(size, start + depth) - start)
 
 
 def zero_dim(shape: tuple[int, ...], count: int) -> int:

@@ -6,9 +6,10 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn
 
 from mindmoe.model.shapes import ParamSpec
+from mindmoe.parallel.box import Box
 from mindmoe.parallel.collectives import AllGather
 from mindmoe.parallel.groups import Group
-from mindmoe.parallel.sharding import Shard, zero_shard
+from mindmoe.parallel.sharding import zero_shard
 from mindmoe.parallel.weights import new_parameter
 from mindmoe.parallel.zero import Whole, ZeroBuffer
 
@@ -24,11 +25,11 @@ class Placement:
     """
 
     spec: ParamSpec
-    box: Shard
+    box: Box
     replicas: Group
 
     @property
-    def part(self) -> Shard:
+    def part(self) -> Box:
         """What ZeRO leaves to this rank of the box."""
         return zero_shard(self.box, self.replicas.size, self.replicas.index)
 
@@ -45,7 +46,7 @@ class Entry:
 
     param: Parameter
     placement: Placement
-    shard: Shard
+    shard: Box
 
     @property
     def in_parts(self) -> bool:
@@ -71,7 +72,7 @@ class Unit(nn.Cell):
         self.gathers: list[_Gather] = []
         cut: dict[Group, list[int]] = {}
 
-        def create(at: Placement, shard: Shard) -> None:
+        def create(at: Placement, shard: Box) -> None:
             param = new_parameter(at.spec, shard, seed, std)
             self.entries.append(Entry(param=param, placement=at, shard=shard))
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from mindspore import Parameter, Tensor
 
 from mindmoe.model.shapes import ParamSpec
+from mindmoe.parallel.box import Box
 from mindmoe.parallel.init import initial_value
-from mindmoe.parallel.sharding import Shard
 
 
-def new_parameter(spec: ParamSpec, shard: Shard, seed: int, std: float) -> Parameter:
+def new_parameter(spec: ParamSpec, shard: Box, seed: int, std: float) -> Parameter:
     """A parameter holding a box of `spec`, initialised.
 
     Args:

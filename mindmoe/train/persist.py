@@ -10,8 +10,8 @@ from mindspore import Tensor
 
 from mindmoe.checkpoint import store
 from mindmoe.checkpoint.agree import Agreement, from_rank_0
-from mindmoe.checkpoint.chunks import Box, tag_of
-from mindmoe.checkpoint.identity import MOMENTS, WEIGHTS_ONLY, check_identity, run_meta
+from mindmoe.checkpoint.identity import DTYPE, MOMENTS, WEIGHTS_ONLY, check_identity, run_meta
+from mindmoe.checkpoint.manifest import ChunkRecord
 from mindmoe.checkpoint.objects import SCHEME, ObjectStore
 from mindmoe.checkpoint.reader import Checkpoint
 from mindmoe.checkpoint.retention import SCORE, Retention
@@ -78,7 +78,7 @@ class Saver:
         self.tier = second_tier(config) if at.rank == 0 else None
         self.writer = Writer(
             root,
-            {item.name: box_of(item) for item in held},
+            {item.name: ChunkRecord.of(DTYPE, item.shape, item.box) for item in held},
             rank=at.rank,
             world=at.world,
             meta=run_meta(config, at.world, from_rank_0(agree, lambda: store.claim(root)), data),
@@ -160,12 +160,6 @@ def second_tier(config: RunConfig) -> Tier | None:
     return Tier(folder_copier(root, rule, config.checkpoint.min_free), durable.every)
 
 
-def box_of(item: Held) -> Box:
-    """The place of what a rank holds."""
-    dtype = tag_of(item.param.asnumpy()[:0] if item.param.ndim else item.param.asnumpy())
-    return Box(dtype=dtype, shape=item.shard.shape, global_shape=item.shape, offset=item.shard.offset)
-
-
 def names_of_run(config: RunConfig) -> set[str]:
     """The names of every tensor of the training state, over all ranks."""
     specs = param_specs(config.model, config.moe).values()
@@ -198,17 +192,16 @@ def reader_of(
         wrong = [f"missing {name}" for name in wanted.keys() - there.keys()]
         wrong += [f"unexpected {name}" for name in there.keys() - set(expected)] if expected is not None else []
         for name in wanted.keys() & there.keys():
-            box = box_of(wanted[name])
-            if (there[name].shape, there[name].dtype) != (box.global_shape, box.dtype):
+            shape = wanted[name].shape
+            if (there[name].shape, there[name].dtype) != (shape, DTYPE):
                 found = f"{there[name].dtype} {there[name].shape}"
-                wrong.append(f"{name} is {found}, expected {box.dtype} {box.global_shape}")
+                wrong.append(f"{name} is {found}, expected {DTYPE} {shape}")
         if wrong:
             raise CheckpointError(
                 f"{checkpoint.path} does not fit the model: {'; '.join(sorted(wrong))}",
                 "continue it with its own config",
             )
-        boxes = {name: (item.shard.offset, item.shard.shape) for name, item in wanted.items()}
-        return checkpoint.read(boxes, cached)
+        return checkpoint.read({name: item.box for name, item in wanted.items()}, cached)
 
     return read
 

@@ -13,7 +13,7 @@ from mindmoe.moe.dispatch.sizes import node_grid
 from mindmoe.ops.contract import OpSet, OpShape
 from mindmoe.ops.select import select_ops
 from mindmoe.optim.optimizer import Optimizer, build_optimizer
-from mindmoe.optim.owned import Owned, chosen_owner
+from mindmoe.optim.owned import Owned
 from mindmoe.optim.reduction import Reduction
 from mindmoe.parallel.collectives import probe, table
 from mindmoe.parallel.groups import Groups, connect, set_device
@@ -69,10 +69,9 @@ def _held_biases(part: Part) -> list[Held]:
     """Records of the selection biases, which every rank of a stage holds whole."""
     records = []
     for entry in part.objective.net.entries:
-        spec, replicas = entry.placement.spec, entry.placement.replicas
+        spec = entry.placement.spec
         if not spec.trainable:
-            owner = chosen_owner(spec.name, replicas.size) == replicas.index
-            records.append(Held(name=spec.name, shape=spec.shape, shard=entry.shard, owner=owner, param=entry.param))
+            records.append(Held(name=spec.name, shape=spec.shape, box=entry.shard, param=entry.param))
     return records
 
 

@@ -23,9 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mindmoe.checkpoint import chunks, disk, store
-from mindmoe.checkpoint.chunks import Box
 from mindmoe.checkpoint.folder import list_steps, step_name
-from mindmoe.checkpoint.manifest import Meta
+from mindmoe.checkpoint.manifest import ChunkRecord, Meta
 from mindmoe.checkpoint.retention import Retention
 from mindmoe.checkpoint.writer import Outcome, SavePolicy, Writer
 
@@ -131,7 +130,7 @@ def measure(folder: Path, mib: int, rounds: int) -> dict[str, list[float]]:
     memory = disk.aligned(size // PIECE * PIECE + PIECE, lasting=True)
     memory[:] = np.random.default_rng(1).bytes(PIECE) * (len(memory) // PIECE)
     root = folder / "checkpoints"
-    boxes = {name: Box("F32", array.shape, array.shape, (0,) * array.ndim) for name, array in tensors.items()}
+    boxes = {name: ChunkRecord.of("F32", array.shape) for name, array in tensors.items()}
     meta = Meta(model={}, topology={}, config_digest="", generation=store.claim(root))
     policy = SavePolicy(retention=Retention(keep_last=1), min_free=0, timeout=600)
     target = {name: np.zeros_like(array) for name, array in tensors.items()}

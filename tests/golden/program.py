@@ -67,7 +67,7 @@ def boxes(trainer: Any, moment: str) -> dict[str, np.ndarray]:
     """What this rank holds of the state, copied."""
     found = {}
     for held in trainer.state:
-        offset, shape = (",".join(map(str, numbers)) for numbers in (held.shard.offset, held.shape))
+        offset, shape = (",".join(map(str, numbers)) for numbers in (held.box.offset, held.shape))
         found[f"{moment}|{held.name}|{offset}|{shape}"] = held.param.asnumpy().copy()
     return found
 
@@ -90,7 +90,7 @@ def shake(trainer: Any, noise: float, seed: str) -> None:
         key = int.from_bytes(hashlib.sha256(f"{seed} {held.name}".encode()).digest()[:16], "little")
         words = np.random.Philox(key=key).random_raw(int(np.prod(held.shape, dtype=np.int64)))
         u = (words.astype(np.float64) / 2.0**63 - 1.0).reshape(held.shape)
-        box = tuple(slice(low, low + size) for low, size in zip(held.shard.offset, value.shape, strict=True))
+        box = tuple(slice(low, low + size) for low, size in zip(held.box.offset, value.shape, strict=True))
         assign(held.param, value * (1 + noise * u[box]).astype(np.float32))
     trainer.publish()
 

@@ -23,11 +23,10 @@ import numpy as np
 
 from mindmoe.checkpoint import store
 from mindmoe.checkpoint import writer as writer_module
-from mindmoe.checkpoint.chunks import Box
-from mindmoe.checkpoint.manifest import Meta
-from mindmoe.checkpoint.reader import at
+from mindmoe.checkpoint.manifest import ChunkRecord, Meta
 from mindmoe.checkpoint.retention import Retention
 from mindmoe.checkpoint.writer import SavePolicy, Writer
+from mindmoe.parallel.box import Box
 
 TIMEOUT = 600.0  # [s] checkpoint.timeout
 CLOCK, DEAD = ".tmp-clock", ".tmp-dead"  # as many bytes as seconds that were added; one rank or more will not come
@@ -42,7 +41,7 @@ def state(step: int) -> dict[str, np.ndarray]:
     }
 
 
-def held(rank: int, world: int) -> dict[str, Box]:
+def held(rank: int, world: int) -> dict[str, ChunkRecord]:
     """Experts and embedding rows are cut unevenly, the rest is replicated."""
     boxes = {}
     for name, shape in SHAPES.items():
@@ -50,7 +49,7 @@ def held(rank: int, world: int) -> dict[str, Box]:
         if name in ("experts", "embed"):
             part = np.array_split(np.arange(shape[0]), world)[rank]
             offset[0], size[0] = int(part[0]), len(part)
-        boxes[name] = Box("F32", tuple(size), shape, tuple(offset))
+        boxes[name] = ChunkRecord.of("F32", shape, Box(tuple(offset), tuple(size)))
     return boxes
 
 
@@ -167,7 +166,7 @@ def main(root: Path, rank: int, world: int, generation: str, steps: int, *fault:
         elif fault and step == int(fault[1]):
             break_writing(fault[0], root)
         writer.save(
-            step, lambda name, now=values: now[name][at(boxes[name].offset, boxes[name].shape, (0,) * now[name].ndim)]
+            step, lambda name, now=values: now[name][boxes[name].box.index]
         )
         (outcome,) = writer.wait()
         writer_module.write_image, store.commit = intact

@@ -33,7 +33,7 @@ def test_stock_library_reads_every_dtype(tmp_path: Path, saver: ModuleType) -> N
     stock = dict(safetensors.deserialize(file.read_bytes()))
     assert stock.keys() == state.keys()
     for name, chunk in state.items():
-        assert stock[name]["dtype"] == chunk.box.dtype
+        assert stock[name]["dtype"] == chunk.record.dtype
         assert tuple(stock[name]["shape"]) == chunk.array.shape
         assert bytes(stock[name]["data"]) == chunk.array.tobytes()
 

@@ -5,6 +5,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ from mindmoe.checkpoint import disk, store
 from mindmoe.checkpoint.folder import MANIFEST, list_steps
 from mindmoe.checkpoint.manifest import ChunkRecord, Manifest, Meta, ShardRecord, parse, tiles
 from mindmoe.checkpoint.retention import Retention, prune
+from mindmoe.parallel.box import Box
 
 Save = Callable[..., Path]
 
@@ -110,14 +112,14 @@ def test_a_manifest_with_a_key_twice_is_set_aside(ram: Path, save: Save) -> None
 
 @pytest.mark.slow
 def test_a_hundred_thousand_chunks_are_checked_in_seconds() -> None:
-    boxes = [((2 * i, 5 * j), (2, 5)) for i in range(300) for j in range(334)]
+    boxes = [Box((2 * i, 5 * j), (2, 5)) for i in range(300) for j in range(334)]
     whole = (600, 1670)
 
-    def record(offset: tuple[int, ...], shape: tuple[int, ...]) -> ChunkRecord:
-        return ChunkRecord(dtype="F32", shape=shape, global_shape=whole, offset=offset, digest="0" * 16)
+    def record(box: Box) -> ChunkRecord:
+        return replace(ChunkRecord.of("F32", whole, box), digest="0" * 16)
 
     shards = tuple(
-        ShardRecord(file=f"shard-{i}", size=100, header_digest="h", tensors={"w": record(*box)})
+        ShardRecord(file=f"shard-{i}", size=100, header_digest="h", tensors={"w": record(box)})
         for i, box in enumerate(boxes)
     )
     manifest = Manifest(
@@ -126,7 +128,7 @@ def test_a_hundred_thousand_chunks_are_checked_in_seconds() -> None:
     started = time.process_time()
     assert len(parse(manifest, Path("m")).shards) == len(boxes)
     last = boxes[-1]
-    for wrong in (boxes[1:], boxes[:-1] + boxes[:1], [*boxes[:-1], ((last[0][0] - 1, last[0][1]), last[1])]):
+    for wrong in (boxes[1:], boxes[:-1] + boxes[:1], [*boxes[:-1], last.cut(0, -1, last.shape[0])]):
         assert not tiles(whole, wrong)
     assert time.process_time() - started < 60, "comparing all pairs of chunks would take hours"
 

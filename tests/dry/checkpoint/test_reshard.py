@@ -13,9 +13,8 @@ from mindmoe.checkpoint import disk, store
 from mindmoe.checkpoint.chunks import Chunk
 from mindmoe.checkpoint.digest import add, block_bytes, tensor_sum
 from mindmoe.checkpoint.manifest import CorruptCheckpoint, Manifest
-from mindmoe.checkpoint.reader import at, total_digest
-
-Box = tuple[tuple[int, ...], tuple[int, ...]]
+from mindmoe.checkpoint.reader import total_digest
+from mindmoe.parallel.box import Box
 
 
 def cuts(rng: random.Random, size: int, parts: int) -> list[tuple[int, int]]:
@@ -27,7 +26,7 @@ def cuts(rng: random.Random, size: int, parts: int) -> list[tuple[int, int]]:
 def tiling(rng: random.Random, shape: tuple[int, ...]) -> list[Box]:
     """Boxes that tile a tensor."""
     stretches = [cuts(rng, size, rng.choice((1, 1, 2, 3))) for size in shape]
-    return [(tuple(o for o, _ in box), tuple(n for _, n in box)) for box in product(*stretches)]
+    return [Box(tuple(o for o, _ in box), tuple(n for _, n in box)) for box in product(*stretches)]
 
 
 def publish(root: Path, saver: ModuleType, step: int, ranks: list[dict[str, Chunk]]) -> Path:
@@ -41,9 +40,8 @@ def sharded(arrays: dict[str, np.ndarray], layout: dict[str, list[Box]]) -> list
     """The chunks of as many ranks as the largest number of boxes of one tensor."""
     ranks: list[dict[str, Chunk]] = [{} for _ in range(max(map(len, layout.values())))]
     for name, boxes in layout.items():
-        for rank, (offset, shape) in enumerate(boxes):
-            part = arrays[name][at(offset, shape, (0,) * len(shape))]
-            ranks[rank][name] = Chunk(part, "", arrays[name].shape, offset)
+        for rank, box in enumerate(boxes):
+            ranks[rank][name] = Chunk(arrays[name][box.index], "", arrays[name].shape, box.offset)
     return ranks
 
 
@@ -71,7 +69,7 @@ def test_random_layouts(ram: Path, saver: ModuleType, seed: int) -> None:
                 boxes = {name: rng.choice(tiling(rng, array.shape)) for name, array in arrays.items()}
                 for source in (one, many):
                     for name, array in source.read(boxes).items():
-                        wanted = arrays[name][at(*boxes[name], (0,) * arrays[name].ndim)]
+                        wanted = arrays[name][boxes[name].index]
                         assert array.tobytes() == wanted.tobytes() and array.shape == wanted.shape, (index, name)
         assert not [*one.damage(), *many.damage()]
 
@@ -94,7 +92,7 @@ def test_reads_past_the_page_cache_bring_the_same_bytes(
             for _ in range(6):
                 boxes = {name: rng.choice(tiling(rng, shape)) for name, shape in shapes.items()}
                 for name, array in source.read(boxes, cached).items():
-                    assert array.tobytes() == arrays[name][at(*boxes[name], (0,) * arrays[name].ndim)].tobytes(), name
+                    assert array.tobytes() == arrays[name][boxes[name].index].tobytes(), name
             whole = source.read_all(cached)
             assert all(whole[name].tobytes() == array.tobytes() for name, array in arrays.items())
     if cached:
@@ -126,12 +124,12 @@ def test_a_chain_of_rank_counts(ram: Path, saver: ModuleType) -> None:
             for rank in range(ranks):
                 offset, shape = [0] * array.ndim, list(array.shape)
                 offset[dim], shape[dim] = sum(edges[:rank]), edges[rank]
-                layout[name].append((tuple(offset), tuple(shape)))
+                layout[name].append(Box(tuple(offset), tuple(shape)))
         with store.open_step(path) as source:
             digests.add(total_digest(source.tensors))
             parts = [source.read({name: layout[name][rank] for name in arrays}) for rank in range(ranks)]
         chunks = [
-            {n: Chunk(part[n], "", arrays[n].shape, layout[n][rank][0]) for n in arrays}
+            {n: Chunk(part[n], "", arrays[n].shape, layout[n][rank].offset) for n in arrays}
             for rank, part in enumerate(parts)
         ]
         path = publish(ram / str(hop), saver, 1, chunks)
@@ -160,10 +158,10 @@ def test_only_needed_bytes_are_read(ram: Path, saver: ModuleType, shape: tuple[i
         offset[dim], size[dim] = start, len(part)
         start += len(part)
         with store.open_step(path) as source:
-            source.read({"w": ((0,) * len(shape), (0,) * len(shape))})
-            source.read({"w": ((0,), (1,))} if len(shape) == 1 else {"w": ((0,) * len(shape), (1,) * len(shape))})
+            source.read({"w": Box((0,) * len(shape), (0,) * len(shape))})
+            source.read({"w": Box((0,) * len(shape), (1,) * len(shape))})
             before = source.bytes_read  # the header has been read
-            read = source.read({"w": (tuple(offset), tuple(size))})["w"]
+            read = source.read({"w": Box(tuple(offset), tuple(size))})["w"]
             assert source.bytes_read - before <= 1.05 * read.nbytes
 
 
@@ -172,7 +170,7 @@ def test_a_cut_through_rows_reads_whole_rows(ram: Path, saver: ModuleType) -> No
     array = random_array(np.random.default_rng(2), (256, 1024))
     path = publish(ram, saver, 1, [{"w": Chunk(array)}])
     with store.open_step(path) as source:
-        half = source.read({"w": ((0, 512), (256, 512))})["w"]
+        half = source.read({"w": Box((0, 512), (256, 512))})["w"]
         assert np.array_equal(half.view(np.uint32), array[:, 512:].view(np.uint32))
         assert 2 * half.nbytes <= source.bytes_read <= 2 * half.nbytes + 8192
 
@@ -184,9 +182,9 @@ def test_a_flip_outside_of_what_is_read_is_nobodys_business(ram: Path, saver: Mo
     raw[-1] ^= 4
     file.write_bytes(raw)
     with store.open_step(path) as source:
-        source.read({"w": ((0, 0), (32, 1024))})
+        source.read({"w": Box((0, 0), (32, 1024))})
         with pytest.raises(CorruptCheckpoint, match=f"tensor w does not match its digest in bytes .* to {len(raw)}"):
-            source.read({"w": ((32, 0), (32, 1024))})
+            source.read({"w": Box((32, 0), (32, 1024))})
         assert len(list(source.damage())) == 1
 
 

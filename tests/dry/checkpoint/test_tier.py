@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mindmoe.checkpoint import store, tier
-from mindmoe.checkpoint.chunks import Box
 from mindmoe.checkpoint.folder import list_steps, step_of
+from mindmoe.checkpoint.manifest import ChunkRecord
 from mindmoe.checkpoint.retention import Retention
 from mindmoe.checkpoint.tier import Tier, copy_step, folder_copier
 from mindmoe.checkpoint.writer import SavePolicy, Writer
@@ -19,7 +19,7 @@ from mindmoe.errors import CheckpointError
 
 def writer(root: Path, saver: ModuleType, second: Tier) -> Writer:
     policy = SavePolicy(retention=Retention(keep_last=1), min_free=0, timeout=10)
-    boxes = {"w": Box("F32", (50,), (50,), (0,))}
+    boxes = {"w": ChunkRecord.of("F32", (50,))}
     return Writer(root, boxes, rank=0, world=1, meta=saver.meta(store.claim(root)), policy=policy, tier=second)
 
 

@@ -11,33 +11,35 @@ import pytest
 
 from mindmoe.checkpoint import store, writer
 from mindmoe.checkpoint.balance import share_out
-from mindmoe.checkpoint.chunks import Box, Image
+from mindmoe.checkpoint.chunks import Image
 from mindmoe.checkpoint.folder import list_steps
-from mindmoe.checkpoint.manifest import ShardRecord
+from mindmoe.checkpoint.manifest import ChunkRecord, ShardRecord
 from mindmoe.checkpoint.retention import Retention
 from mindmoe.checkpoint.writer import SavePolicy, Writer
 from mindmoe.errors import CheckpointError
+from mindmoe.parallel.box import Box
 
 
 def test_shares_are_balanced_and_tile() -> None:
     shapes = [(1000, 64), (500, 64), (64, 64), (64,), (), (0, 3)]
     held = []
     for rank in range(4):  # experts are cut in two, and every box is on two ranks; the rest is on all
-        boxes = {f"w{i}": Box("F32", shape, shape, (0,) * len(shape)) for i, shape in enumerate(shapes)}
-        boxes |= {f"e{i}": Box("F32", (4, 64, 64), (8, 64, 64), (4 * (rank % 2), 0, 0)) for i in range(8)}
-        boxes["empty here"] = Box("F32", (0 if rank else 5,), (5,), (5 if rank else 0,))
+        boxes = {f"w{i}": ChunkRecord.of("F32", shape) for i, shape in enumerate(shapes)}
+        half = Box((4 * (rank % 2), 0, 0), (4, 64, 64))
+        boxes |= {f"e{i}": ChunkRecord.of("F32", (8, 64, 64), half) for i in range(8)}
+        boxes["empty here"] = ChunkRecord.of("F32", (5,), Box((5 if rank else 0,), (0 if rank else 5,)))
         held.append(boxes)
     names = share_out(held)
     written = sorted((name, held[rank][name].offset) for rank, mine in enumerate(names) for name in mine)
     assert len(written) == len(set(written)) == len(shapes) + 16 + 1
     loads = [sum(held[rank][name].nbytes for name in mine) for rank, mine in enumerate(names)]
     assert max(loads) <= 4 / 3 * sum(loads) / 4
-    held[1]["w0"] = Box("F16", (1000, 64), (1000, 64), (0, 0))
+    held[1]["w0"] = ChunkRecord.of("F16", (1000, 64))
     with pytest.raises(ValueError, match="w0 is F16"):
         share_out(held)
 
 
-def alone(root: Path, boxes: dict[str, Box], saver: ModuleType) -> Writer:
+def alone(root: Path, boxes: dict[str, ChunkRecord], saver: ModuleType) -> Writer:
     policy = SavePolicy(retention=Retention(keep_last=2), min_free=0, timeout=10)
     return Writer(root, boxes, rank=0, world=1, meta=saver.meta(store.claim(root)), policy=policy)
 
@@ -53,7 +55,7 @@ def test_training_goes_on_and_never_has_two_copies_under_way(
         return real(path, image)
 
     monkeypatch.setattr(writer, "write_image", held_up)
-    one = alone(ram, {"w": Box("F32", (1000,), (1000,), (0,))}, saver)
+    one = alone(ram, {"w": ChunkRecord.of("F32", (1000,))}, saver)
     live = np.zeros(1000, np.float32)
     one.save(1, lambda _: live)
     live += 1  # the next step changes the weights while they are being written
@@ -82,7 +84,7 @@ def test_training_goes_on_and_never_has_two_copies_under_way(
 def test_a_failure_is_an_outcome_and_the_next_save_works(
     ram: Path, saver: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = alone(ram, {"w": Box("F32", (10,), (10,), (0,))}, saver)
+    one = alone(ram, {"w": ChunkRecord.of("F32", (10,))}, saver)
     for error in (OSError(28, "No space left on device"), ZeroDivisionError("a bug")):
 
         def fail(*_: Any, why: BaseException = error) -> None:
@@ -109,7 +111,7 @@ def test_leaving_while_a_save_is_written(
         return real(path, image)
 
     monkeypatch.setattr(writer, "write_image", stuck)
-    one = alone(ram, {"w": Box("F32", (10,), (10,), (0,))}, saver)
+    one = alone(ram, {"w": ChunkRecord.of("F32", (10,))}, saver)
     one.save(1, lambda _: np.zeros(10, np.float32))
     one.close(timeout=0.2)  # returns although the save is stuck
     assert "given up" in caplog.text
@@ -119,7 +121,7 @@ def test_leaving_while_a_save_is_written(
 
 
 def test_a_writer_of_an_earlier_run_cannot_publish(ram: Path, saver: ModuleType) -> None:
-    boxes = {"w": Box("F32", (10,), (10,), (0,))}
+    boxes = {"w": ChunkRecord.of("F32", (10,))}
     first, second = alone(ram, boxes, saver), alone(ram, boxes, saver)
     first.save(7, lambda _: np.zeros(10, np.float32))
     second.save(3, lambda _: np.ones(10, np.float32))

@@ -19,6 +19,7 @@ from mindmoe.flight.trace import FOLDER, Trace, read_traces, write_trace
 from mindmoe.flight.what_if import balance, check_same, dropped, noise_of, placed
 from mindmoe.load import dump_config
 from mindmoe.moe.placement import predict, renumbered
+from mindmoe.parallel.box import Box
 
 L, B, S, K, E = 3, 4, 96, 3, 8
 CONFIG = {
@@ -304,7 +305,7 @@ def test_a_placed_checkpoint_is_the_same_model_with_other_numbers(run, tmp_path,
     out = capsys.readouterr().out
     assert "bytes a token" in out and "-" in out
     with store.open_step(tmp_path / "placed" / "step-00000004") as step:
-        boxes = {name: ((0,) * value.ndim, value.shape) for name, value in tensors.items()}
+        boxes = {name: Box.whole(value.shape) for name, value in tensors.items()}
         moved = step.read(boxes)
     for layer in range(L):
         at = f"model.layers.{layer}.mlp"

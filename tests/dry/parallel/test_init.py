@@ -5,16 +5,17 @@ import pytest
 
 from mindmoe.errors import UserError
 from mindmoe.model.shapes import ParamSpec
+from mindmoe.parallel.box import Box
 from mindmoe.parallel.init import initial_value
 from mindmoe.parallel.mesh import Mesh
-from mindmoe.parallel.sharding import Shard, local_shard, replicas
+from mindmoe.parallel.sharding import local_shard, replicas
 
 EXPERT = ParamSpec(name="experts.w", shape=(6, 10, 8), axes=("expert", None, "expert_ffn"))
 DENSE = ParamSpec(name="q.weight", shape=(12, 10), axes=("heads", None))
 
 
 def whole(spec: ParamSpec, seed: int = 1) -> np.ndarray:
-    return initial_value(spec, Shard(offset=(0,) * len(spec.shape), shape=spec.shape), seed, 0.02)
+    return initial_value(spec, Box.whole(spec.shape), seed, 0.02)
 
 
 @pytest.mark.parametrize(
