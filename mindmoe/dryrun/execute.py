@@ -60,15 +60,15 @@ def execute(config: RunConfig, world: int, rank: int) -> Executed:
         valid = float(train.global_batch_size * train.seq_length)
         result = trainer.step.run(0, batches, valid, config.optim.lr, False)
     ended = perf_counter()
-    nets, owned = trainer.nets, [part.owned for part in trainer.step.parts]
-    entries = [entry for net in nets for entry in net.entries]
-    own = {id(entry.param) for entry in entries}
-    state = [entry.param for entry in entries]
-    state += [param for each in owned for param in each.params if id(param) not in own]
+    model = [tensor for net in trainer.nets for tensor in net.tensors]
+    updated = [tensor.param for part in trainer.step.parts for tensor in part.owned.tensors]
+    state = [tensor.param for tensor in model]
+    own = {id(param) for param in state}
+    state += [param for param in updated if id(param) not in own]
     state += [param for moments in trainer.optimizer.moments.values() for param in moments]
     return Executed(
         calls=calls,
-        parameters=sum(entry.param.size for entry in entries if entry.placement.spec.trainable),
+        parameters=sum(tensor.param.size for tensor in model if tensor.spec.trainable),
         state_bytes=sum(param.size * param.itemsize for param in state),
         peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         build_s=built - started,

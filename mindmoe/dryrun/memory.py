@@ -9,8 +9,6 @@ from math import prod
 
 from mindmoe.config import RunConfig
 from mindmoe.dryrun.program import StepProgram
-from mindmoe.parallel.box import Box
-from mindmoe.parallel.sharding import zero_shard
 from mindmoe.pipeline.split import Piece
 
 _FP32 = 4
@@ -96,7 +94,6 @@ def rank_memory(program: StepProgram) -> RankMemory:
 
 def _count(program: StepProgram, piece: Piece) -> _Held:
     """Elements of a piece."""
-    zero, rank = program.config.parallel.zero, program.rank
     prefixes = ["model.embed_tokens."] if piece.first or (program.tied and piece.last) else []
     prefixes += [f"model.layers.{layer}." for layer in piece.layers]
     prefixes += ["model.norm.", "lm_head."] if piece.last else []
@@ -104,13 +101,12 @@ def _count(program: StepProgram, piece: Piece) -> _Held:
     replicated = False
     for prefix in prefixes:
         unit = 0
-        for _, box, ranks in program.held((prefix,)):
-            part = zero_shard(Box.whole(box), len(ranks), ranks.index(rank)).size
-            unit += prod(box)
-            kept += part if zero == 3 else prod(box)
-            updated += part if zero else prod(box)
-            cut += part if zero in (1, 2) and len(ranks) > 1 else 0
-            replicated |= len(ranks) > 1
+        for _, at in program.held((prefix,)):
+            unit += at.box.size
+            kept += at.kept.size
+            updated += at.part.size
+            cut += at.part.size if at.zero in (1, 2) else 0
+            replicated |= len(at.replicas) > 1
         whole += unit
         largest = max(largest, unit)
     return _Held(kept, updated, cut, whole, largest, replicated)

@@ -15,7 +15,7 @@ from mindmoe.model.shapes import ParamSpec, param_specs
 from mindmoe.moe.config import MoeConfig
 from mindmoe.parallel.ledger import Call
 from mindmoe.parallel.mesh import Mesh
-from mindmoe.parallel.sharding import buckets, local_shard, replicas, zero_columns
+from mindmoe.parallel.sharding import Placement, buckets, zero_columns
 from mindmoe.pipeline.schedule import Action, Schedule, ScheduleName, Transfer, build_schedule, stage_steps
 from mindmoe.pipeline.split import Piece, build_pieces, holding_stages, stage_pieces
 
@@ -138,13 +138,12 @@ class StepProgram:
         ranks = self.mesh.group("pp", self.rank)
         return [Call(kind, "pp", ranks, self.hidden, "Float32", ranks[stage], 4.0 * prod(self.hidden))]
 
-    def held(self, prefixes: tuple[str, ...]) -> Iterator[tuple[ParamSpec, tuple[int, ...], tuple[int, ...]]]:
-        """Trainable parameters by the beginning of their names: spec, shape of the box here, and its replicas."""
+    def held(self, prefixes: tuple[str, ...]) -> Iterator[tuple[ParamSpec, Placement]]:
+        """Trainable parameters by the beginning of their names, and where they lie."""
         for spec in self.specs.values():
             if spec.name.startswith(prefixes) and spec.trainable:
                 stages = holding_stages(self.all_pieces, self.mesh.pp, spec.name, self.tied)
-                box = local_shard(spec, self.mesh, self.rank).shape
-                yield spec, box, self.on.kept(replicas(spec, self.mesh, self.rank, stages))
+                yield spec, Placement.of(spec, self.mesh, self.rank, stages, self.config.parallel.zero)
 
     def piece_groups(self, piece: Piece) -> dict[tuple[int, ...], list[tuple[int, ...]]]:
         """Shapes of the boxes of a piece by the ranks that have the same, where there are several."""
@@ -153,19 +152,18 @@ class StepProgram:
         prefixes += ["model.norm.", "lm_head."] if piece.last else []
         groups: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
         for prefix in prefixes:
-            for _, box, ranks in self.held((prefix,)):
-                if len(ranks) > 1:
-                    groups.setdefault(ranks, []).append(box)
+            for _, at in self.held((prefix,)):
+                if len(at.replicas) > 1:
+                    groups.setdefault(self.on.kept(at.replicas), []).append(at.box.shape)
         return groups
 
     def unit(self, prefixes: tuple[str, ...]) -> list[Op]:
         """The gathers of a unit's weights under ZeRO 3, one for each set of replicas."""
-        if self.config.parallel.zero != 3:
-            return []
         groups: dict[tuple[int, ...], int] = {}
-        for _, box, ranks in self.held(prefixes):
-            if len(ranks) > 1:
-                groups[ranks] = groups.get(ranks, 0) + zero_columns(box, len(ranks))
+        for _, at in self.held(prefixes):
+            if at.zero == 3:
+                ranks = self.on.kept(at.replicas)
+                groups[ranks] = groups.get(ranks, 0) + zero_columns(at.box.shape, len(ranks))
         return [op for ranks, columns in groups.items() for op in zero_gather(ranks, columns)]
 
     def reduction(self, piece: Piece) -> list[Call]:

@@ -16,7 +16,7 @@ from mindmoe.moe.layer import MoeLayer, RouterStats
 from mindmoe.ops.contract import OpSet
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.groups import Groups
-from mindmoe.parallel.weights import Slots
+from mindmoe.parallel.weights import Slots, below
 
 
 class FeedForward(nn.Cell):
@@ -25,12 +25,12 @@ class FeedForward(nn.Cell):
     def __init__(self, moe: MoeConfig | None, kernels: OpSet, groups: Groups, slots: Slots, parallel: ParallelConfig):
         super().__init__(auto_prefix=False)
         self.rms_norm, self.norm = kernels.rms_norm, slots["post_attention_layernorm.weight"]
-        ffn = slots.at("mlp")
+        ffn = below(slots, "mlp")
         self.moe: Any = None if moe is None else MoeLayer(moe, kernels, groups, ffn, parallel)
         self.dense = DenseFFN(kernels, groups, ffn) if moe is None else None
         shared = moe is not None and moe.num_shared_experts > 0
         self.fork = kernels.fork(2)
-        self.shared = DenseFFN(kernels, groups, ffn.at("shared_experts")) if shared else None
+        self.shared = DenseFFN(kernels, groups, below(ffn, "shared_experts")) if shared else None
 
     def construct(self, x: Tensor, *weights: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
         """x (B, S, D) -> (B, S, D) and the router's statistics, empty in a dense layer."""
@@ -59,7 +59,7 @@ class Block(nn.Cell):
     ):
         super().__init__(auto_prefix=False)
         self.rms_norm, self.norm = kernels.rms_norm, slots["input_layernorm.weight"]
-        self.attention = SelfAttention(model, layer, kernels, groups, slots.at("self_attn"), parallel.cp_method)
+        self.attention = SelfAttention(model, layer, kernels, groups, below(slots, "self_attn"), parallel.cp_method)
         self.ffn: Any = FeedForward(moe, kernels, groups, slots, parallel)
 
     def construct(self, x: Tensor, segment_ids: Tensor, *weights: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:

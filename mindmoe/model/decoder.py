@@ -7,7 +7,7 @@ from mindspore import Tensor, nn, ops
 
 from mindmoe.model.block import Block
 from mindmoe.model.config import ModelConfig
-from mindmoe.model.shapes import ParamSpec, param_specs
+from mindmoe.model.shapes import param_specs
 from mindmoe.moe.config import DmrConfig, MoeConfig
 from mindmoe.moe.control import table_sizes
 from mindmoe.moe.difficulty import (
@@ -26,15 +26,14 @@ from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.groups import Groups
 from mindmoe.parallel.mesh import Mesh
 from mindmoe.parallel.recompute import Recomputed
-from mindmoe.parallel.sharding import local_shard, replicas
+from mindmoe.parallel.sharding import Placement
 from mindmoe.parallel.tensor import (
     build_own_part,
     build_vocab_cross_entropy,
     build_vocab_embedding,
     build_vocab_measure,
 )
-from mindmoe.parallel.unit import Entry, Placement, Unit
-from mindmoe.parallel.weights import Slots
+from mindmoe.parallel.unit import ShardedTensor, Unit
 from mindmoe.pipeline.split import Piece, build_pieces, holding_stages, whole
 
 
@@ -111,11 +110,14 @@ class CausalLM(nn.Cell):
         self.embedding = build_vocab_embedding(kernels.embedding, groups["tp"])
         self.cross_entropy = build_vocab_cross_entropy(kernels.cross_entropy, kernels.cross_entropy_part, groups["tp"])
         specs = param_specs(model, moe)
-        place = _Placer(specs, model, parallel, groups)
+        pieces = build_pieces(model, parallel)
 
         def unit(prefixes: tuple[str, ...]) -> Unit:
-            names = [name for name in specs if name.startswith(prefixes)]
-            return Unit([place(name) for name in names], parallel.zero == 3, seed, model.initializer_range)
+            placed = []
+            for spec in (spec for name, spec in specs.items() if name.startswith(prefixes)):
+                stages = holding_stages(pieces, parallel.pp, spec.name, model.tie_word_embeddings)
+                placed.append((spec, Placement.of(spec, groups.mesh, groups.rank, stages, parallel.zero)))
+            return Unit(placed, groups, seed, model.initializer_range)
 
         tied = model.tie_word_embeddings
         self.embed: Any = unit(("model.embed_tokens.",)) if piece.first or (tied and piece.last) else None
@@ -137,7 +139,8 @@ class CausalLM(nn.Cell):
         self.layers, self.units = nn.CellList(auto_prefix=False), nn.CellList(auto_prefix=False)
         for layer in piece.layers:
             prefix = f"model.layers.{layer}."
-            slots = Slots([name.removeprefix(prefix) for name in specs if name.startswith(prefix)])
+            names = [name.removeprefix(prefix) for name in specs if name.startswith(prefix)]
+            slots = {name: place for place, name in enumerate(names)}
             self.layers.append(Block(model, moe, layer, kernels, groups, slots, parallel))
             self.units.append(unit((prefix,)))
         self.head: Any = unit(("model.norm.", "lm_head.")) if piece.last else None
@@ -146,10 +149,10 @@ class CausalLM(nn.Cell):
         self.recomputed = [self.recomputed_layer(index) for index in range(_recomputed_layers(parallel, piece))]
 
     @property
-    def entries(self) -> list[Entry]:
+    def tensors(self) -> list[ShardedTensor]:
         """The parameters of this piece on this rank, in the order of the forward pass."""
         units = (self.embed, self.table, *self.units, self.head)
-        return [entry for unit in units if unit is not None for entry in unit.entries]
+        return [tensor for unit in units if unit is not None for tensor in unit.tensors]
 
     def through(
         self, x: Tensor, segment_ids: Tensor, features: tuple[Tensor, ...] = ()
@@ -296,22 +299,6 @@ class CausalLM(nn.Cell):
             x = layer.extend(x, start, cache[i], cache[len(self.layers) + i], *unit.whole(unit.params), *features)
         norm, head = self.ends()
         return self.linear_out(self.rms_norm(ops.gather(x, last, 1), norm), head)[:, 0]
-
-
-class _Placer:
-    """Where the parameters of the model lie on this rank."""
-
-    def __init__(self, specs: dict[str, ParamSpec], model: ModelConfig, parallel: ParallelConfig, groups: Groups):
-        self.specs, self.groups, self.stages = specs, groups, parallel.pp
-        self.pieces, self.tied = build_pieces(model, parallel), model.tie_word_embeddings
-
-    def __call__(self, name: str) -> Placement:
-        spec, groups = self.specs[name], self.groups
-        stages = holding_stages(self.pieces, self.stages, name, self.tied)
-        ranks = replicas(spec, groups.mesh, groups.rank, stages)
-        return Placement(
-            spec=spec, box=local_shard(spec, groups.mesh, groups.rank), replicas=groups.of(ranks, "replicas")
-        )
 
 
 def _recomputed_layers(parallel: ParallelConfig, piece: Piece) -> int:

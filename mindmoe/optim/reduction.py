@@ -12,9 +12,9 @@ from math import prod
 from mindspore import Tensor, ops
 
 from mindmoe.parallel.collectives import AllReduce, ReduceScatter
-from mindmoe.parallel.groups import Group
+from mindmoe.parallel.groups import Group, Groups
 from mindmoe.parallel.sharding import buckets
-from mindmoe.parallel.unit import Entry
+from mindmoe.parallel.unit import ShardedTensor
 from mindmoe.parallel.zero import ZeroBuffer
 
 
@@ -22,26 +22,25 @@ class Reduction:
     """The sums of the gradients of some parameters.
 
     Args:
-        entries: trainable parameters.
-        zero: stage.
+        tensors: trainable parameters of the model on this rank.
+        groups: this rank's groups.
 
     Attributes:
-        updated: places of the entries that this rank updates, those of which it has a part that is not empty.
+        groups: places of the parameters whose gradients are summed over a group.
+        updated: places of those that this rank updates: it has a part of them that is not empty.
     """
 
-    def __init__(self, entries: list[Entry], zero: int):
-        self.entries, self.cut = entries, zero in (1, 2)
+    def __init__(self, tensors: list[ShardedTensor], groups: Groups):
+        self.tensors = tensors
         self.groups: dict[Group, list[int]] = {}
-        for place, entry in enumerate(entries):
-            replicas = entry.placement.replicas
-            if replicas.size > 1 and not entry.in_parts:
-                self.groups.setdefault(replicas, []).append(place)
-        cut = {place for places in self.groups.values() for place in places} if self.cut else set()
-        self.updated = [place for place, entry in enumerate(entries) if place not in cut or entry.placement.part.size]
-        self.is_cut = [place in cut for place in range(len(entries))]
+        for place, tensor in enumerate(tensors):
+            replicas = tensor.placement.replicas
+            if len(replicas) > 1 and tensor.placement.zero != 3:
+                self.groups.setdefault(groups.of(replicas, "replicas"), []).append(place)
+        self.updated = [place for place, tensor in enumerate(tensors) if tensor.placement.part.size]
 
     def build(self) -> Callable[..., tuple[Tensor, ...]]:
-        """Returns reduce(*gradients) -> the gradients of the entries in `updated`; it runs op by op."""
+        """Returns reduce(*gradients) -> the gradients of those in `updated`; it runs op by op."""
         steps = [step for group, places in self.groups.items() for step in self._steps(group, places)]
         updated = tuple(self.updated)
 
@@ -57,11 +56,11 @@ class Reduction:
 
     def _steps(self, group: Group, places: list[int]) -> list[tuple]:
         """One collective each: places, how their tensors are packed, the collective, how its result is unpacked."""
-        shapes = [self.entries[place].placement.box.shape for place in places]
+        shapes = [self.tensors[place].box.shape for place in places]
         steps: list[tuple] = []
         for bucket in buckets([prod(shape) for shape in shapes]):
             chosen, sizes = tuple(places[i] for i in bucket), [shapes[i] for i in bucket]
-            if self.cut:
+            if self.tensors[places[0]].placement.zero:  # all of a group are under the same stage, 1 or 2
                 buffer = ZeroBuffer(sizes, group.size, group.index)
                 steps.append((chosen, buffer.rows, ReduceScatter(group), _spread(buffer)))
             else:

@@ -5,6 +5,7 @@ summed, how ZeRO cuts it further, and what a checkpoint writes.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
@@ -25,18 +26,60 @@ MESH_AXIS: dict[str, MeshAxis] = {
 }
 
 
-def local_shard(spec: ParamSpec, mesh: Mesh, rank: int) -> Box:
-    """The box of `spec` on a rank that holds it, before ZeRO.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Where a parameter lies, as seen from one rank that holds it.
 
-    With fewer key-value heads than tensor ranks, neighbouring ranks share a head.
-
-    Raises:
-        UserError: a dimension cannot be split by its degree.
+    Attributes:
+        box: what this rank computes with.
+        replicas: the ranks that compute with the same box, this one among them, ascending: its gradient is summed over
+            them.
+        index: place of this rank among them.
+        zero: the stage of ZeRO that spreads it over its replicas; 0 where nothing is spread: it is not trained, or is
+            on one rank only.
     """
-    return _box(spec, mesh, mesh.places[rank])
+
+    box: Box
+    replicas: tuple[int, ...]
+    index: int
+    zero: int
+
+    @classmethod
+    def of(cls, spec: ParamSpec, mesh: Mesh, rank: int, stages: tuple[int, ...] = (0,), zero: int = 0) -> "Placement":
+        """Where `spec` lies.
+
+        Args:
+            spec: the parameter.
+            mesh: the rank grid.
+            rank: one that holds it.
+            stages: pipeline stages that hold it; two for tied embeddings.
+            zero: stage of ZeRO of the run.
+
+        Raises:
+            UserError: a dimension cannot be split by its degree.
+        """
+        box = _box(spec, mesh, mesh.places[rank])
+        ranks = _replicas(spec.shape, spec.axes, spec.heads, mesh, stages)[rank]
+        return cls(
+            box=box,
+            replicas=ranks,
+            index=ranks.index(rank),
+            zero=zero if spec.trainable and len(ranks) > 1 else 0,
+        )
+
+    @property
+    def part(self) -> Box:
+        """What this rank updates of the box: its part under ZeRO, which may be empty, else all of it."""
+        return zero_part(self.box, len(self.replicas), self.index) if self.zero else self.box
+
+    @property
+    def kept(self) -> Box:
+        """What the model keeps of the box between steps: under ZeRO 3 the part."""
+        return self.part if self.zero == 3 else self.box
 
 
 def _box(spec: ParamSpec, mesh: Mesh, place: Coordinates) -> Box:
+    """The box of `spec` on a rank; with fewer key-value heads than tensor ranks, neighbours share a head."""
     offset, shape = [], []
     for size, axis in zip(spec.shape, spec.axes, strict=True):
         mesh_axis = MESH_AXIS[axis] if axis else None
@@ -52,18 +95,6 @@ def _box(spec: ParamSpec, mesh: Mesh, place: Coordinates) -> Box:
         shape.append(size // degree)
         offset.append(at * (size // degree))
     return Box(tuple(offset), tuple(shape))
-
-
-def replicas(spec: ParamSpec, mesh: Mesh, rank: int, stages: tuple[int, ...]) -> tuple[int, ...]:
-    """The ranks that hold the same box as `rank`, itself included, ascending: its gradient is summed over them.
-
-    Args:
-        spec: the parameter.
-        mesh: the rank grid.
-        rank: one that holds it.
-        stages: pipeline stages that hold it; two for tied embeddings.
-    """
-    return _replicas(spec.shape, spec.axes, spec.heads, mesh, stages)[rank]
 
 
 def replica_groups(spec: ParamSpec, mesh: Mesh, stages: tuple[int, ...]) -> set[tuple[int, ...]]:
@@ -83,7 +114,7 @@ def _replicas(
     return {rank: tuple(group) for group in members.values() for rank in group}
 
 
-def zero_shard(box: Box, count: int, index: int) -> Box:
+def zero_part(box: Box, count: int, index: int) -> Box:
     """Part `index` of `count` parts of a box, as ZeRO spreads it over replicas.
 
     The cut runs along `zero_dim`, in parts of equal size except for the last ones, which may be short or empty.

@@ -8,93 +8,67 @@ from mindspore import Parameter, Tensor, nn
 from mindmoe.model.shapes import ParamSpec
 from mindmoe.parallel.box import Box
 from mindmoe.parallel.collectives import AllGather
-from mindmoe.parallel.groups import Group
-from mindmoe.parallel.sharding import zero_shard
-from mindmoe.parallel.weights import new_parameter
+from mindmoe.parallel.groups import Group, Groups
+from mindmoe.parallel.init import initial_value
+from mindmoe.parallel.sharding import Placement
 from mindmoe.parallel.zero import Whole, ZeroBuffer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Placement:
-    """One parameter on this rank.
+class ShardedTensor:
+    """A box of a tensor of the whole run, on this rank: a weight, its master copy, or a moment of its.
 
     Attributes:
-        spec: its row of the table.
-        box: what this rank computes with.
-        replicas: the ranks that compute with the same box.
+        spec: what it is. A moment has the row of its parameter under a name of its own, `adam_m.<name>`.
+        placement: where it lies.
+        box: what `param` holds of the placement: what the model keeps, or the part that this rank updates.
+        param: MindSpore's parameter, shape box.shape.
     """
 
     spec: ParamSpec
-    box: Box
-    replicas: Group
-
-    @property
-    def part(self) -> Box:
-        """What ZeRO leaves to this rank of the box."""
-        return zero_shard(self.box, self.replicas.size, self.replicas.index)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
-    """A parameter of the model on this rank.
-
-    Attributes:
-        param: MindSpore's parameter.
-        placement: where it lies.
-        shard: the box that `param` holds: the placement's, or its part under ZeRO 3.
-    """
-
-    param: Parameter
     placement: Placement
-    shard: Box
-
-    @property
-    def in_parts(self) -> bool:
-        """Whether every replica holds another part of the box."""
-        return self.shard != self.placement.box
+    box: Box
+    param: Parameter
 
 
 class Unit(nn.Cell):
     """The parameters of a unit, created on this rank; under ZeRO 3 only its parts, gathered by `whole`.
 
     Args:
-        placements: of its weights, in order.
-        sharded: whether trainable weights are kept in parts.
+        placed: its weights in order, each with its place.
+        groups: this rank's groups.
         seed: seed of the run.
         std: standard deviation of `normal` parameters.
     """
 
-    def __init__(self, placements: list[Placement], sharded: bool, seed: int, std: float):
+    def __init__(self, placed: list[tuple[ParamSpec, Placement]], groups: Groups, seed: int, std: float):
         super().__init__(auto_prefix=False)
-        self.count = len(placements)
-        self.entries: list[Entry] = []
-        self.kept: list[int] = []  # places of weights that are there as they are
+        self.count = len(placed)
+        self.tensors: list[ShardedTensor] = []
+        self.intact: list[int] = []  # places of weights that are there as they are
         self.gathers: list[_Gather] = []
-        cut: dict[Group, list[int]] = {}
-
-        def create(at: Placement, shard: Box) -> None:
-            param = new_parameter(at.spec, shard, seed, std)
-            self.entries.append(Entry(param=param, placement=at, shard=shard))
-
-        for place, at in enumerate(placements):
-            if sharded and at.spec.trainable and at.replicas.size > 1:
-                cut.setdefault(at.replicas, []).append(place)
+        spread: dict[tuple[int, ...], list[int]] = {}
+        for place, (_, placement) in enumerate(placed):
+            if placement.zero == 3:
+                spread.setdefault(placement.replicas, []).append(place)
             else:
-                self.kept.append(place)
-                create(at, at.box)
-        for group, places in cut.items():
-            shapes = [placements[place].box.shape for place in places]
-            self.gathers.append(_Gather(shapes, group, places, len(self.entries)))
-            for place in places:
-                if placements[place].part.size:
-                    create(placements[place], placements[place].part)
-        self.params = ms.ParameterTuple([entry.param for entry in self.entries])
+                self.intact.append(place)
+        created = list(self.intact)
+        for ranks, places in spread.items():
+            shapes = [placed[place][1].box.shape for place in places]
+            self.gathers.append(_Gather(shapes, groups.of(ranks, "replicas"), places, len(created)))
+            created += [place for place in places if placed[place][1].part.size]
+        for spec, placement in (placed[place] for place in created):
+            value = Tensor(initial_value(spec, placement.kept, seed, std))
+            param = Parameter(value, name=spec.name, requires_grad=spec.trainable)
+            self.tensors.append(ShardedTensor(spec=spec, placement=placement, box=placement.kept, param=param))
+        self.params = ms.ParameterTuple([tensor.param for tensor in self.tensors])
 
     def whole(self, params: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """What `params` holds of the weights -> all weights in the order of the unit."""
         if not self.gathers:
             return params
-        full: dict[int, Tensor] = dict(zip(self.kept, params, strict=False))
+        full: dict[int, Tensor] = dict(zip(self.intact, params, strict=False))
         for gather in self.gathers:
             full |= dict(zip(gather.places, gather(params), strict=True))
         return tuple(full[place] for place in range(self.count))

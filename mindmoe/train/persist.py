@@ -23,7 +23,7 @@ from mindmoe.errors import CheckpointError
 from mindmoe.model.shapes import param_specs
 from mindmoe.parallel.collectives import host_sum
 from mindmoe.parallel.groups import Group
-from mindmoe.parallel.held import Held
+from mindmoe.parallel.unit import ShardedTensor
 from mindmoe.train.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -66,19 +66,19 @@ class Saver:
     def __init__(
         self,
         config: RunConfig,
-        held: Sequence[Held],
+        held: Sequence[ShardedTensor],
         at: Place,
         agree: Agreement,
         data: Mapping[str, Any] | None = None,
     ):
         root, rules = RunFolder.of(config).checkpoints, config.checkpoint
-        self.held = {item.name: item for item in held}
+        self.held = {item.spec.name: item for item in held}
         self.agree, self.stops, self.background = agree, rules.on_failure == "stop", rules.background
         self.failed: CheckpointError | None = None
         self.tier = second_tier(config) if at.rank == 0 else None
         self.writer = Writer(
             root,
-            {item.name: ChunkRecord.of(DTYPE, item.shape, item.box) for item in held},
+            {item.spec.name: ChunkRecord.of(DTYPE, item.spec.shape, item.box) for item in held},
             rank=at.rank,
             world=at.world,
             meta=run_meta(config, at.world, from_rank_0(agree, lambda: store.claim(root)), data),
@@ -170,7 +170,7 @@ def names_of_run(config: RunConfig) -> set[str]:
 
 
 def reader_of(
-    config: RunConfig, held: Sequence[Held], expected: Collection[str] | None = None, cached: bool = False
+    config: RunConfig, held: Sequence[ShardedTensor], expected: Collection[str] | None = None, cached: bool = False
 ) -> Callable[[Checkpoint], store.Tensors]:
     """Returns read(checkpoint) -> the boxes that this rank holds, whatever layout wrote them; nothing is assigned.
 
@@ -186,13 +186,13 @@ def reader_of(
     def read(checkpoint: Checkpoint) -> store.Tensors:
         check_identity(checkpoint.path, checkpoint.manifest, config)
         there = checkpoint.tensors
-        wanted = {item.name: item for item in held}
+        wanted = {item.spec.name: item for item in held}
         if checkpoint.manifest.meta.state.get(WEIGHTS_ONLY):
             wanted = {name: item for name, item in wanted.items() if not name.startswith(MOMENTS)}
         wrong = [f"missing {name}" for name in wanted.keys() - there.keys()]
         wrong += [f"unexpected {name}" for name in there.keys() - set(expected)] if expected is not None else []
         for name in wanted.keys() & there.keys():
-            shape = wanted[name].shape
+            shape = wanted[name].spec.shape
             if (there[name].shape, there[name].dtype) != (shape, DTYPE):
                 found = f"{there[name].dtype} {there[name].shape}"
                 wrong.append(f"{name} is {found}, expected {DTYPE} {shape}")
@@ -206,7 +206,7 @@ def reader_of(
     return read
 
 
-def restore(tensors: store.Tensors, held: Sequence[Held]) -> None:
+def restore(tensors: store.Tensors, held: Sequence[ShardedTensor]) -> None:
     """Sets parameters from verified boxes and empties `tensors`, so that no second copy of the state stays.
 
     Args:
@@ -214,6 +214,6 @@ def restore(tensors: store.Tensors, held: Sequence[Held]) -> None:
         held: the same as there.
     """
     for item in held:
-        values = tensors.pop(item.name, None)
+        values = tensors.pop(item.spec.name, None)
         if values is not None and values.size:
             item.param.set_data(Tensor(values))

@@ -96,7 +96,7 @@ def build_controllers(parts: Sequence[Any], moe: MoeConfig | None) -> Controller
     """The controllers of this rank's parts of the network, None where routing is not dynamic."""
     if moe is None or not isinstance(moe.router, DmrConfig):
         return None
-    params = {entry.param.name: entry.param for part in parts for entry in part.objective.net.entries}
+    params = {tensor.spec.name: tensor.param for part in parts for tensor in part.objective.net.tensors}
     controls = {int(name.split(".")[2]): param for name, param in params.items() if name.endswith(".router.control")}
     measured = [part.objective.sums_table for part in parts]
     tables = [param for name, param in params.items() if name.endswith("_table")]

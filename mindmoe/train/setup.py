@@ -17,10 +17,10 @@ from mindmoe.optim.owned import Owned
 from mindmoe.optim.reduction import Reduction
 from mindmoe.parallel.collectives import probe, table
 from mindmoe.parallel.groups import Groups, connect, set_device
-from mindmoe.parallel.held import Held
 from mindmoe.parallel.mesh import Coordinates, Mesh, MeshAxis
 from mindmoe.parallel.sequence import context_positions
 from mindmoe.parallel.sharding import replica_groups
+from mindmoe.parallel.unit import ShardedTensor
 from mindmoe.pipeline.executor import PipelineExecutor, StageProgram
 from mindmoe.pipeline.schedule import build_schedule
 from mindmoe.pipeline.split import Piece, build_pieces, holding_stages, stage_pieces
@@ -47,37 +47,25 @@ class Trainer:
     step: TrainStep
 
     @property
-    def state(self) -> list[Held]:
+    def state(self) -> list[ShardedTensor]:
         """Everything that a step changes: weights, selection biases and moments."""
-        records, start = [], 0
+        found: dict[str, ShardedTensor] = {}
+        start = 0
         for part in self.step.parts:
             owned = part.owned
-            records += owned.held(owned.params)
+            tensors, end = list(owned.tensors), start + len(owned.tensors)
             for prefix, moments in self.optimizer.moments.items():
-                records += owned.held(list(moments[start : start + len(owned.params)]), f"{prefix}.")
-            start += len(owned.params)
-            records += _held_biases(part)
-        return _once(records)
+                tensors += owned.beside(moments[start:end], f"{prefix}.")
+            start = end
+            tensors += [tensor for tensor in part.objective.net.tensors if not tensor.spec.trainable]
+            for tensor in tensors:
+                found.setdefault(tensor.spec.name, tensor)  # two chunks of a stage may hold the same weight
+        return list(found.values())
 
     def publish(self) -> None:
         """Brings the model's parameters up to the state, after it was loaded."""
         for part in self.step.parts:
             part.owned.publish()
-
-
-def _held_biases(part: Part) -> list[Held]:
-    """Records of the selection biases, which every rank of a stage holds whole."""
-    records = []
-    for entry in part.objective.net.entries:
-        spec = entry.placement.spec
-        if not spec.trainable:
-            records.append(Held(name=spec.name, shape=spec.shape, box=entry.shard, param=entry.param))
-    return records
-
-
-def _once(records: list[Held]) -> list[Held]:
-    """Tied weights may lie in two chunks of one stage: the first of equal names counts."""
-    return list({record.name: record for record in reversed(records)}.values())[::-1]
 
 
 def start_device(config: RunConfig, place: Place, stand_in: bool = False) -> None:
@@ -138,19 +126,19 @@ def build_model(config: RunConfig, kernels: OpSet, groups: Groups, piece: Piece)
 
 def build_part(config: RunConfig, net: CausalLM, piece: Piece, groups: Groups, record_routing: bool) -> Part:
     """A piece with the way of its gradients."""
-    entries = [entry for entry in net.entries if entry.placement.spec.trainable]
-    reduction = Reduction(entries, config.parallel.zero)
+    trained = [tensor for tensor in net.tensors if tensor.spec.trainable]
+    reduction = Reduction(trained, groups)
     biases = {
-        int(entry.param.name.split(".")[2]): entry.param
-        for entry in net.entries
-        if entry.param.name.endswith("selection_bias")
+        int(tensor.spec.name.split(".")[2]): tensor.param
+        for tensor in net.tensors
+        if tensor.spec.name.endswith("selection_bias")
     }
     live = config.qea is not None and AUX in config.qea.space
     return Part(
         layers=piece.layers,
         objective=Objective(net, config.moe, groups, record_routing, live),
-        params=[entry.param for entry in entries],
-        owned=Owned(entries, reduction),
+        params=[tensor.param for tensor in trained],
+        owned=Owned(trained, reduction),
         reduction=reduction,
         biases=biases,
         sink=net.sink,
@@ -191,9 +179,10 @@ def build_trainer(config: RunConfig, place: Place, record_routing: bool = False,
     pieces = stage_pieces(build_pieces(config.model, config.parallel), at.pp, mesh.pp)
     nets = [build_model(config, kernels, groups, piece) for piece in pieces]
     parts = [build_part(config, *pair, groups, record_routing) for pair in zip(nets, pieces, strict=True)]
-    params = [param for part in parts for param in part.owned.params]
-    decays = [decay for part in parts for decay in part.owned.decays]
-    optimizer = build_optimizer(params, decays, config.optim, kernels)
+    owned = [tensor for part in parts for tensor in part.owned.tensors]
+    optimizer = build_optimizer(
+        [tensor.param for tensor in owned], [tensor.spec.decay for tensor in owned], config.optim, kernels
+    )
     step = TrainStep(
         parts,
         optimizer,

@@ -296,7 +296,7 @@ class TrainStep:
         counted, start = [], 0
         for part in self.parts:
             counted += [grads[start + place] for place in part.owned.counted]
-            start += len(part.owned.params)
+            start += len(part.owned.tensors)
         return self.square_sum(tuple(counted)) if counted else Tensor(np.float32(0.0))
 
     def _update_biases(self, result: StepResult) -> None:

@@ -19,9 +19,9 @@ from mindmoe.env import Place
 from mindmoe.moe.ties import undecided
 from mindmoe.optim.schedule import learning_rate
 from mindmoe.parallel import ledger
-from mindmoe.parallel.box import Box
 from mindmoe.parallel.collectives import host_sum
 from mindmoe.parallel.sequence import token_positions
+from mindmoe.parallel.unit import ShardedTensor
 from mindmoe.train.setup import Trainer, build_trainer
 
 
@@ -60,10 +60,9 @@ def trace(
             valid = float(whole.loss_mask.sum())
         with ledger.recording() as calls:
             grads, reports = trainer.step.gradients(micro, valid)
-        owned = [part.owned for part in trainer.step.parts]
-        boxes = [pair for each in owned for pair in zip(each.placements, each.boxes, strict=True)]
-        for (placement, box), grad in zip(boxes, grads, strict=True):
-            record[_key(f"g.{step}", placement.spec.name, box)] = grad.asnumpy()
+        owned = [tensor for part in trainer.step.parts for tensor in part.owned.tensors]
+        for tensor, grad in zip(owned, grads, strict=True):
+            record[_key(f"g.{step}", tensor)] = grad.asnumpy()
         if config.moe is not None:
             _routing(record, trainer, config, step, list(rows), reports)
         ties = {} if watched is None else dict(watched.ties(step, rows, rounding))
@@ -74,9 +73,9 @@ def trace(
         parted = alone is not None and _parted(record, step, trainer, alone)
         if ties:
             record |= ties
-            np.savez(out / f"state-{step + 1}.npz", **{held.name: held.param.asnumpy() for held in trainer.state})
+            np.savez(out / f"state-{step + 1}.npz", **{held.spec.name: held.param.asnumpy() for held in trainer.state})
     for held in trainer.state:
-        record[_key("p", held.name, held.box)] = held.param.asnumpy()
+        record[_key("p", held)] = held.param.asnumpy()
     record["loss"] = np.array(losses)
     np.savez(out / f"rank-{place.rank}.npz", **record)
     sent = json.dumps(_sent([*calls, *later]), indent=1)
@@ -133,7 +132,7 @@ def _go_on_from(state: Path, trainer: Trainer) -> None:
         for held in trainer.state:
             if held.box.size:
                 # In place: a compiled step would not see a new tensor.
-                ops.assign(held.param, Tensor(np.ascontiguousarray(file[held.name][held.box.index])))
+                ops.assign(held.param, Tensor(np.ascontiguousarray(file[held.spec.name][held.box.index])))
     trainer.publish()
 
 
@@ -152,8 +151,8 @@ def _rows(config: RunConfig, trainer: Trainer) -> range:
     return range(trainer.at.dp * micro, config.train.global_batch_size, dp * micro)
 
 
-def _key(kind: str, name: str, box: Box) -> str:
-    return f"{kind}|{name}|{'_'.join(map(str, box.offset))}"
+def _key(kind: str, tensor: ShardedTensor) -> str:
+    return f"{kind}|{tensor.spec.name}|{'_'.join(map(str, tensor.box.offset))}"
 
 
 def _routing(

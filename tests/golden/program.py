@@ -67,14 +67,14 @@ def boxes(trainer: Any, moment: str) -> dict[str, np.ndarray]:
     """What this rank holds of the state, copied."""
     found = {}
     for held in trainer.state:
-        offset, shape = (",".join(map(str, numbers)) for numbers in (held.box.offset, held.shape))
-        found[f"{moment}|{held.name}|{offset}|{shape}"] = held.param.asnumpy().copy()
+        offset, shape = (",".join(map(str, numbers)) for numbers in (held.box.offset, held.spec.shape))
+        found[f"{moment}|{held.spec.name}|{offset}|{shape}"] = held.param.asnumpy().copy()
     return found
 
 
 def raise_by_an_ulp(trainer: Any, name: str) -> None:
     """Moves the first element of a tensor, which one process holds whole, to the next number."""
-    (held,) = (held for held in trainer.state if held.name == name)
+    (held,) = (held for held in trainer.state if held.spec.name == name)
     value = held.param.asnumpy().copy()
     value.flat[0] = np.nextafter(value.flat[0], np.float32(np.inf))
     assign(held.param, value)
@@ -85,13 +85,12 @@ def shake(trainer: Any, noise: float, seed: str) -> None:
     """Multiplies every element of the model's state by 1 + noise * u, u uniform in [-1, 1]."""
     for held in trainer.state:
         value = held.param.asnumpy()
-        if value.dtype != np.float32 or held.name.startswith("adam_"):
+        if value.dtype != np.float32 or held.spec.name.startswith("adam_"):
             continue
-        key = int.from_bytes(hashlib.sha256(f"{seed} {held.name}".encode()).digest()[:16], "little")
-        words = np.random.Philox(key=key).random_raw(int(np.prod(held.shape, dtype=np.int64)))
-        u = (words.astype(np.float64) / 2.0**63 - 1.0).reshape(held.shape)
-        box = tuple(slice(low, low + size) for low, size in zip(held.box.offset, value.shape, strict=True))
-        assign(held.param, value * (1 + noise * u[box]).astype(np.float32))
+        key = int.from_bytes(hashlib.sha256(f"{seed} {held.spec.name}".encode()).digest()[:16], "little")
+        words = np.random.Philox(key=key).random_raw(int(np.prod(held.spec.shape, dtype=np.int64)))
+        u = (words.astype(np.float64) / 2.0**63 - 1.0).reshape(held.spec.shape)
+        assign(held.param, value * (1 + noise * u[held.box.index]).astype(np.float32))
     trainer.publish()
 
 

@@ -24,7 +24,7 @@ FLOORS = [
     "config config_problems",
     "load",
     "parallel.sharding parallel.sequence pipeline.split moe.dispatch.sizes",
-    "parallel.init parallel.held",
+    "parallel.init",
     "data checkpoint moe.statistics moe.placement optim.schedule",
     "flight.trace",
     "planner interop.mindformers_keys interop.mindformers_rows interop.mindformers_defaults",

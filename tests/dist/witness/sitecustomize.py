@@ -22,7 +22,7 @@ def _witnessed(restore):
         for item in held:
             values = item.param.asnumpy().reshape(item.box.shape)
             digest = tensor_sum(values, item.box.offset)
-            boxes[item.name] = [list(item.box.offset), list(item.box.shape), f"{digest:016x}"]
+            boxes[item.spec.name] = [list(item.box.offset), list(item.box.shape), f"{digest:016x}"]
         rank = os.environ.get("RANK_ID", "0")
         (Path(os.environ["WITNESS"]) / f"rank-{rank}.json").write_text(json.dumps(boxes))
 

@@ -57,11 +57,8 @@ def test_the_ranks_of_a_replica_hold_the_model_once(laid, layout):
         program = StepProgram(config, mesh, rank)
         for piece in program.pieces:
             names = [spec.name for spec in program.specs.values() if piece.holds(spec.name, program.tied)]
-            for _, box, ranks in program.held(tuple(names)):
-                size = 1
-                for length in box:
-                    size *= length
-                total += size / len(ranks)
+            for _, at in program.held(tuple(names)):
+                total += at.box.size / len(at.replicas)
         if config.parallel.zero == 3:
             assert rank_memory(program).gathered > 0
     specs = param_specs(config.model, config.moe).values()

@@ -8,7 +8,7 @@ from mindmoe.model.shapes import ParamSpec
 from mindmoe.parallel.box import Box
 from mindmoe.parallel.init import initial_value
 from mindmoe.parallel.mesh import Mesh
-from mindmoe.parallel.sharding import local_shard, replicas
+from mindmoe.parallel.sharding import Placement
 
 EXPERT = ParamSpec(name="experts.w", shape=(6, 10, 8), axes=("expert", None, "expert_ffn"))
 DENSE = ParamSpec(name="q.weight", shape=(12, 10), axes=("heads", None))
@@ -25,10 +25,10 @@ def whole(spec: ParamSpec, seed: int = 1) -> np.ndarray:
 def test_shards_are_boxes_of_the_whole(mesh, spec):
     full, covered = whole(spec), np.zeros(spec.shape, int)
     for rank in range(mesh.world):
-        shard = local_shard(spec, mesh, rank)
-        np.testing.assert_array_equal(initial_value(spec, shard, 1, 0.02), full[shard.index])
-        covered[shard.index] += 1
-    assert set(covered.ravel()) == {len(replicas(spec, mesh, 0, (0,)))}
+        box = Placement.of(spec, mesh, rank).box
+        np.testing.assert_array_equal(initial_value(spec, box, 1, 0.02), full[box.index])
+        covered[box.index] += 1
+    assert set(covered.ravel()) == {len(Placement.of(spec, mesh, 0).replicas)}
 
 
 def test_long_parameters_are_drawn_in_chunks_without_a_seam(monkeypatch):
@@ -54,4 +54,4 @@ def test_seed_and_name_decide():
 
 def test_a_split_that_does_not_divide_is_refused():
     with pytest.raises(UserError, match=r"expert=6 must be a multiple of ep=4"):
-        local_shard(EXPERT, Mesh(dp=4, ep=4), 0)
+        Placement.of(EXPERT, Mesh(dp=4, ep=4), 0)

@@ -49,8 +49,8 @@ def run_step(root: Path, layout: str, rank: int, words: list[str]) -> tuple[Step
         batches = [random_batch(config, seed) for seed in range(program.num_micro_batches)]
         result = trainer.step.run(0, batches, float(config.train.global_batch_size * 64), 0.1, False)
     assert result.finite
-    entries = [entry for net in trainer.nets for entry in net.entries if entry.placement.spec.trainable]
-    return program, calls, sum(entry.param.size for entry in entries)
+    tensors = [tensor for net in trainer.nets for tensor in net.tensors if tensor.spec.trainable]
+    return program, calls, sum(tensor.param.size for tensor in tensors)
 
 
 @pytest.mark.parametrize(("layout", "rank", "words"), CASES, ids=[f"{case[0]}-{case[1]}" for case in CASES])

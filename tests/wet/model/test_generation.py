@@ -57,15 +57,15 @@ def test_dynamic_routing_reads_its_table_and_thresholds_token_by_token(graph):
     features = {"alpha": 1.0, "difficulty_head": True, "grad_ema": True, "bigram": True, "buckets": 512}
     net = build("cpu", "fp32", router={"type": "dmr", "budget": budget, "features": features})
     rng = np.random.default_rng(1)
-    for entry in net.entries:
-        name, shape = entry.param.name, entry.param.shape
+    for tensor in net.tensors:
+        name, shape = tensor.spec.name, tensor.box.shape
         if name.endswith("_table"):
             known = np.arange(shape[0]) % 2
-            entry.param.set_data(Tensor(np.stack([rng.standard_normal(shape[0]), known], 1), ms.float32))
+            tensor.param.set_data(Tensor(np.stack([rng.standard_normal(shape[0]), known], 1), ms.float32))
         elif name.endswith("control"):
-            entry.param.set_data(Tensor([1.0, -0.3, *[0.0] * (shape[0] - 2)], ms.float32))
+            tensor.param.set_data(Tensor([1.0, -0.3, *[0.0] * (shape[0] - 2)], ms.float32))
         elif "difficulty" in name:
-            entry.param.set_data(Tensor(0.5 * rng.standard_normal(shape), ms.float32))
+            tensor.param.set_data(Tensor(0.5 * rng.standard_normal(shape), ms.float32))
     ids = rng.integers(0, VOCAB, (2, LENGTH)).astype(np.int32)
     whole = net.logits(Tensor(ids), Tensor(np.zeros_like(ids))).asnumpy()
     k = (net.hidden(Tensor(ids), Tensor(np.zeros_like(ids)))[1][5].asnumpy() < 6).sum(-1)

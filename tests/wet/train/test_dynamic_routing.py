@@ -47,7 +47,7 @@ def trace(trainer: Trainer, batches, lr: float = 3e-3, start: int = 0) -> list[t
 
 def params(trainer: Trainer) -> dict[str, np.ndarray]:
     return {
-        entry.param.name: entry.param.asnumpy() for part in trainer.step.parts for entry in part.objective.net.entries
+        tensor.spec.name: tensor.param.asnumpy() for part in trainer.step.parts for tensor in part.objective.net.tensors
     }
 
 
@@ -204,7 +204,7 @@ def test_the_tap_measures_the_gradient_at_the_embedding(tiny_run, batch):
     occurred, sums = trainer.step.tapped[0]
     np.testing.assert_array_equal(np.flatnonzero(occurred), seen)
     np.testing.assert_array_equal(occurred[seen], counts)
-    names = [placement.spec.name for placement in trainer.step.parts[0].owned.placements]
+    names = [tensor.spec.name for tensor in trainer.step.parts[0].owned.tensors]
     by_row = grads[names.index("model.embed_tokens.weight")].asnumpy() * count
     for token in once:
         assert np.exp(sums[token]) == pytest.approx(np.linalg.norm(by_row[token]), rel=1e-4)
