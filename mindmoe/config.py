@@ -14,15 +14,8 @@ from mindmoe.model.shapes import layer_specs
 from mindmoe.moe.config import DmrConfig, MoeConfig
 from mindmoe.observe.config import ObserveConfig
 from mindmoe.optim.config import OptimConfig
+from mindmoe.parallel import legality
 from mindmoe.parallel.config import ParallelConfig
-from mindmoe.parallel.rules import (
-    batch_problems,
-    dispatch_problems,
-    expert_problems,
-    routing_problems,
-    slice_problems,
-    stage_problems,
-)
 from mindmoe.schema import INT32_MAX, Coefficient, Scale, Section, Seed
 from mindmoe.train.config import TrainConfig
 from mindmoe.tune.config import ALPHA, AUX, BIAS, TAU, OnlineConfig
@@ -69,13 +62,12 @@ def resolve(run: RunConfig, cards: int) -> RunConfig:
     Raises:
         ConfigError: the degrees do not fit the cards, or the batch and the experts do not fit the degrees.
     """
-    problems = list(_topology(run.parallel, cards))
-    if problems:
+    if problems := legality.problems(legality.facts(dict(run), cards=cards)):
         raise ConfigError(problems)
     degrees = run.parallel
     dp = cards // (degrees.tp * degrees.pp * degrees.cp)
     resolved = run.model_copy(update={"parallel": degrees.model_copy(update={"dp": dp})})
-    if problems := cross_problems(dict(resolved)):
+    if problems := legality.problems(legality.facts(dict(resolved), cards=cards)):
         raise ConfigError(problems)
     return resolved
 
@@ -86,12 +78,13 @@ def cross_problems(sections: Mapping[str, Any]) -> list[str]:
     Args:
         sections: valid values of RunConfig's fields, by name.
     """
-    return [
+    between = [
         problem
         for check, needs in _CHECKS
         if all(name in sections for name in needs)
         for problem in check(*(sections[name] for name in needs))
     ]
+    return between + legality.problems(legality.facts(sections))
 
 
 def _sequence(model: ModelConfig, train: TrainConfig) -> Iterator[str]:
@@ -111,22 +104,12 @@ def _sizes(model: ModelConfig, moe: MoeConfig | None, train: TrainConfig) -> Ite
             f"model.hidden_size={model.hidden_size} must make, with the other sizes, at most {MAX_PARAMS:.2g} "
             f"parameters, not {params:.2g}: lower model.hidden_size, model.intermediate_size or moe.num_experts"
         )
-    length, rows, batch = train.seq_length, train.micro_batch_size, train.global_batch_size
-    tokens = rows * length
+    length, batch = train.seq_length, train.global_batch_size
     if batch * length > INT32_MAX:
         yield (
             f"train.global_batch_size={batch} must be, times train.seq_length={length}, at most {INT32_MAX} tokens: "
             "lower one of them"
         )
-    if moe is not None:
-        slots = float(moe.router.slots(moe))
-        if moe.dispatch.kind == "capacity":
-            slots = max(slots, min(moe.num_experts, moe.dispatch.capacity_factor * moe.num_experts_per_tok))
-        if tokens <= INT32_MAX < tokens * slots:
-            yield (
-                f"train.micro_batch_size={rows} must be, times train.seq_length={length} and {slots:g} expert rows a "
-                f"token, at most {INT32_MAX} rows: lower train.micro_batch_size"
-            )
 
 
 def _schedule(optim: OptimConfig, train: TrainConfig) -> Iterator[str]:
@@ -194,35 +177,6 @@ _CHECKS: tuple[tuple[Callable[..., Iterator[str]], tuple[str, ...]], ...] = (
     (_sequence, ("model", "train")),
     (_sizes, ("model", "moe", "train")),
     (_schedule, ("optim", "train")),
-    (batch_problems, ("train", "parallel")),
-    (slice_problems, ("model", "moe", "train", "parallel")),
-    (expert_problems, ("moe", "parallel")),
-    (dispatch_problems, ("moe", "train", "parallel")),
-    (stage_problems, ("model", "train", "parallel")),
-    (routing_problems, ("moe", "parallel")),
     (_domains, ("moe", "data")),
     (_online, ("qea", "moe", "optim")),
 )
-
-
-def _topology(parallel: ParallelConfig, cards: int) -> Iterator[str]:
-    """What is wrong between the degrees and the number of cards."""
-    replica = parallel.tp * parallel.pp * parallel.cp
-    product = f"tp*pp*cp={replica} ({parallel.tp}*{parallel.pp}*{parallel.cp})"
-    if cards < 1:
-        yield f"cards={cards} must be at least 1: give the number of devices of the run"
-    elif cards % replica:
-        culprits = [
-            f"parallel.{axis}={getattr(parallel, axis)}"
-            for axis in ("tp", "pp", "cp")
-            if cards % getattr(parallel, axis)
-        ]
-        yield (
-            f"cards={cards} must be a multiple of {product}: use {-(-cards // replica) * replica} cards, "
-            f"or lower {' and '.join(culprits) or 'one of the degrees'}"
-        )
-    elif parallel.dp not in ("auto", cards // replica):
-        yield (
-            f"cards={cards} must equal dp*tp*pp*cp={parallel.dp * replica} "
-            f"with parallel.dp={parallel.dp}: set parallel.dp={cards // replica} or auto"
-        )

@@ -47,7 +47,7 @@ def launch(config: RunConfig, cards: int, takeover: bool = False) -> int:
     Raises:
         UserError: the run cannot work, somebody else runs in its folder, or the port is taken.
     """
-    preflight(config, cards, cards)
+    preflight(config, cards)
     folder = RunFolder.of(config)
     if (done := finished_steps(config)) >= config.train.steps:
         print(

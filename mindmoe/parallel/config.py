@@ -52,29 +52,12 @@ class ParallelConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "ParallelConfig":
-        problems = []
         fields = type(self).model_fields
         given = ", ".join(key for key, field in fields.items() if getattr(self, key) != field.default)
         if self.planned and given != "planned":
-            problems.append(
+            raise ValueError(
                 f"planned=true must stand alone, not with {given}: write `parallel: auto` alone, or the layout"
             )
-        if self.chunks > 1 and self.schedule != "interleaved":
-            problems.append(
-                f"chunks={self.chunks} must be 1 with schedule={self.schedule}: set schedule=interleaved or chunks=1"
-            )
-        if isinstance(self.split, list) and len(self.split) != self.pp * self.chunks:
-            problems.append(
-                f"split=[{len(self.split)} entries] must have one for each of pp*chunks={self.pp * self.chunks} "
-                "pieces: list that many, or write even"
-            )
-        if self.schedule == "zb_h1" and self.recompute != "none" and self.pp > 1:
-            problems.append(
-                f"recompute={self.recompute} cannot go with schedule=zb_h1, whose backward pass runs in two parts: "
-                "set recompute=none or schedule=1f1b"
-            )
-        if problems:
-            raise ValueError("\n".join(problems))
         return self
 
     @property

@@ -52,7 +52,7 @@ _FIXED: dict[MeshAxis, tuple[MeshAxis, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """The degrees of all axes. Any sizes are legal as long as ep * etp divides dp * cp * tp."""
+    """The degrees of all axes of a legal layout; see `legality`."""
 
     dp: int = 1
     tp: int = 1
@@ -62,33 +62,15 @@ class Mesh:
     etp: int = 1
 
     def __post_init__(self) -> None:
-        for axis in ("dp", "tp", "pp", "ep", "cp", "etp"):
-            if getattr(self, axis) < 1:
-                raise UserError(f"parallel.{axis}={getattr(self, axis)} must be at least 1", f"raise parallel.{axis}")
-        if problem := expert_problem(dp=self.dp, tp=self.tp, cp=self.cp, ep=self.ep, etp=self.etp):
-            raise UserError(*problem)
+        assert self.stage % self.ep_etp == 0, f"the experts' grid must fit a stage of {self}"
 
     @classmethod
     def build(cls, config: ParallelConfig, world: int) -> "Mesh":
-        """The mesh of a config on `world` cards; fills `dp: auto`.
-
-        Raises:
-            UserError: the degrees do not multiply to `world`.
-        """
-        rest = config.tp * config.pp * config.cp
-        product = f"tp*pp*cp={rest} ({config.tp}*{config.pp}*{config.cp})"
-        if config.dp == "auto" and world % rest:
-            raise UserError(
-                f"{world} cards must be a multiple of {product}",
-                f"use a multiple of {rest} cards or lower a degree",
-            )
-        dp = world // rest if config.dp == "auto" else config.dp
-        if dp * rest != world:
-            raise UserError(
-                f"parallel.dp={dp} times {product} is {dp * rest} but there are {world} cards",
-                "set parallel.dp=auto or the matching number of cards",
-            )
-        return cls(dp=dp, tp=config.tp, pp=config.pp, ep=config.ep, cp=config.cp, etp=config.expert_tp)
+        """The mesh of a run that was resolved on `world` ranks."""
+        dp = world // (config.tp * config.pp * config.cp)
+        mesh = cls(dp=dp, tp=config.tp, pp=config.pp, ep=config.ep, cp=config.cp, etp=config.expert_tp)
+        assert mesh.world == world and config.dp in (dp, "auto"), f"{world} ranks for {config}"
+        return mesh
 
     @property
     def dp_cp(self) -> int:
@@ -160,15 +142,3 @@ class Mesh:
 @lru_cache(maxsize=256)
 def _membership(mesh: Mesh, axis: MeshAxis) -> dict[int, tuple[int, ...]]:
     return {rank: group for group in mesh.groups(axis) for rank in group}
-
-
-def expert_problem(*, dp: int, tp: int, cp: int, ep: int, etp: int) -> tuple[str, str] | None:
-    """Why the expert grid does not fit the ranks of a stage, and the remedy; None if it does."""
-    if etp == tp and dp * cp % ep:
-        return f"parallel.ep={ep} must divide dp*cp={dp * cp} ({dp}*{cp})", "lower parallel.ep or raise parallel.dp"
-    if dp * cp * tp % (ep * etp):
-        return (
-            f"parallel.ep*etp={ep * etp} ({ep}*{etp}) must divide dp*cp*tp={dp * cp * tp} ({dp}*{cp}*{tp})",
-            "lower parallel.ep or parallel.etp, or raise parallel.dp",
-        )
-    return None

@@ -1,36 +1,19 @@
 """From a layout to the run that trains under it; `parallel: auto` takes the planner's first choice at launch."""
 
 import sys
-from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from mindmoe.config import RunConfig, resolve
-from mindmoe.errors import ConfigError, UserError
+from mindmoe.errors import UserError
+from mindmoe.parallel.config import ParallelConfig
 from mindmoe.planner.architecture import from_config
 from mindmoe.planner.hardware import load_hardware
 from mindmoe.planner.layout import CONFIG_RECOMPUTE, Layout, Recompute
 from mindmoe.planner.routing import imbalance_bound
-from mindmoe.planner.search import SearchResult, search
+from mindmoe.planner.search import search
 from mindmoe.planner.step import CostModel, Estimate, Workload
 
 GIB = 2.0**30
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """What the planner chose.
-
-    Attributes:
-        run: the run under it, resolved on its cards.
-        estimate: of the layout.
-        passed_over: faster layouts that the run cannot have, each with the reason.
-    """
-
-    run: RunConfig
-    estimate: Estimate
-    passed_over: list[str]
 
 
 def workload_of(config: RunConfig) -> Workload:
@@ -41,7 +24,6 @@ def workload_of(config: RunConfig) -> Workload:
         global_batch_size=config.train.global_batch_size,
         precision=config.train.precision,
         max_imbalance=imbalance_bound(config.moe),
-        moe=config.moe,
         ours=True,
     )
 
@@ -89,34 +71,10 @@ def laid_out(config: RunConfig, model: CostModel, layout: Layout) -> RunConfig:
     Raises:
         ConfigError: the run cannot have it.
     """
-    raw = config.model_dump()
     sections = layout_sections(config, model, layout)
-    raw["parallel"] = sections["parallel"]
-    raw["train"] |= sections["train"]
-    try:
-        return resolve(RunConfig.model_validate(raw), layout.cards)
-    except ValidationError as error:
-        raise ConfigError([problem["msg"].removeprefix("Value error, ") for problem in error.errors()]) from None
-
-
-def first_that_runs(config: RunConfig, model: CostModel, result: SearchResult) -> Choice:
-    """The fastest layout of a search that the run can have.
-
-    Raises:
-        UserError: it can have none.
-    """
-    passed_over: list[str] = []
-    for estimate in result.best:
-        try:
-            run = laid_out(config, model, estimate.layout)
-        except ConfigError as error:
-            passed_over.append(f"{estimate.layout.describe()}: {error.problems[0]}")
-            continue
-        return Choice(run=run, estimate=estimate, passed_over=passed_over)
-    raise UserError(
-        f"none of the {len(passed_over)} fastest layouts can train this run; the first: {passed_over[0]}",
-        "set parallel by hand",
-    )
+    parallel = ParallelConfig.model_validate(sections["parallel"])
+    train = config.train.model_copy(update=sections["train"])
+    return resolve(config.model_copy(update={"parallel": parallel, "train": train}), layout.cards)
 
 
 def planned(config: RunConfig, cards: int) -> RunConfig:
@@ -134,22 +92,21 @@ def planned(config: RunConfig, cards: int) -> RunConfig:
             "or write the degrees instead of auto",
         )
     model = CostModel(load_hardware(config.launch.hardware).shared_by(cards), workload_of(config))
-    choice = first_that_runs(config, model, search(model, cards))
-    for line in reasons(choice, cards):
+    best = search(config, model, cards).best[0]
+    run = laid_out(config, model, best.layout)
+    for line in reasons(run, best):
         print(line, file=sys.stderr, flush=True)
-    return choice.run
+    return run
 
 
-def reasons(choice: Choice, cards: int) -> list[str]:
-    """The choice and why."""
-    estimate, parallel = choice.estimate, choice.run.parallel
-    hardware = estimate.hardware
-    lines = [
-        f"parallel: auto on {cards} {hardware.name}: {estimate.layout.describe()}, zero {parallel.zero}, "
+def reasons(run: RunConfig, best: Estimate) -> list[str]:
+    """The layout of a run and why the planner chose it."""
+    hardware, parallel = best.hardware, run.parallel
+    return [
+        f"parallel: auto on {best.layout.cards} {hardware.name}: {best.layout.describe()}, zero {parallel.zero}, "
         f"recompute {parallel.recompute}, {parallel.schedule} x{parallel.chunks}, dispatcher {parallel.dispatcher}, "
-        f"micro-batch {choice.run.train.micro_batch_size}, {choice.run.train.mode}",
-        f"  because it is the fastest that fits: {estimate.step_s:.3g} s a step, "
-        f"{estimate.tokens_per_s:,.0f} tokens/s, {estimate.memory.total / GIB:.1f} of {hardware.memory_gib:.1f} GiB; "
-        f"most time beside products: {estimate.limiter}",
+        f"micro-batch {run.train.micro_batch_size}, {run.train.mode}",
+        f"  because it is the fastest that fits: {best.step_s:.3g} s a step, "
+        f"{best.tokens_per_s:,.0f} tokens/s, {best.memory.total / GIB:.1f} of {hardware.memory_gib:.1f} GiB; "
+        f"most time beside products: {best.limiter}",
     ]
-    return lines + [f"  passed over, {text}" for text in choice.passed_over]

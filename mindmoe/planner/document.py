@@ -8,13 +8,15 @@ import re
 import sys
 from pathlib import Path
 
+from mindmoe.config import RunConfig
 from mindmoe.errors import UserError
+from mindmoe.load import load_config
 from mindmoe.planner.anchors import compare, packaged_anchors
-from mindmoe.planner.architecture import reference
+from mindmoe.planner.auto import workload_of
 from mindmoe.planner.budget import Budget, budget
 from mindmoe.planner.hardware import hardware_names, load_hardware
 from mindmoe.planner.search import SearchResult, search
-from mindmoe.planner.step import CostModel, Workload
+from mindmoe.planner.step import CostModel
 from mindmoe.planner.tables import TableData, anchor_table, best_table, rejected_table
 
 CARDS, TOKENS = 512, 2.5e12
@@ -22,15 +24,19 @@ PLAN_PFLOPS, PLAN_FLOPS, PLAN_DAYS = 163.8, 1.8e24, 122.0  # as the project plan
 _BLOCK = re.compile(r"(<!-- planner:(\w+) -->\n).*?(<!-- /planner:\2 -->)", re.DOTALL)
 
 
+def example_run() -> RunConfig:
+    """The run that the documentation plans."""
+    return load_config(Path(__file__).resolve().parents[2] / "configs" / "gpt-oss-120b.yaml")
+
+
 def example_model() -> CostModel:
-    """configs/gpt-oss-120b.yaml on Ascend 910B2, the run that the documentation plans."""
-    workload = Workload(architecture=reference("gpt-oss-120b"), seq_length=4096, global_batch_size=2048, ours=True)
-    return CostModel(load_hardware("ascend-910b2"), workload)
+    """Its costs on Ascend 910B2."""
+    return CostModel(load_hardware("ascend-910b2"), workload_of(example_run()))
 
 
 def example_search() -> SearchResult:
     """The search that the documentation shows."""
-    return search(example_model(), CARDS)
+    return search(example_run(), example_model(), CARDS)
 
 
 def constants_table() -> TableData:

@@ -14,7 +14,7 @@ from mindmoe.config import RunConfig, resolve
 from mindmoe.errors import ConfigError, UserError
 from mindmoe.files import shown
 from mindmoe.planner.anchors import compare_rows, error_summary
-from mindmoe.planner.auto import first_that_runs, layout_sections, planner_layout, workload_of
+from mindmoe.planner.auto import layout_sections, planner_layout, workload_of
 from mindmoe.planner.budget import budget
 from mindmoe.planner.hardware import Hardware, load_hardware
 from mindmoe.planner.layout import Layout
@@ -98,9 +98,8 @@ def _plan_run(
     workload = workload_of(config)
     hardware = hardware.shared_by(cards)
     model = CostModel(hardware, workload)
-    result = search(model, cards)
-    choice = first_that_runs(config, model, result)
-    best = choice.estimate
+    result = search(config, model, cards)
+    best = result.best[0]
     fragment = config_fragment(config, model, best.layout, f"{config.name} on {cards} {hardware.name}")
     _say(console, fragment)
     if words:
@@ -122,8 +121,7 @@ def _plan_run(
             )
         )
     )
-    notes = [workload_text(workload), *hardware_notes(hardware), *(f"passed over, {it}" for it in choice.passed_over)]
-    notes += [note] if note else []
+    notes = [workload_text(workload), *hardware_notes(hardware), *([note] if note else [])]
     for line in notes:
         _say(console, line)
     for table in tables:

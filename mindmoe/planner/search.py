@@ -1,56 +1,56 @@
 """Every legal layout of a run on a number of cards: which fit, which are fastest, and why the others are out.
 
-The search enumerates degrees, micro-batch, schedule, ZeRO stage and recomputation in full. Only the dispatcher is
-chosen on the spot: for given degrees the fastest is best for every other choice. The pipeline is in closed form at
-first; the schedules of the best layouts are then simulated, and that decides.
+What is legal says `parallel.legality`, asked as soon as a layout is known so far as a rule reads. Degrees, micro-batch,
+schedule, ZeRO stage and recomputation are enumerated in full; only the dispatcher is chosen on the spot, for with given
+degrees the fastest is best for every other choice. The pipeline is in closed form at first; the schedules of the best
+layouts are then simulated, and that decides.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mindmoe.config import RunConfig
 from mindmoe.errors import UserError
-from mindmoe.moe.config import RouterConfig
-from mindmoe.parallel.config import ParallelConfig
-from mindmoe.parallel.rules import routing_problems
+from mindmoe.parallel.legality import facts, in_order, refusal
 from mindmoe.pipeline.schedule import ScheduleName
-from mindmoe.planner.layout import (
-    DISPATCHERS,
-    RECOMPUTES,
-    ZEROS,
-    Dispatcher,
-    Layout,
-    batch_problem,
-    mesh_problem,
-    runs_here,
-)
+from mindmoe.planner.layout import CONFIG_RECOMPUTE, DISPATCHERS, RECOMPUTES, ZEROS, Dispatcher, Layout
 from mindmoe.planner.step import CostModel, Estimate
 
 MICRO_BATCHES = (1, 2, 4, 8)
 MAX_CHUNKS = 8
-NOT_OURS = "mindmoe does not have this recomputation policy, or not with these stages"
 OUT_OF_MEMORY = "does not fit the memory of a card"
+_USUAL_TP, _USUAL_PIECE = 8, 1024  # more tensor ranks, or shorter pieces of a sequence, only add exchanges
 _MESHES_SIMULATED = 16  # meshes whose best layouts are simulated
 _LAYOUTS_SIMULATED = 4  # layouts of each of these
-_POLICIES = len(ZEROS) * len(RECOMPUTES)
+_POLICIES = list(product(ZEROS, RECOMPUTES))
+_POLICIES_OF_OURS = len(ZEROS) * len(CONFIG_RECOMPUTE)
+_DEGREES = ("dp", "tp", "pp", "ep", "cp", "etp")
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A layout for all its ZeRO stages and recomputation policies: time [s] and bytes over (ZeRO, recomputation)."""
+    """A layout for all its ZeRO stages and recomputation policies, over (ZeRO, recomputation).
+
+    Attributes:
+        legal: which of them the run can have.
+        step_s: time [s].
+        memory: of the fullest rank [bytes].
+    """
 
     layout: Layout
+    legal: NDArray[np.bool_]
     step_s: NDArray[np.float64]
     memory: NDArray[np.float64]
 
     def member(self, flat: int) -> Layout:
         """The layout under the policies with flat index `flat`."""
-        zero, recompute = divmod(flat, len(RECOMPUTES))
-        return replace(self.layout, zero=ZEROS[zero], recompute=RECOMPUTES[recompute])
+        zero, recompute = _POLICIES[flat]
+        return replace(self.layout, zero=zero, recompute=recompute)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,49 @@ class SearchResult:
         return len(self.points) + self.rejected.total()
 
 
+class Legality:
+    """The rules, asked of the layouts of a run on a number of cards, each as soon as it can be."""
+
+    def __init__(self, run: RunConfig, model: CostModel, cards: int):
+        chosen = {"cp_method": "ring", "split": "even", "mode": "pynative", "node_size": model.hardware.cards_per_node}
+        self._known = facts({"model": run.model, "moe": run.moe, "train": run.train}, cards=cards) | chosen
+        fixed = self._known.keys() - {"micro_batch_size"}
+        self._of_mesh, self._of_dispatcher, self._of_pipeline, self._of_policy = in_order(
+            {*fixed, *_DEGREES}, ["dispatcher"], ["micro_batch_size", "schedule", "chunks"], ["zero", "recompute"]
+        )
+        read = {name for rule in self._of_policy for name in rule.reads}
+        self._policy_key = sorted(read - fixed - {"zero", "recompute"})
+        self._policies: dict[tuple[object, ...], tuple[NDArray[np.bool_], Counter[str]]] = {}
+
+    def mesh(self, layout: Layout) -> str | None:
+        """Why the degrees cannot be."""
+        return refusal(self._of_mesh, self._known | layout.facts())
+
+    def dispatchers(self, layout: Layout) -> list[Dispatcher]:
+        """What may carry tokens under these degrees."""
+        known = self._known | layout.facts()
+        return [kind for kind in DISPATCHERS if not refusal(self._of_dispatcher, known | {"dispatcher": kind})]
+
+    def pipeline(self, layout: Layout) -> str | None:
+        """Why the micro-batches and the schedule cannot be."""
+        return refusal(self._of_pipeline, self._known | layout.facts())
+
+    def policies(self, layout: Layout) -> tuple[NDArray[np.bool_], Counter[str]]:
+        """Which ZeRO stages and recomputation policies there are, and how many each rule refuses."""
+        known = self._known | layout.facts()
+        key = tuple(known[name] for name in self._policy_key)
+        if key not in self._policies:
+            legal, refused = np.zeros((len(ZEROS), len(RECOMPUTES)), bool), Counter[str]()
+            for flat, (zero, recompute) in enumerate(_POLICIES):
+                if recompute in CONFIG_RECOMPUTE:
+                    policy = {"zero": zero, "recompute": CONFIG_RECOMPUTE[recompute]}
+                    reason = refusal(self._of_policy, known | policy)
+                    legal.flat[flat] = reason is None
+                    refused.update([reason] if reason else [])
+            self._policies[key] = legal, refused
+        return self._policies[key]
+
+
 def _divisors(number: int) -> list[int]:
     return [value for value in range(1, number + 1) if number % value == 0]
 
@@ -89,65 +132,51 @@ def _schedules(pp: int, layers: int) -> Iterator[tuple[ScheduleName, int]]:
             yield "interleaved", chunks
 
 
-def _meshes(model: CostModel, cards: int) -> Iterator[Layout]:
-    """All degrees that multiply to the number of cards, legal or not; tensor groups stay inside a node."""
-    architecture = model.workload.architecture
-    experts = _divisors(architecture.experts) if architecture.experts else [1]
-    for tp, pp in product(_divisors(cards), _divisors(cards)):
-        if tp > min(8, model.hardware.cards_per_node) or pp > len(architecture.layers) or cards % (tp * pp):
-            continue
-        for cp in _divisors(cards // (tp * pp)):
-            if cp > 16 or (cp > 1 and model.workload.seq_length // cp < 1024):  # shorter pieces only add exchanges
-                continue
-            for ep, etp in product(experts, sorted({1, tp})):
-                yield Layout(dp=cards // (tp * pp * cp), tp=tp, pp=pp, ep=ep, cp=cp, etp=etp)
+def meshes(cards: int, experts: int) -> Iterator[Layout]:
+    """All degrees that number the cards, those of the experts' grid too, whether a run can have them or not."""
+    for pp in _divisors(cards):
+        stage = cards // pp
+        grids = [(ep, etp) for etp in _divisors(stage) for ep in _divisors(stage // etp)] if experts else [(1, 1)]
+        for tp in _divisors(stage):
+            for cp in _divisors(stage // tp):
+                for ep, etp in grids:
+                    yield Layout(dp=stage // (tp * cp), tp=tp, pp=pp, ep=ep, cp=cp, etp=etp)
 
 
-def _routing_problem(model: CostModel, layout: Layout) -> str | None:
-    """Why the router refuses the layout, in words of one key; `mindmoe config validate` names the settings."""
-    moe = model.workload.moe
-    if moe is None or isinstance(moe.router, RouterConfig):
-        return None
-    parallel = ParallelConfig(
-        dp=layout.dp, tp=layout.tp, pp=layout.pp, cp=layout.cp, schedule=layout.schedule, chunks=layout.chunks
-    )
-    refused = next(routing_problems(moe, parallel), None)
-    return None if refused is None else f"moe.router.type={moe.router.type} does not work so spread"
+def _usual(model: CostModel, mesh: Layout) -> bool:
+    """Whether degrees are of the kind that is fast: tensor groups in a node, long pieces, experts whole or in tp."""
+    long = mesh.cp == 1 or model.workload.seq_length // mesh.cp >= _USUAL_PIECE
+    return mesh.tp <= min(_USUAL_TP, model.hardware.cards_per_node) and mesh.etp in (1, mesh.tp) and long
 
 
-def _families(model: CostModel, cards: int, rejected: Counter[str]) -> Iterator[Family]:
-    """Screens every legal layout; adds the illegal ones to `rejected`."""
-    workload = model.workload
-    layers = len(workload.architecture.layers)
-    for mesh in _meshes(model, cards):
+def _families(
+    model: CostModel, legality: Legality, among: Iterable[Layout], rejected: Counter[str]
+) -> Iterator[Family]:
+    """Screens the legal layouts of some meshes; adds the illegal ones to `rejected`."""
+    layers, node = len(model.workload.architecture.layers), model.hardware.cards_per_node
+    for mesh in among:
         schedules = list(_schedules(mesh.pp, layers))
-        problem = mesh_problem(workload.architecture, mesh, workload.seq_length)
-        if problem:
-            rejected[problem] += len(MICRO_BATCHES) * len(schedules) * _POLICIES
+        if problem := legality.mesh(mesh):
+            rejected[problem] += len(MICRO_BATCHES) * len(schedules) * _POLICIES_OF_OURS
             continue
+        # Two hops save what travels between nodes, so there must be several.
+        kinds = [kind for kind in legality.dispatchers(mesh) if kind != "two_hop" or mesh.ep > node]
         for micro_batch_size in MICRO_BATCHES:
             layout = replace(mesh, micro_batch_size=micro_batch_size)
             if mesh.ep > 1:
-                layout = replace(layout, dispatcher=model.best_dispatcher(layout, _dispatchers(model, layout)))
+                layout = replace(layout, dispatcher=model.best_dispatcher(layout, kinds))
             candidates = []
             for schedule, chunks in schedules:
                 candidate = replace(layout, schedule=schedule, chunks=chunks)
-                problem = batch_problem(candidate, workload.global_batch_size) or _routing_problem(model, candidate)
-                if problem:
-                    rejected[problem] += _POLICIES
+                if problem := legality.pipeline(candidate):
+                    rejected[problem] += _POLICIES_OF_OURS
                 else:
                     candidates.append(candidate)
+                    rejected.update(legality.policies(candidate)[1])
             if candidates:
                 screening = model.screen(candidates)
-                yield from map(Family, candidates, screening.step_s, screening.memory)
-
-
-def _dispatchers(model: CostModel, layout: Layout) -> tuple[Dispatcher, ...]:
-    """What may carry tokens: mindmoe's two hops go over whole nodes, with whole experts."""
-    node = model.hardware.cards_per_node
-    if model.workload.ours and (layout.etp > 1 or layout.ep % node or layout.ep <= node):
-        return tuple(kind for kind in DISPATCHERS if kind != "two_hop")
-    return DISPATCHERS
+                policies = [legality.policies(candidate)[0] for candidate in candidates]
+                yield from map(Family, candidates, policies, screening.step_s, screening.memory)
 
 
 def _mesh(layout: Layout) -> tuple[int, ...]:
@@ -155,31 +184,39 @@ def _mesh(layout: Layout) -> tuple[int, ...]:
     return layout.tp, layout.pp, layout.ep, layout.etp
 
 
-def search(model: CostModel, cards: int) -> SearchResult:
-    """The best layouts of a workload on `cards` cards.
+def search(run: RunConfig, model: CostModel, cards: int) -> SearchResult:
+    """The best layouts of a run on `cards` cards.
+
+    Meshes of an unusual kind are looked at only where none of the usual fits.
+
+    Args:
+        run: whose layouts are looked for.
+        model: of the run's workload.
+        cards: how many.
 
     Raises:
         UserError: no layout is legal and fits.
     """
     limit = model.hardware.memory_gib * 2.0**30
-    rejected: Counter[str] = Counter()
-    families = list(_families(model, cards, rejected))
-    if not families:
+    legality, rejected = Legality(run, model, cards), Counter[str]()
+    families: list[Family] = []
+    every = list(meshes(cards, model.workload.architecture.experts))
+    for usual in (True, False):
+        among = [mesh for mesh in every if _usual(model, mesh) is usual]
+        families += _families(model, legality, among, rejected)
+        legal, step_s, memory = (
+            np.array([getattr(family, name).ravel() for family in families]) for name in ("legal", "step_s", "memory")
+        )
+        fits = legal.astype(bool) & (memory <= limit)  # as bools where there are no families
+        if fits.any():
+            break
+    if not legal.any():
         raise UserError(
             f"no layout of {cards} cards is legal: {_reasons(rejected)}",
             "change the number of cards or train.global_batch_size",
         )
-    step_s = np.array([family.step_s.ravel() for family in families])
-    memory = np.array([family.memory.ravel() for family in families])
-    fits = memory <= limit
-    if model.workload.ours:
-        tied = model.workload.architecture.tied_embeddings
-        runs = np.array([runs_here(family.layout, tied).ravel() for family in families])
-        rejected[NOT_OURS] += int((~runs).sum())
-        memory = np.where(runs, memory, np.inf)
-        rejected[OUT_OF_MEMORY] -= int((~runs).sum())
-        fits &= runs
-    rejected[OUT_OF_MEMORY] += int((~fits).sum())
+    rejected[OUT_OF_MEMORY] += int((legal & ~fits).sum())
+    memory = np.where(legal, memory, np.inf)
     if not fits.any():
         smallest, flat = np.unravel_index(memory.argmin(), memory.shape)
         raise UserError(

@@ -14,7 +14,6 @@ from math import inf
 import numpy as np
 
 from mindmoe.model.shapes import utilization
-from mindmoe.moe.config import MoeConfig
 from mindmoe.pipeline.schedule import Durations, Kind, build_schedule, simulate
 from mindmoe.planner import network
 from mindmoe.planner.architecture import Architecture, LayerShape
@@ -48,9 +47,8 @@ class Workload:
         routing_time: imbalance that the step time reckons with; `balanced` where a benchmark forces balance.
         routing_memory: imbalance that must still fit.
         max_imbalance: bound that a capacity factor puts on the imbalance.
-        moe: the routing section, for the layouts that a router refuses; None where every layout will do.
-        ours: whether mindmoe trains it: layouts are those that it can run, stages compute their forward pass again,
-            and weights are fp32. Published runs of others are not ours.
+        ours: whether mindmoe trains it: stages compute their forward pass again, and weights are fp32. Published runs
+            of others are not ours.
     """
 
     architecture: Architecture
@@ -60,7 +58,6 @@ class Workload:
     routing_time: Percentile = "p50"
     routing_memory: Percentile = "p99"
     max_imbalance: float = inf
-    moe: MoeConfig | None = None
     ours: bool = False
 
     def imbalance(self, ep: int, percentile: Percentile) -> float:

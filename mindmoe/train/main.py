@@ -43,7 +43,7 @@ def train(config: RunConfig, takeover: bool = False) -> int:
         format=f"%(asctime)s rank {at.rank} %(levelname)s %(name)s: %(message)s",
     )
     config = planned(config, at.world)
-    batches, held_out = preflight(config, at.world, at.local_world)
+    batches, held_out = preflight(config, at.local_world)
     data = data_identity(config.data)
     folder = RunFolder.of(config)
     if (done := finished_steps(config)) >= config.train.steps:

@@ -21,20 +21,18 @@ from mindmoe.errors import UserError
 from mindmoe.files import shown
 from mindmoe.model.shapes import param_specs
 from mindmoe.moe.config import DmrConfig
-from mindmoe.parallel.mesh import Mesh
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.resume import changes
 
 UNPRINTABLE = "a character that cannot be printed"
 
 
-def preflight(config: RunConfig, world: int, local_world: int) -> tuple[TokenBatches, TokenBatches]:
+def preflight(config: RunConfig, local_world: int) -> tuple[TokenBatches, TokenBatches]:
     """Checks a resolved config against this machine, the data and the run folder.
 
     Args:
         config: the run.
-        world: its ranks.
-        local_world: those of this machine.
+        local_world: its ranks on this machine.
 
     Returns:
         the training and the held-out batches.
@@ -42,7 +40,6 @@ def preflight(config: RunConfig, world: int, local_world: int) -> tuple[TokenBat
     Raises:
         UserError: what cannot work, each with its remedy.
     """
-    Mesh.build(config.parallel, world)
     if problems := [*path_problems(config), *machine_problems(config, local_world)]:
         raise UserError("; ".join(problems))
     return check_data(config)
@@ -233,9 +230,9 @@ def open_held_out(config: RunConfig) -> TokenBatches:
 def finished_steps(config: RunConfig) -> int:
     """The newest step of the run folder that counts.
 
-    It does if its manifest is sound and all its files are there with their sizes: the ranks that resume from it verify
-    every byte and set it aside if it is damaged, and then it counts no more. The last step of a run, after which nothing
-    would look at it any more, counts only if every byte of it verifies here.
+    It does if its manifest is sound and all its files are there with their sizes: ranks that resume from it verify
+    every byte and set it aside if it is damaged, and then it counts no more. The last step of a run, after which no
+    one would look at it, counts only if every byte of it verifies here.
     """
     for path in list_steps(RunFolder.of(config).checkpoints):
         if not _is_complete(path, _files(path)):

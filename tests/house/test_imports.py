@@ -17,9 +17,10 @@ FLOORS = [
     "position",
     "model.config moe.config parallel.config optim.config train.config data.config checkpoint.config observe.config "
     "launch.config",
+    "parallel.legality",
     "parallel.mesh",
     "moe.control tune",
-    "parallel.rules model.shapes",
+    "model.shapes",
     "config_synonyms",
     "config config_problems",
     "load",

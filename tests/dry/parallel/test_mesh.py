@@ -4,7 +4,6 @@ from itertools import product
 
 import pytest
 
-from mindmoe.errors import UserError
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.mesh import Mesh
 
@@ -50,18 +49,3 @@ def test_expert_axis_factors_data_and_context():
 
 def test_auto_dp_takes_the_rest():
     assert Mesh.build(ParallelConfig(tp=2, pp=3), 12).dp == 2
-
-
-@pytest.mark.parametrize(
-    ("config", "world", "words"),
-    [
-        ({"tp": 3}, 8, ["8 cards", "tp*pp*cp=3"]),
-        ({"dp": 2, "tp": 2}, 8, ["parallel.dp=2", "8 cards"]),
-        ({"dp": 4, "ep": 3}, 4, ["parallel.ep=3", "dp*cp=4"]),
-    ],
-)
-def test_impossible_layouts_name_values_and_remedy(config, world, words):
-    with pytest.raises(UserError) as caught:
-        Mesh.build(ParallelConfig(**config), world)
-    assert all(word in str(caught.value) for word in words)
-    assert caught.value.remedy

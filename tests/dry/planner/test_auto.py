@@ -8,10 +8,10 @@ import yaml
 
 from mindmoe.errors import UserError
 from mindmoe.load import config_schema, dump_config, load_config
-from mindmoe.planner.auto import first_that_runs, laid_out, layout_sections, planned, workload_of
+from mindmoe.planner.auto import laid_out, layout_sections, planned, workload_of
 from mindmoe.planner.document import example_model
 from mindmoe.planner.hardware import load_hardware
-from mindmoe.planner.layout import RECOMPUTES, ZEROS, Layout, runs_here
+from mindmoe.planner.layout import Layout
 from mindmoe.planner.main import config_fragment
 from mindmoe.planner.step import CostModel
 
@@ -74,30 +74,10 @@ def test_without_auto_the_layout_is_left_alone():
     assert (run.parallel.dp, run.parallel.pp, run.parallel.ep) == (128, 4, 8)
 
 
-def test_a_layout_that_the_run_cannot_have_is_passed_over_and_told(gpt_oss_512):
-    run, model, result = load_config(CONFIG), example_model(), gpt_oss_512.result
-    wrong = replace(result.best[0], layout=replace(result.best[0].layout, dp=3))
-    choice = first_that_runs(run, model, replace(result, best=[wrong, result.best[1]]))
-    assert choice.estimate == result.best[1]
-    (told,) = choice.passed_over
-    assert told.startswith("dp3") and "must" in told
-    with pytest.raises(UserError, match="none of the 1 fastest layouts can train this run"):
-        first_that_runs(run, model, replace(result, best=[wrong]))
-
-
 def test_auto_does_not_plan_for_ascend_on_a_cpu():
     run = load_config(CONFIG, ["parallel=auto", "train.device=cpu"])
     with pytest.raises(UserError, match=r"launch\.hardware=ascend-910b2 but train\.device=cpu"):
         planned(run, 8)
-
-
-def test_what_mindmoe_can_train():
-    none, full = RECOMPUTES.index("none"), RECOMPUTES.index("full")
-    alone, piped = runs_here(Layout(dp=4), False), runs_here(Layout(dp=2, pp=2), True)
-    assert alone[:, none].all() and alone[:, full].all() and not alone[:, RECOMPUTES.index("selective")].any()
-    assert piped[:, full].tolist() == [False, False, False, True]
-    assert piped[:, none].tolist() == [True, True, False, True]
-    assert not runs_here(Layout(pp=2, schedule="zb_h1"), False)[ZEROS.index(3), full]
 
 
 def test_stages_pay_for_their_second_forward_pass():

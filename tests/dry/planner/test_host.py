@@ -50,9 +50,11 @@ def machine() -> Hardware:
     return describe(kernels, verbs, steps, {"processor": "a CPU", "memory": 2**34, "disk": 1e9})
 
 
+RUN = load_config("configs/quickstart.yaml", ["train.precision=bf16"])
+
+
 def model(machine: Hardware, ranks: int) -> CostModel:
-    config = load_config("configs/quickstart.yaml", ["train.precision=bf16"])
-    return CostModel(machine.shared_by(ranks), workload_of(config))
+    return CostModel(machine.shared_by(ranks), workload_of(RUN))
 
 
 def test_rates_are_found_again_and_never_negative() -> None:
@@ -163,7 +165,7 @@ def test_zero_cuts_states_between_ranks(machine: Hardware) -> None:
 def test_a_run_is_laid_out_for_this_machine(machine: Hardware, tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "machine.yaml"
     write(machine, path)
-    result = search(model(machine, 2), 2)
+    result = search(RUN, model(machine, 2), 2)
     assert result.best[0].layout.cards == 2 and len(result.points)
     auto = [f"launch.hardware={path}", "parallel=auto", "train.device=cpu"]
     run = planned(load_config("configs/quickstart.yaml", auto), 2)

@@ -105,7 +105,7 @@ def test_nothing_is_done_before_the_first_step(load) -> None:
 
 def test_the_same_config_and_data_change_nothing(load) -> None:
     save(load(), 6)
-    preflight(load(), 1, 1)
+    preflight(load(), 1)
     assert events(load()) == {}
 
 
@@ -120,7 +120,7 @@ def test_other_tokens_behind_a_path_are_refused_or_recorded(load, tmp_path: Path
     save(load(), 6)
     change(tmp_path / "a")
     with pytest.raises(UserError, match=r"data.on_change=accept") as raised:
-        preflight(load("train.steps=9", "optim.on_jump=accept"), 1, 1)
+        preflight(load("train.steps=9", "optim.on_jump=accept"), 1)
     assert "source 1" in str(raised.value) and f"{tmp_path}/a" in str(raised.value) and what in str(raised.value)
     told = events(load("data.on_change=accept"))
     assert what in told["data"] and "accepted" in told["data"]
@@ -129,7 +129,7 @@ def test_other_tokens_behind_a_path_are_refused_or_recorded(load, tmp_path: Path
 def test_another_held_out_set_is_told(load, tmp_path: Path) -> None:
     save(load(), 6)
     tokens(tmp_path / "held", seed=10)
-    preflight(load(), 1, 1)
+    preflight(load(), 1)
     assert "held-out set is another than at step 6" in events(load())["data"]
 
 
@@ -157,9 +157,9 @@ def test_a_rate_that_jumps_wants_consent(load, words: list[str], before: str, af
     save(load(), 6)
     line = f"learning rate {before} at step 6 -> {after} at step 7"
     with pytest.raises(UserError, match="optim.on_jump=accept") as raised:
-        preflight(load(*words), 1, 1)
+        preflight(load(*words), 1)
     assert line in str(raised.value)
-    preflight(load(*words, "optim.on_jump=accept"), 1, 1)
+    preflight(load(*words, "optim.on_jump=accept"), 1)
     assert line in events(load(*words, "optim.on_jump=accept"))["schedule"]
 
 
@@ -176,7 +176,7 @@ def test_a_rate_that_jumps_wants_consent(load, words: list[str], before: str, af
 )
 def test_another_schedule_that_moves_on_is_only_told(load, first: list[str], words: list[str]) -> None:
     save(load(*first), 6)
-    preflight(load(*words), 1, 1)
+    preflight(load(*words), 1)
     told = events(load(*words))
     assert "at step 6 ->" in told["schedule"] and "accepted" not in told["schedule"]
 
@@ -220,7 +220,7 @@ def test_another_model_is_named_before_anything_else(load, tmp_path: Path) -> No
     step = save(load(), 6)
     shutil.copytree(step.parent, tmp_path / "runs" / "other" / "checkpoints")
     with pytest.raises(CheckpointError, match="another model .model.hidden_size: 16 there, 32 here"):
-        preflight(load("name=other", "model.hidden_size=32", "train.steps=20"), 1, 1)
+        preflight(load("name=other", "model.hidden_size=32", "train.steps=20"), 1)
 
 
 @pytest.mark.parametrize("key", ["moe.balance.aux_coef=0.5", "train.global_batch_size=8", "optim.type=sgd"])
