@@ -25,6 +25,7 @@ class Gemm:
     Attributes:
         block: the half of the layer it belongs to; a router is part of the FFN.
         split: which dimension tensor parallelism splits: `column` n, `row` k, `none` neither.
+        heads: most parts of the split, where ranks share key-value heads; 0 for as many as there are ranks.
     """
 
     name: str
@@ -32,6 +33,16 @@ class Gemm:
     n: int
     split: Literal["column", "row", "none"]
     block: Literal["attention", "ffn"] = "attention"
+    heads: int = 0
+
+    def parts(self, tp: int) -> int:
+        """Into how many parts tensor parallelism splits it."""
+        return 1 if self.split == "none" else min(tp, self.heads or tp)
+
+    def local(self, tp: int) -> tuple[float, float]:
+        """k and n on one of `tp` ranks."""
+        parts = self.parts(tp)
+        return (self.k / parts, self.n) if self.split == "row" else (self.k, self.n / parts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +53,7 @@ class LayerShape:
         gemms: products that every token passes, attention and dense or shared FFN.
         heads, qk_dim, v_dim: query heads and their widths.
         latent_width: elements of one token from which q, k and v can be remade (MLA), 0 if they have no such source.
-        kv_width: elements of K and V of one token.
+        kv_width: elements of K and V of one token, in `kv_heads` heads.
         window: attention window [tokens], 0 for full causal attention.
         dense_ffn: width of the FFN that every token passes (dense layer or shared experts), 0 if none.
         experts, top_k, expert_ffn: routed experts, 0 for a dense layer; `top_k` is the mean of a token's experts.
@@ -60,6 +71,7 @@ class LayerShape:
     qk_dim: int
     v_dim: int
     kv_width: int
+    kv_heads: int
     latent_width: int = 0
     window: int = 0
     dense_ffn: int = 0
@@ -78,6 +90,15 @@ class LayerShape:
         """Rows of a token that buffers hold, over all experts: `static` ones have room for every slot."""
         return (self.slots if static else self.mean_slots) or self.top_k
 
+    def local_kv_width(self, tp: int) -> float:
+        """Elements of K and V of one token on one of `tp` ranks; with fewer heads than ranks, neighbours share one."""
+        return self.kv_width / min(tp, self.kv_heads)
+
+    def local_params(self, tp: int) -> float:
+        """Parameters outside the experts on one of `tp` ranks."""
+        shared = sum(gemm.k * gemm.n * (1 / gemm.parts(tp) - 1 / tp) for gemm in self.gemms if gemm.heads)
+        return self.params_split / tp + shared + self.params_whole
+
     def context(self, seq_length: int) -> float:
         """Mean number of keys a query sees: S/2 when causal, min(window, S) in a window layer (an upper bound)."""
         return min(self.window, seq_length) if self.window else seq_length / 2
@@ -95,7 +116,6 @@ class Architecture:
     hidden_size: int
     vocab_size: int
     layers: tuple[LayerShape, ...] = field(repr=False)
-    kv_heads: int
     tied_embeddings: bool = False
 
     @cached_property
@@ -166,7 +186,6 @@ def from_config(name: str, model: ModelConfig, moe: MoeConfig | None) -> Archite
         hidden_size=model.hidden_size,
         vocab_size=model.vocab_size,
         layers=tuple(layers),
-        kv_heads=model.num_key_value_heads,
         tied_embeddings=model.tie_word_embeddings,
     )
 
@@ -189,7 +208,8 @@ def _layer_from_specs(model: ModelConfig, moe: MoeConfig | None, specs: list[Par
             n, k = spec.shape
             side: Literal["column", "row", "none"] = "none" if "tp" not in axes else "column" if spec.axes[0] else "row"
             name = spec.name.split(".", 3)[-1].removesuffix(".weight")
-            gemms.append(Gemm(name, k, n, side, "attention" if name.startswith("self_attn") else "ffn"))
+            shared = spec.heads if spec.axes[0] == "kv_heads" else 0
+            gemms.append(Gemm(name, k, n, side, "attention" if name.startswith("self_attn") else "ffn", shared))
     slots, mean_slots = (moe.router.slots(moe), moe.router.mean_slots(moe)) if moe else (0, 0.0)
     dynamic = moe is not None and slots != moe.num_experts_per_tok
     shared = moe.num_shared_experts * model.intermediate_size if moe else model.intermediate_size
@@ -199,6 +219,7 @@ def _layer_from_specs(model: ModelConfig, moe: MoeConfig | None, specs: list[Par
         qk_dim=model.head_dim,
         v_dim=model.head_dim,
         kv_width=2 * model.num_key_value_heads * model.head_dim,
+        kv_heads=model.num_key_value_heads,
         window=window,
         dense_ffn=shared,
         experts=moe.num_experts if moe else 0,
@@ -247,7 +268,6 @@ def reference(name: str) -> Architecture:
         hidden_size=entry["hidden"],
         vocab_size=entry["vocab"],
         layers=tuple(layers),
-        kv_heads=entry["heads"] if "mla" in entry else entry["kv_heads"],
     )
 
 
@@ -278,6 +298,7 @@ def _reference_layer(entry: dict[str, Any], moe: bool, window: int) -> LayerShap
         qk_dim=qk_dim,
         v_dim=v_dim,
         kv_width=kv_width,
+        kv_heads=heads if mla else entry["kv_heads"],
         latent_width=latent,
         window=window,
         dense_ffn=dense,

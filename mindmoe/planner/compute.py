@@ -85,7 +85,7 @@ class Work:
 
     def ep_group(self) -> Group:
         """The ranks that hold a layer's experts."""
-        return Group(self.ep, self.tp if self.etp > 1 else 1)
+        return Group(self.ep, self.etp)
 
 
 def _vector(hardware: Hardware, moved: float) -> float:
@@ -227,8 +227,7 @@ def layer_terms(hardware: Hardware, architecture: Architecture, layer: LayerShap
     hidden = architecture.hidden_size
     terms = []
     for gemm in layer.gemms:
-        k = gemm.k / work.tp if gemm.split == "row" else gemm.k
-        n = gemm.n / work.tp if gemm.split == "column" else gemm.n
+        k, n = gemm.local(work.tp)
         m = work.tokens if gemm.split != "none" else work.tokens / work.tp
         term = _product(hardware, work, "gemm", gemm.name, (m, k, n))
         remade = layer.latent_width and gemm.name in ("q_up", "kv_up")
@@ -265,7 +264,7 @@ def layer_terms(hardware: Hardware, architecture: Architecture, layer: LayerShap
         )
     if work.cp > 1:
         exchange = network.all_gather(
-            hardware, Group(work.cp, work.tp), 2.0 * work.tokens * work.cp * layer.kv_width / work.tp
+            hardware, Group(work.cp, work.tp), 2.0 * work.tokens * work.cp * layer.local_kv_width(work.tp)
         )
         terms.append(Term("cp comm", "keys and values of the other ranks", exchange, 2 * exchange))
     return terms

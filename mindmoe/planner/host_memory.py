@@ -39,7 +39,7 @@ def kept_bytes(
     inputs = _FP32 * rows * dim
     if recompute == "full":
         return inputs
-    width = (2 * layer.heads * layer.qk_dim + layer.kv_width) / layout.tp
+    width = 2 * layer.heads * layer.qk_dim / layout.tp + layer.local_kv_width(layout.tp)
     total = 2 * inputs + kept * rows * dim + kept * tokens * width + _FP32 * tokens * layer.heads / layout.tp
     if layout.tp > 1:
         total += _SEQUENCE_COPIES * _FP32 * tokens * dim

@@ -84,10 +84,9 @@ def host_layer_terms(hardware: Hardware, architecture: Architecture, layer: Laye
     for gemm in layer.gemms:
         if gemm.block == "ffn" and gemm.split == "none" and layer.experts:
             continue  # the router, below
-        k = gemm.k / work.tp if gemm.split == "row" else gemm.k
-        n = gemm.n / work.tp if gemm.split == "column" else gemm.n
+        k, n = gemm.local(work.tp)
         terms.append(_term("gemm", gemm.name, on.op("linear", counts.linear(tokens, k, n, on.kept)), gemm.block))
-    heads, kv_heads = layer.heads / work.tp, layer.kv_width / (2 * layer.qk_dim) / work.tp
+    heads, kv_heads = layer.heads / work.tp, layer.local_kv_width(work.tp) / (2 * layer.qk_dim)
     context = min(layer.window or work.seq_length, work.seq_length / 2)
     pairs = counts.attention(tokens, context, heads, kv_heads, layer.qk_dim, on.kept)
     terms.append(_term("attention", "attention", on.op("attention", pairs)))
@@ -105,7 +104,7 @@ def host_layer_terms(hardware: Hardware, architecture: Architecture, layer: Laye
         forward, backward = (gather + scatter + copies for copies in on.around("split_sequence", whole))
         terms.append(Term("tp comm", "sequence gathered and scattered", forward, backward))
     if work.cp > 1:
-        turn = 2 * on.message(_FP32 * tokens * layer.kv_width / work.tp)
+        turn = 2 * on.message(_FP32 * tokens * layer.local_kv_width(work.tp))
         terms.append(Term("cp comm", "keys and values go round", (work.cp - 1) * turn, 2 * work.cp * turn))
     return terms
 

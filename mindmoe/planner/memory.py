@@ -83,7 +83,7 @@ def state_bytes(params: Array, replicas: int, ours: bool = False) -> tuple[Array
 
 def layer_params(layer: LayerShape, layout: Layout) -> tuple[float, float]:
     """Dense and expert parameters of one layer on one rank."""
-    return layer.params_split / layout.tp + layer.params_whole, layer.params_expert / (layout.ep * layout.etp)
+    return layer.local_params(layout.tp), layer.params_expert / (layout.ep * layout.etp)
 
 
 def activation_bytes(
@@ -99,7 +99,7 @@ def activation_bytes(
     rows = tokens / tp
     if recompute == "full":
         return 2.0 * rows * hidden
-    qkv = layer.heads * layer.qk_dim + layer.kv_width
+    qkv = layer.heads * layer.qk_dim + layer.local_kv_width(tp) * tp
     if recompute in ("selective", "ffn") and layer.latent_width:
         qkv = layer.latent_width * tp  # whole on every tensor rank
     kept = rows * 2.0 * (2 * hidden + qkv + layer.heads * layer.v_dim)  # residuals, q, k, v, attention output

@@ -16,7 +16,7 @@ from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.legality import RULES, facts
 from mindmoe.parallel.mesh import Mesh
 from mindmoe.parallel.sequence import token_positions
-from mindmoe.parallel.sharding import local_shard, replicas
+from mindmoe.parallel.sharding import Placement
 from mindmoe.pipeline.schedule import SCHEDULES, build_schedule
 from mindmoe.pipeline.split import build_pieces
 from mindmoe.planner.auto import workload_of
@@ -93,8 +93,9 @@ def fails(run: RunConfig, layout: Layout) -> str | None:
         for rank in (0, layout.cards - 1):
             token_positions(run.train.seq_length, mesh, rank)
             for spec in [*table, *layer_specs(run.model, run.moe, 0)]:
-                box = local_shard(spec, mesh, rank)
-                assert rank in replicas(spec, mesh, rank, tuple(range(layout.pp)))
+                placement = Placement.of(spec, mesh, rank, tuple(range(layout.pp)))
+                box = placement.box
+                assert rank in placement.replicas
                 cut = next((dim for dim, axis in enumerate(spec.axes) if axis in ("heads", "kv_heads")), None)
                 if cut is not None and box.shape[cut] % (spec.shape[cut] // spec.heads):
                     return f"a head of {spec.name}"

@@ -5,8 +5,10 @@ import pytest
 from mindmoe.errors import UserError
 from mindmoe.load import load_config
 from mindmoe.model.config import ModelConfig
-from mindmoe.model.shapes import flops_per_token, param_specs
+from mindmoe.model.shapes import flops_per_token, layer_specs, param_specs
 from mindmoe.moe.config import MoeConfig
+from mindmoe.parallel.mesh import Mesh
+from mindmoe.parallel.sharding import Placement
 from mindmoe.planner.architecture import from_config, reference
 
 GPT_OSS = ModelConfig(
@@ -116,3 +118,13 @@ def test_the_run_and_the_reference_agree_on_gpt_oss():
 def test_an_unknown_network_names_those_on_file():
     with pytest.raises(UserError, match=r"'gpt-5' is not on file.*gpt-oss-120b"):
         reference("gpt-5")
+
+
+@pytest.mark.parametrize("tp", [1, 8, 32])
+def test_ranks_that_share_a_key_head_hold_it_whole(tp):
+    """Against the boxes of the table of parameters; biases of shared heads are left out, which is below 1e-3."""
+    moe, mesh = MoeConfig(num_experts=128, num_experts_per_tok=4), Mesh(tp=tp)
+    held = [Placement.of(spec, mesh, 0).box.size for spec in layer_specs(GPT_OSS, moe, 0) if spec.axes[0] != "expert"]
+    layer = from_config("run", GPT_OSS, moe).layers[0]
+    assert layer.local_params(tp) == pytest.approx(sum(held), rel=1e-3)
+    assert layer.local_kv_width(tp) == 2 * 64 * max(1, 8 / tp)
