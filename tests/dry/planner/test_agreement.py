@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -17,7 +18,7 @@ from mindmoe.parallel.legality import RULES, facts
 from mindmoe.parallel.mesh import Mesh
 from mindmoe.parallel.sequence import token_positions
 from mindmoe.parallel.sharding import Placement
-from mindmoe.pipeline.schedule import SCHEDULES, build_schedule
+from mindmoe.pipeline.schedule import ScheduleName, build_schedule
 from mindmoe.pipeline.split import build_pieces
 from mindmoe.planner.auto import workload_of
 from mindmoe.planner.hardware import load_hardware
@@ -110,7 +111,7 @@ def of_degrees(mesh: Layout) -> dict[str, int]:
 
 def everything(mesh: Layout) -> Iterator[Layout]:
     """All layouts of some degrees."""
-    for size, schedule, chunks, zero, recompute in product((1, 3), SCHEDULES, (1, 2), ZEROS, RECOMPUTES):
+    for size, schedule, chunks, zero, recompute in product((1, 3), get_args(ScheduleName), (1, 2), ZEROS, RECOMPUTES):
         yield Layout(
             **of_degrees(mesh),
             micro_batch_size=size,
