@@ -43,7 +43,6 @@ def execute(config: RunConfig, world: int, rank: int) -> Executed:
         rank: which.
     """
     quiet_mindspore(usable_cores())
-    from mindmoe.parallel.collectives import host_sum
     from mindmoe.train.setup import build_trainer, start_device
 
     place = Place(rank=rank, world=world, local_world=1)
@@ -55,10 +54,7 @@ def execute(config: RunConfig, world: int, rank: int) -> Executed:
     count = train.global_batch_size // (train.micro_batch_size * trainer.mesh.dp)
     batches = [random_batch(config, seed) for seed in range(count)]
     with recording() as calls:
-        if config.data.document_attention:
-            host_sum(np.array([1.0]), trainer.groups["dp"])  # counted tokens, as the loop sums them up
-        valid = float(train.global_batch_size * train.seq_length)
-        result = trainer.step.run(0, batches, valid, config.optim.lr, False)
+        result = trainer.step.run(0, batches, trainer.step.count_valid(batches), config.optim.lr, False)
     ended = perf_counter()
     model = [tensor for net in trainer.nets for tensor in net.tensors]
     updated = [tensor.param for part in trainer.step.parts for tensor in part.owned.tensors]

@@ -6,7 +6,6 @@ hold it to what the program records. Whatever goes forward goes back in reverse 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 
 from mindmoe.config import RunConfig
@@ -16,7 +15,7 @@ from mindmoe.moe.config import MoeConfig
 from mindmoe.parallel.ledger import Call
 from mindmoe.parallel.mesh import Mesh
 from mindmoe.parallel.sharding import Placement, buckets, zero_columns
-from mindmoe.pipeline.schedule import Action, Schedule, ScheduleName, Transfer, build_schedule, stage_steps
+from mindmoe.pipeline.schedule import Transfer, steps_of
 from mindmoe.pipeline.split import Piece, build_pieces, holding_stages, stage_pieces
 
 _STEP_SUMS = 6  # of the exchange at the end of a step, see StepResult
@@ -60,14 +59,8 @@ class StepProgram:
         passes = [self.passes(piece) for piece in self.pieces]
         reductions = [self.reduction(piece) for piece in self.pieces]
         zero = self.config.parallel.zero
-        found = []
-        if self.config.data.document_attention:
-            found += self.on.of("all_reduce", "dp", (1,))
-        if self.mesh.pp == 1:
-            for _ in range(self.num_micro_batches):
-                found += passes[0].forward + passes[0].backward + (reductions[0] if zero == 2 else [])
-        else:
-            found += self.pipeline(passes, reductions if zero == 2 else [[] for _ in passes])
+        found = self.on.of("all_reduce", "dp", (1,))  # labels that count
+        found += self.pipeline(passes, reductions if zero == 2 else [[] for _ in passes])
         if zero != 2:
             found += [call for calls in reductions for call in calls]
         experts, layers = self.config.moe.num_experts if self.config.moe else 0, self.config.model.num_hidden_layers
@@ -110,10 +103,10 @@ class StepProgram:
         return found
 
     def pipeline(self, passes: Sequence[Passes], reductions: Sequence[list[Call]]) -> list[Call]:
-        """The calls of a schedule; a stage computes its forward pass again in each backward pass."""
+        """The calls of a schedule: pieces compute their forward pass again in a backward pass; the last, only there."""
         parallel, stages = self.config.parallel, self.mesh.pp
-        schedule, steps = _schedule(parallel.schedule, stages, self.num_micro_batches, parallel.chunks)
-        split = any(action.kind == "W" for action in schedule[self.stage])
+        steps = steps_of(parallel.schedule, stages, self.num_micro_batches, parallel.chunks)
+        split = stages > 1 and parallel.schedule == "zb_h1"
         found: list[Call] = []
         for step in steps[self.stage]:
             if isinstance(step, Transfer):
@@ -122,7 +115,7 @@ class StepProgram:
                 continue
             piece, at = self.pieces[step.chunk], passes[step.chunk]
             if step.kind == "F":
-                found += at.forward
+                found += [] if piece.last else at.forward
             elif step.kind == "B" and split:
                 found += [] if piece.first else at.forward + self.to_input(at)
             else:
@@ -190,14 +183,6 @@ class StepProgram:
             for ranks, shapes in self.piece_groups(piece).items()
             for bucket in buckets([prod(shape) for shape in shapes])
         ]
-
-
-@lru_cache(maxsize=8)
-def _schedule(
-    name: ScheduleName, stages: int, microbatches: int, chunks: int
-) -> tuple[Schedule, list[list[Action | Transfer]]]:
-    schedule = build_schedule(name, stages, microbatches, chunks)
-    return schedule, stage_steps(schedule)
 
 
 def _again(ops: Sequence[Op]) -> Op:

@@ -1,7 +1,8 @@
 """Runs one stage's list of actions: the only place where a pipeline schedule meets tensors.
 
-A stage keeps the input of each micro-batch that is in flight and computes the forward pass of its piece again in the
-backward pass, so a stage's memory is that of one piece and one micro-batch, whatever the schedule.
+A process alone is a pipeline of one stage. A stage keeps the input of each micro-batch that is in flight and computes
+the forward pass of its piece again in the backward pass, so a stage's memory is that of one piece and one micro-batch,
+whatever the schedule. The last piece, whose output nobody waits for, does both at once and computes nothing twice.
 """
 
 from collections.abc import Callable
@@ -9,80 +10,56 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mindspore as ms
-import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, ops
 
 from mindmoe.parallel.collectives import primitives, recorded
 from mindmoe.parallel.groups import Group
 from mindmoe.pipeline.schedule import (
     Action,
-    Schedule,
+    ScheduleName,
     Transfer,
-    count_chunks,
     receive_before,
-    stage_steps,
+    steps_of,
     transfer_after,
 )
 
 Arguments = tuple[Tensor, ...]
+Report = tuple[Tensor, ...]
 Absorb = Callable[[int, tuple[Tensor, ...]], None]
 
 
 class StageProgram:
     """What a stage does with one of its pieces.
 
+    A backward pass takes the arguments of the forward pass, and behind them the gradient of the piece's output unless
+    that is the loss.
+
     Args:
         objective: of the piece: `parts` makes its output and its share of the balancing losses.
         params: its trainable parameters.
+        compiled: whether passes are compiled whole; those of a process alone may be.
     """
 
-    def __init__(self, objective: Any, params: list[ms.Parameter]):
+    def __init__(self, objective: Any, params: list[ms.Parameter], compiled: bool):
         self.first, self.last = objective.net.first, objective.net.last
         weights = ms.ParameterTuple(params)
-        differentiated = _Differentiated(objective)
-        both = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
-        inputs_only = ops.GradOperation(get_all=True, sens_param=True)
-        weights_only = ops.GradOperation(get_by_list=True, sens_param=True)
 
-        def forward(*arguments: Tensor) -> Any:
-            return objective.parts(*arguments)
+        def share(*arguments: Tensor) -> tuple[Tensor, Report]:
+            *given, dy = arguments
+            (y, balance), report = objective.parts(*given)
+            return (y * dy).sum() + balance, report
 
-        def backward(dy: Tensor, dbalance: Tensor, *arguments: Tensor) -> Any:
-            inputs, grads = both(differentiated, weights)(*arguments, (dy, dbalance))
-            return inputs[0], grads
+        total = objective if self.last else share
+        both = ms.value_and_grad(total, None if self.first else 0, weights, has_aux=True)  # token ids have no gradient
 
-        def backward_input(dy: Tensor, dbalance: Tensor, *arguments: Tensor) -> Any:
-            return inputs_only(differentiated)(*arguments, (dy, dbalance))[0]
+        def gradients(*arguments: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...], Report]:
+            (_, report), grads = both(*arguments)
+            return (None, grads, report) if self.first else (*grads, report)
 
-        def backward_weights(dy: Tensor, dbalance: Tensor, *arguments: Tensor) -> Any:
-            return weights_only(differentiated, weights)(*arguments, (dy, dbalance))
-
-        self.forward, self.backward = forward, backward
-        self.backward_input, self.backward_weights = backward_input, backward_weights
-
-
-class _Differentiated(nn.Cell):
-    """The part of an objective that has a gradient."""
-
-    def __init__(self, objective: Any):
-        super().__init__(auto_prefix=False)
-        self.objective = objective
-
-    def construct(
-        self,
-        x: Tensor,
-        labels: Tensor,
-        loss_mask: Tensor,
-        segment_ids: Tensor,
-        tokens: Tensor,
-        token_weight: Tensor,
-        micro_weight: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Output and balancing losses; only hidden states have a gradient among the arguments."""
-        if self.objective.net.first:
-            x = ops.stop_gradient(x)
-        rest = ops.stop_gradient((labels, loss_mask, segment_ids, tokens, token_weight, micro_weight))
-        return self.objective.parts(x, *rest)[0]
+        self.forward = ms.jit(objective.parts) if compiled else objective.parts
+        self.gradients = ms.jit(gradients) if compiled else gradients
+        self.input_gradient: Any = None if self.first else ms.value_and_grad(total, 0, None, has_aux=True)
+        self.weight_gradients = ms.value_and_grad(total, None, weights, has_aux=True)
 
 
 @dataclass
@@ -90,32 +67,27 @@ class _InFlight:
     """What a stage keeps of the micro-batches under way, and messages between their making and their use."""
 
     arguments: dict[tuple[int, int], Arguments] = field(default_factory=dict)
-    gradients: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     arrived: dict[Transfer | None, Tensor] = field(default_factory=dict)
     leaving: dict[Transfer | None, Tensor] = field(default_factory=dict)
+    reports: dict[tuple[int, int], Report] = field(default_factory=dict)
 
 
 class PipelineExecutor:
     """Executes the schedule of this rank's stage.
 
     Args:
-        schedule: of all stages, which exchange their messages in one order.
+        schedule: its name.
         programs: of this stage's pieces, by chunk.
         group: the pipeline ranks.
         message: shape of the hidden states that travel.
     """
 
-    def __init__(self, schedule: Schedule, programs: list[StageProgram], group: Group, message: tuple[int, ...]):
+    def __init__(self, schedule: ScheduleName, programs: list[StageProgram], group: Group, message: tuple[int, ...]):
         self.schedule, self.programs, self.group, self.message = schedule, programs, group, message
-        self.stage, self.stages, self.chunks = group.index, len(schedule), count_chunks(schedule)
-        self.steps = stage_steps(schedule)[self.stage]
-        self.split_backward = any(action.kind == "W" for action in schedule[self.stage])
-        self.on = primitives(group)
-        self.one = Tensor(np.float32(1.0))
+        self.stage, self.stages, self.chunks = group.index, group.size, len(programs)
+        self.split_backward = group.size > 1 and schedule == "zb_h1"
 
-    def run(
-        self, micro_batches: list[Arguments], scalars: Arguments, absorb: Absorb
-    ) -> dict[tuple[int, int], tuple[Tensor, ...]]:
+    def run(self, micro_batches: list[Arguments], scalars: Arguments, absorb: Absorb) -> dict[tuple[int, int], Report]:
         """One step.
 
         Args:
@@ -127,56 +99,46 @@ class PipelineExecutor:
             What each chunk reported of each micro-batch, by (micro-batch, chunk).
         """
         flight = _InFlight()
-        reports: dict[tuple[int, int], tuple[Tensor, ...]] = {}
-        for step in self.steps:
-            if isinstance(step, Transfer):
-                if step.source == self.stage:
-                    self._send(step, flight.leaving.pop(step))
-                else:
-                    flight.arrived[step] = self._message_from(step.source)
+        for step in steps_of(self.schedule, self.stages, len(micro_batches), self.chunks)[self.stage]:
+            if isinstance(step, Action):
+                self._act(step, flight, micro_batches, scalars, absorb)
+            elif step.source == self.stage:
+                self._send(step, flight.leaving.pop(step))
             else:
-                self._act(step, flight, micro_batches, scalars, absorb, reports)
-        return reports
+                flight.arrived[step] = self._message_from(step.source)
+        return flight.reports
 
     def _act(
-        self,
-        action: Action,
-        flight: _InFlight,
-        micro_batches: list[Arguments],
-        scalars: Arguments,
-        absorb: Absorb,
-        reports: dict[tuple[int, int], tuple[Tensor, ...]],
+        self, action: Action, flight: _InFlight, micro_batches: list[Arguments], scalars: Arguments, absorb: Absorb
     ) -> None:
-        """Computes; arguments as for `run`, whose reports it extends."""
+        """Computes; arguments as for `run`."""
         key, program = (action.microbatch, action.chunk), self.programs[action.chunk]
         before = receive_before(action, self.stage, self.stages, self.chunks)
         after = transfer_after(action, self.stage, self.stages, self.chunks)
         if action.kind == "F":
             ids, *rest = micro_batches[action.microbatch]
-            x = ids if program.first else flight.arrived.pop(before)
-            flight.arguments[key] = (x, *rest, *scalars)
-            (y, _), reports[key] = program.forward(*flight.arguments[key])
-            if after is not None:
-                flight.leaving[after] = y
+            flight.arguments[key] = (ids if program.first else flight.arrived.pop(before), *rest, *scalars)
+            if not program.last:
+                (flight.leaving[after], _), flight.reports[key] = program.forward(*flight.arguments[key])
         elif action.kind == "B":
-            flight.gradients[key] = self.one if program.last else flight.arrived.pop(before)
+            if not program.last:
+                flight.arguments[key] += (flight.arrived.pop(before),)
             if self.split_backward:
                 if after is not None:
-                    flight.leaving[after] = program.backward_input(*self._given(flight, key))
-            else:
-                dx, grads = program.backward(*self._given(flight, key))
-                if after is not None:
+                    (_, flight.reports[key]), dx = program.input_gradient(*flight.arguments[key])
                     flight.leaving[after] = dx
-                absorb(action.chunk, grads)
-                self._forget(flight, key)
+                return
+            dx, grads, flight.reports[key] = program.gradients(*flight.arguments.pop(key))
+            if after is not None:
+                flight.leaving[after] = dx
+            absorb(action.chunk, grads)
         else:
-            absorb(action.chunk, program.backward_weights(*self._given(flight, key)))
-            self._forget(flight, key)
+            absorb(action.chunk, program.weight_gradients(*flight.arguments.pop(key))[1])
 
-    def evaluate(self, micro_batch: Arguments, scalars: Arguments) -> tuple[Tensor, ...]:
+    def evaluate(self, micro_batch: Arguments, scalars: Arguments) -> Report:
         """The forward pass of one micro-batch alone; what the last of this stage's pieces reports."""
         ids, *rest = micro_batch
-        report: tuple[Tensor, ...] = ()
+        report: Report = ()
         for chunk, program in enumerate(self.programs):
             action = Action("F", 0, chunk)
             source = receive_before(action, self.stage, self.stages, self.chunks)
@@ -187,15 +149,11 @@ class PipelineExecutor:
                 self._send(after, y)
         return report
 
-    def _given(self, flight: _InFlight, key: tuple[int, int]) -> Arguments:
-        return (flight.gradients[key], self.one, *flight.arguments[key])
-
-    def _forget(self, flight: _InFlight, key: tuple[int, int]) -> None:
-        del flight.arguments[key], flight.gradients[key]
-
     def _send(self, transfer: Transfer, x: Tensor) -> None:
         to, num_bytes = transfer.target, float(x.size * x.itemsize)
-        recorded(self.group, "send", num_bytes, self.on.send, ops.stop_gradient(x), to, peer=to)
+        recorded(self.group, "send", num_bytes, primitives(self.group).send, ops.stop_gradient(x), to, peer=to)
 
     def _message_from(self, source: int) -> Tensor:
-        return recorded(self.group, "receive", 0.0, self.on.receive, self.message, ms.float32, source, peer=source)
+        return recorded(
+            self.group, "receive", 0.0, primitives(self.group).receive, self.message, ms.float32, source, peer=source
+        )

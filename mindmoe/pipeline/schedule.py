@@ -9,6 +9,7 @@ of the forward pass, so with more than one chunk the activations travel round th
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 Kind = Literal["F", "B", "W"]
@@ -155,6 +156,12 @@ def stage_steps(schedule: Schedule) -> list[list[Action | Transfer]]:
         if isinstance(step, Transfer):
             steps[step.target].append(step)
     return steps
+
+
+@lru_cache(maxsize=8)
+def steps_of(name: ScheduleName, stages: int, microbatches: int, chunks: int) -> list[list[Action | Transfer]]:
+    """`stage_steps` of a schedule by its name; a process alone has one stage, which needs no schedule but 1F1B."""
+    return stage_steps(build_schedule(name if stages > 1 else "1f1b", stages, microbatches, chunks))
 
 
 def receive_before(action: Action, stage: int, stages: int, chunks: int) -> Transfer | None:

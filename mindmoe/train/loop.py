@@ -114,7 +114,7 @@ class Loop:
         started = perf_counter()
         with during("reading data"):
             micro_batches = self.micro_batches(step)
-        num_valid = self.count_valid(micro_batches)
+        num_valid = self.trainer.step.count_valid(micro_batches)
         data_seconds = perf_counter() - started
         lr = learning_rate(self.trainer.config.optim, step, self.config.steps)
         if self.online is not None:
@@ -157,13 +157,6 @@ class Loop:
         micro, dp, rank = self.config.micro_batch_size, self.trainer.mesh.dp, self.trainer.at.dp
         starts = range(rank * micro, self.config.global_batch_size, dp * micro)
         return [self.batches.batch(step, start, start + micro) for start in starts]
-
-    def count_valid(self, micro_batches: list[Batch]) -> float:
-        """Counted tokens of the global batch [tokens]."""
-        if not self.trainer.config.data.document_attention:
-            return float(self.tokens_per_step)
-        local = np.array([sum(float(batch.loss_mask.sum()) for batch in micro_batches)])
-        return max(1.0, float(host_sum(local, self.trainer.groups["dp"])[0]))
 
     def train_record(
         self,

@@ -22,7 +22,6 @@ from mindmoe.parallel.sequence import context_positions
 from mindmoe.parallel.sharding import replica_groups
 from mindmoe.parallel.unit import ShardedTensor
 from mindmoe.pipeline.executor import PipelineExecutor, StageProgram
-from mindmoe.pipeline.schedule import build_schedule
 from mindmoe.pipeline.split import Piece, build_pieces, holding_stages, stage_pieces
 from mindmoe.train.objective import Objective
 from mindmoe.train.step import Part, TrainStep
@@ -145,16 +144,13 @@ def build_part(config: RunConfig, net: CausalLM, piece: Piece, groups: Groups, r
     )
 
 
-def build_pipeline(config: RunConfig, mesh: Mesh, groups: Groups, parts: list[Part]) -> PipelineExecutor | None:
-    """The executor of this rank's stage; None where the network is in one piece."""
-    if mesh.pp == 1:
-        return None
+def build_executor(config: RunConfig, mesh: Mesh, groups: Groups, parts: list[Part]) -> PipelineExecutor:
+    """The executor of this rank's stage."""
     train, parallel = config.train, config.parallel
-    count = train.global_batch_size // (mesh.dp * train.micro_batch_size)
     message = (train.micro_batch_size, train.seq_length // (mesh.cp * mesh.tp), config.model.hidden_size)
     return PipelineExecutor(
-        build_schedule(parallel.schedule, mesh.pp, count, parallel.chunks),
-        [StageProgram(part.objective, part.differentiated) for part in parts],
+        parallel.schedule,
+        [StageProgram(part.objective, part.differentiated, compiles(config, mesh.world)) for part in parts],
         groups["pp"],
         message,
     )
@@ -190,10 +186,9 @@ def build_trainer(config: RunConfig, place: Place, record_routing: bool = False,
         num_layers=config.model.num_hidden_layers,
         groups=groups,
         kernels=kernels,
-        graph=compiles(config, mesh.world),
-        compile_update=config.train.device != "cpu",
+        compile_update=compiles(config, mesh.world) and config.train.device != "cpu",
         zero=config.parallel.zero,
-        pipeline=build_pipeline(config, mesh, groups, parts),
+        executor=build_executor(config, mesh, groups, parts),
         positions=context_positions(config.train.seq_length, mesh.cp, at.cp) if mesh.cp > 1 else None,
     )
     return Trainer(

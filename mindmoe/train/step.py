@@ -3,7 +3,6 @@
 Loss and norm reach the host before the update, so a step that is not finite never touches the weights.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
@@ -98,11 +97,10 @@ class TrainStep:
         num_layers: of the whole network.
         groups: this rank's groups.
         kernels: holds the norm.
-        graph: compile, or run op by op.
-        compile_update: whether the update is compiled too. Not where memory is what counts: a compiled function keeps
-            its last arguments, here all gradients.
+        compile_update: whether the update is compiled. Not where memory is what counts: a compiled function keeps its
+            last arguments, here all gradients.
         zero: stage.
-        pipeline: executes the schedule where there are several stages.
+        executor: runs this rank's stage of the pipeline; a process alone is one of one stage.
         positions: which tokens of a sequence this rank holds, None for all.
     """
 
@@ -115,29 +113,27 @@ class TrainStep:
         num_layers: int,
         groups: Groups,
         kernels: OpSet,
-        graph: bool,
         compile_update: bool,
         zero: int,
-        pipeline: PipelineExecutor | None,
+        executor: PipelineExecutor,
         positions: np.ndarray | None,
     ):
         self.parts, self.optimizer, self.moe, self.num_layers = parts, optimizer, moe, num_layers
-        self.groups, self.zero, self.pipeline, self.positions = groups, zero, pipeline, positions
+        self.groups, self.zero, self.executor, self.positions = groups, zero, executor, positions
         self.bias_rate = moe.balance.bias_rate if moe is not None else 0.0
         self.clip_norm = optimizer.config.clip_norm
-        self.square_sum, self.arrive, self.wait = kernels.square_sum, kernels.arrive, kernels.wait
-        self.mode = "graph" if graph else "op by op"
+        self.square_sum = kernels.square_sum
         self.controllers = build_controllers(parts, moe)
         self.chosen: list[np.ndarray] = []  # where recorded: experts (layers, T, K) of each part's first micro-batch
         self.tapped: list[np.ndarray] = []  # sums of the gradient tap, of each micro-batch of this step
         self._reduce = [part.reduction.build() for part in parts]
-        if pipeline is None:
-            weights = ms.ParameterTuple(parts[0].differentiated)
-            self._gradients = _compiled(
-                self._announced(ms.value_and_grad(parts[0].objective, None, weights, True)), graph
-            )
-            self._forward = _compiled(parts[0].objective.construct, graph)
-        self._update = _compiled(optimizer.build_update(), graph and compile_update)
+        update = optimizer.build_update()
+        self._update = ms.jit(update) if compile_update else update
+
+    def count_valid(self, micro_batches: list[Batch]) -> float:
+        """Labels of the global batch that count [tokens], of which `micro_batches` are this rank's part."""
+        own = np.array([sum(float(batch.loss_mask.sum()) for batch in micro_batches)])
+        return max(1.0, float(host_sum(own, self.groups["dp"])[0]))
 
     def run(self, step: int, micro_batches: list[Batch], num_valid: float, lr: float, stop: bool) -> StepResult:
         """Runs step number `step` (from 0); the weights change unless the result is not finite.
@@ -194,18 +190,13 @@ class TrainStep:
 
         with during("copying data"):
             batches = [self.as_tensors(batch) for batch in micro_batches]
-        if self.pipeline is not None:
-            by_key = self.pipeline.run(batches, scalars, absorb)
-            reports = [[by_key[i, chunk] for i in range(len(batches))] for chunk in range(len(self.parts))]
-        else:
-            reports = [[]]
-            for batch in batches:
-                with during(f"gradients ({self.mode})", self.groups["stage"].ranks):
-                    (_, report), grads = self._gradients(*batch, *scalars)
-                    self.wait()
-                    reports[0].append(tuple(part.asnumpy() for part in report))
-                absorb(0, grads)
-        self.chosen = [np.asarray(of_part[0][-1]) for of_part in reports] if self.parts[0].records_routing else []
+        with during("gradients", self.groups["stage"].ranks):
+            made = self.executor.run(batches, scalars, absorb)
+            reports = [
+                [tuple(value.asnumpy() for value in made[i, chunk]) for i in range(len(batches))]
+                for chunk in range(len(self.parts))
+            ]
+        self.chosen = [of_part[0][-1] for of_part in reports] if self.parts[0].records_routing else []
         if self.zero != 2:
             sums = [reduce(*grads) for reduce, grads in zip(self._reduce, sums, strict=True)]
         return tuple(grad for grads in sums for grad in grads), reports
@@ -218,10 +209,7 @@ class TrainStep:
     def evaluate(self, batch: Batch) -> float:
         """This rank's share of the summed cross-entropy of a micro-batch; the shares of all ranks add up to it."""
         one = Tensor(np.float32(1.0))
-        if self.pipeline is not None:
-            report = self.pipeline.evaluate(self.as_tensors(batch), (one, one))
-        else:
-            report = self._forward(*self.as_tensors(batch), one, one)[1]
+        report = self.executor.evaluate(self.as_tensors(batch), (one, one))
         return float(report[0].asnumpy()[0]) if self.groups["tp"].index == 0 else 0.0
 
     def as_tensors(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -251,7 +239,7 @@ class TrainStep:
         per_layer = np.zeros((2, self.num_layers))  # entropy, dropped
         for part, of_part in zip(self.parts, reports, strict=True):
             for report in of_part:
-                values = [np.asarray(value) for value in report[:6]]
+                values = report[:6]
                 sums[0] += values[0][0] if self.groups["tp"].index == 0 else 0.0
                 if self.moe:
                     rows = slice(part.layers.start, part.layers.stop)
@@ -281,16 +269,6 @@ class TrainStep:
             signals=tuple(signals),
         )
 
-    def _announced(self, gradients: Callable[..., Any]) -> Callable[..., Any]:
-        """`gradients`, which wakes who sleeps in `wait` when all of its results are there."""
-        arrive = self.arrive
-
-        def run(*args: Tensor) -> tuple[tuple[Tensor, tuple[Tensor, ...]], Grads]:
-            (loss, report), grads = gradients(*args)
-            return (loss, (arrive(ops.depend(report[0], grads)), *report[1:])), grads
-
-        return run
-
     def _square(self, grads: Grads) -> Tensor:
         """The squared norm of the gradients that this rank counts, so that over all ranks each counts once."""
         counted, start = [], 0
@@ -307,7 +285,3 @@ class TrainStep:
                 counts = result.routing[0][layer]
                 moved = updated_selection_bias(bias.asnumpy(), counts, self.bias_rate)
                 ops.assign(bias, Tensor(moved))  # in place: a compiled step would not see a new tensor
-
-
-def _compiled(function: Callable[..., Any], graph: bool) -> Callable[..., Any]:
-    return ms.jit(function) if graph else function

@@ -54,11 +54,8 @@ def trace(
             _go_on_from(alone / f"state-{step}.npz", trainer)
         rows = _rows(config, trainer)
         micro = [batches.batch(step, start, start + config.train.micro_batch_size) for start in rows]
-        valid = float(config.train.global_batch_size * config.train.seq_length)
-        if config.data.document_attention:
-            whole = batches.batch(step, 0, config.train.global_batch_size)
-            valid = float(whole.loss_mask.sum())
         with ledger.recording() as calls:
+            valid = trainer.step.count_valid(micro)
             grads, reports = trainer.step.gradients(micro, valid)
         owned = [tensor for part in trainer.step.parts for tensor in part.owned.tensors]
         for tensor, grad in zip(owned, grads, strict=True):

@@ -1,12 +1,15 @@
 """The optimizer step: accumulation, execution modes, kernels, and steps that are not finite."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from mindspore import Tensor
 
 from mindmoe.data.loader import Batch
 from mindmoe.env import Place
+from mindmoe.train.loop import Loop
 from mindmoe.train.setup import Trainer, build_trainer
 
 ALONE = Place(rank=0, world=1, local_world=1)
@@ -28,6 +31,28 @@ def values(trainer: Trainer) -> dict[str, np.ndarray]:
 def halves(batch: Batch) -> list[Batch]:
     parts = (batch.input_ids, batch.labels, batch.loss_mask, batch.segment_ids, batch.domains)
     return [Batch(*(part[rows] for part in parts)) for rows in (slice(0, 2), slice(2, 4))]
+
+
+@pytest.mark.parametrize("mode", ["pynative", "graph"])
+def test_masked_labels_never_count(tiny_run, batch, mode):
+    """The loss is the mean over the labels that count, however many of them a micro-batch has; by NumPy from logits."""
+    trainer, rows = build_trainer(tiny_run(train={"mode": mode}), ALONE), batch(4, masked=0.4)
+    rows.loss_mask[:2, 3:] = 0.0  # most of the first micro-batch
+    logits = trainer.nets[0].logits(Tensor(rows.input_ids)).asnumpy().astype(np.float64)
+    log_sums = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
+    losses = log_sums - np.take_along_axis(logits, rows.labels[..., None], -1)[..., 0]
+    wanted = losses[rows.loss_mask > 0].mean()
+
+    class Rows:
+        """The training set: one global batch."""
+
+        def batch(self, step: int, start: int, stop: int) -> Batch:
+            parts = (rows.input_ids, rows.labels, rows.loss_mask, rows.segment_ids, rows.domains)
+            return Batch(*(part[start:stop] for part in parts))
+
+    loop: Any = Loop(trainer, Rows(), None, None, sink=lambda record: None)
+    result = loop.step(0, False)
+    assert result.loss == pytest.approx(wanted, rel=1e-5)
 
 
 def test_accumulation_equals_one_large_micro_batch(tiny_run, batch):
@@ -129,8 +154,6 @@ def test_repetition_is_bitwise(tiny_run, batch):
 def test_a_step_that_is_not_finite_changes_nothing(tiny_run, batch, kernels):
     trainer = build_trainer(tiny_run(train={"kernels": kernels}), ALONE)
     norm = next(param for net in trainer.nets for param in net.get_parameters() if param.name == "model.norm.weight")
-    from mindspore import Tensor
-
     norm.set_data(Tensor(np.full(norm.shape, np.nan, np.float32)))
     before = values(trainer)
     result = trainer.step.run(0, [batch(4)], 64.0, 1e-2, False)
