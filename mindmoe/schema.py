@@ -33,13 +33,13 @@ _BYTES = {
 _SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-class Record(BaseModel):
+class StoredRecord(BaseModel):
     """An entry of a file that mindmoe writes and reads again: frozen, strict, and without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Section(Record):
+class Section(StoredRecord):
     """A config section: its numbers have bounds, those of the type that will hold them."""
 
 

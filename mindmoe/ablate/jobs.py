@@ -22,7 +22,7 @@ from mindmoe.observe.metrics import read_metrics
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
+class RunJob:
     """One complete training run."""
 
     name: str
@@ -69,7 +69,7 @@ class Plan:
         self.ablation, self.folder, self.share = ablation, folder, share
         self.out = Path(ablation.output_dir) / ablation.name
 
-    def job(self, arm: str, seed: int, budget: float = 1.0, settings: Mapping[str, float] | None = None) -> Job:
+    def job(self, arm: str, seed: int, budget: float = 1.0, settings: Mapping[str, float] | None = None) -> RunJob:
         """The complete run of an arm: its own full schedule, paired by seed with every other arm.
 
         Raises:
@@ -78,7 +78,7 @@ class Plan:
         name = f"{arm}-seed{seed}" + (f"-x{budget:g}" if budget != 1.0 else "")
         return self._build(name, self.ablation.arms[arm], seed, {}, settings or {}, budget)
 
-    def trial(self, arm: str, settings: Mapping[str, float]) -> Job:
+    def trial(self, arm: str, settings: Mapping[str, float]) -> RunJob:
         """A short run of a tuned arm; arms that try the same settings share it."""
         config = self.ablation.arms[arm]
         assert config.tune is not None
@@ -94,7 +94,7 @@ class Plan:
         more: Mapping[str, Any],
         settings: Mapping[str, float],
         budget: float,
-    ) -> Job:
+    ) -> RunJob:
         values = {**arm.set, **more, **settings}
         values |= {"name": name, "output_dir": str(self.out), "seed": seed, "data.seed": seed}
         values |= {"launch.threads": self.ablation.threads, "checkpoint.every": 0, "checkpoint.keep_last": 1}
@@ -106,7 +106,7 @@ class Plan:
         if budget != 1.0:
             steps = max(1, round(config.train.steps * budget))
             config = config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
-        return Job(name=name, config=config)
+        return RunJob(name=name, config=config)
 
 
 def _shortened(config: RunConfig, share: float) -> RunConfig:
@@ -125,7 +125,7 @@ def _shortened(config: RunConfig, share: float) -> RunConfig:
     return config.model_copy(update={"train": train, "optim": optim, "moe": moe})
 
 
-def measured(job: Job) -> Measured | None:
+def measured(job: RunJob) -> Measured | None:
     """What a job left behind; None unless it has run to its last step.
 
     Raises:
@@ -168,7 +168,7 @@ def measured(job: Job) -> Measured | None:
     )
 
 
-def write_config(job: Job) -> Path:
+def write_config(job: RunJob) -> Path:
     """Writes the config of a job and returns its path."""
     path = job.folder.parent / "configs" / f"{job.name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ def write_config(job: Job) -> Path:
     return path
 
 
-def run(job: Job, threads: int) -> Measured:
+def run(job: RunJob, threads: int) -> Measured:
     """Runs a job to its end, or takes its result if it is there; an interrupted one resumes from its checkpoint.
 
     Raises:

@@ -16,11 +16,11 @@ from mindmoe.ablate.config import AblateConfig
 from mindmoe.ablate.cost import training_flops
 from mindmoe.ablate.jobs import Measured, Plan
 from mindmoe.ablate.statistics import Look, ScalingFit, fit_scaling
-from mindmoe.ablate.verdict import GO, ArmResult, Rule, Verdict, decide
+from mindmoe.ablate.verdict import GO, ArmResult, DecisionRule, Verdict, decide
 from mindmoe.errors import UserError
 from mindmoe.files import open_append, shown
 from mindmoe.load import load_section
-from mindmoe.schema import Record
+from mindmoe.schema import StoredRecord
 from mindmoe.tune.log import read_log
 from mindmoe.tune.search import Trial, Tuner
 from mindmoe.tune.space import Space
@@ -33,7 +33,7 @@ QUICK = (
 )
 
 
-class TrialRecord(Record):
+class TrialRecord(StoredRecord):
     """A line of the log of a search; `load_cv` is None in a dense model."""
 
     levels: list[int]
@@ -47,7 +47,7 @@ class TrialRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class AblationOutcome:
     """Everything that a report tells.
 
     Attributes:
@@ -136,7 +136,7 @@ def _quick(full: Plan) -> Plan:
     return plan
 
 
-def _differences(outcome: Outcome) -> Iterator[str]:
+def _differences(outcome: AblationOutcome) -> Iterator[str]:
     """Held-out loss of each arm, and how far it is from the baseline's over the seeds that both have."""
     baseline = outcome.runs[outcome.ablation.baseline]
     for name, runs in outcome.runs.items():
@@ -184,12 +184,12 @@ def _write_configs(plan: Plan) -> int:
     return 0
 
 
-def _complete(plan: Plan, planned: Sequence[jobs.Job]) -> None:
+def _complete(plan: Plan, planned: Sequence[jobs.RunJob]) -> None:
     """Runs those of the jobs that are not done."""
     _parallel(plan.ablation.workers, [partial(_run, job, plan.ablation.threads) for job in planned])
 
 
-def _run(job: jobs.Job, threads: int) -> Measured:
+def _run(job: jobs.RunJob, threads: int) -> Measured:
     known = jobs.measured(job) is not None
     result = jobs.run(job, threads)
     if not known:
@@ -197,7 +197,7 @@ def _run(job: jobs.Job, threads: int) -> Measured:
     return result
 
 
-def _scaling_jobs(plan: Plan) -> list[jobs.Job]:
+def _scaling_jobs(plan: Plan) -> list[jobs.RunJob]:
     scaling, ablation = plan.ablation.scaling, plan.ablation
     seeds = ablation.seeds[: scaling.seeds]
     return [plan.job(ablation.baseline, seed, budget) for seed in seeds for budget in scaling.budgets]
@@ -295,7 +295,7 @@ def _incumbent(plan: Plan, arm: str, space: Space) -> tuple[int, ...]:
     return space.nearest(values)
 
 
-def judge(plan: Plan) -> Outcome:
+def judge(plan: Plan) -> AblationOutcome:
     """What the finished runs say."""
     ablation = plan.ablation
     trials = {
@@ -318,7 +318,7 @@ def judge(plan: Plan) -> Outcome:
                 runs[name][seed] = found
     results = {name: _result(plan, name, found, settings.get(name)) for name, found in runs.items() if found}
     fit, problem = (None, QUICK) if plan.share != 1.0 else _fit(plan, runs[ablation.baseline])
-    rule = Rule(
+    rule = DecisionRule(
         seeds=tuple(ablation.seeds),
         looks=tuple(Look(look.seeds, look.alpha) for look in ablation.looks),
         threshold=ablation.threshold,
@@ -331,7 +331,7 @@ def judge(plan: Plan) -> Outcome:
         verdict = decide({**results, **empty}, rule, fit)
     planned = len(ablation.seeds) * len(ablation.arms) + len(_scaling_jobs(plan))
     finished = sum(map(len, runs.values())) + sum(jobs.measured(job) is not None for job in _scaling_jobs(plan))
-    return Outcome(
+    return AblationOutcome(
         ablation=ablation,
         runs=runs,
         trials=trials,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mindmoe.ablate.main import Outcome
+from mindmoe.ablate.main import AblationOutcome
 from mindmoe.ablate.statistics import Gain
 from mindmoe.ablate.template import PAGE
 from mindmoe.ablate.verdict import GO
@@ -15,7 +15,7 @@ from mindmoe.load import dump_config
 from mindmoe.observe import charts
 
 
-def write_report(outcome: Outcome, out: Path) -> Path:
+def write_report(outcome: AblationOutcome, out: Path) -> Path:
     """Writes the report and returns its path."""
     aside = out.with_name(f".{out.name}.{os.getpid()}")
     aside.write_text(render(outcome), encoding="utf-8")
@@ -23,7 +23,7 @@ def write_report(outcome: Outcome, out: Path) -> Path:
     return out
 
 
-def render(outcome: Outcome) -> str:
+def render(outcome: AblationOutcome) -> str:
     """The report as HTML."""
     from jinja2 import Environment, StrictUndefined
 
@@ -46,7 +46,7 @@ def render(outcome: Outcome) -> str:
     )
 
 
-def _rule(outcome: Outcome) -> str:
+def _rule(outcome: AblationOutcome) -> str:
     """How the verdict is reached; nothing where no look is planned."""
     ablation, fit = outcome.ablation, outcome.fit
     if not ablation.looks:
@@ -59,7 +59,7 @@ def _rule(outcome: Outcome) -> str:
     )
 
 
-def _arms(outcome: Outcome) -> Iterator[dict[str, str]]:
+def _arms(outcome: AblationOutcome) -> Iterator[dict[str, str]]:
     for name, arm in outcome.ablation.arms.items():
         runs, result = list(outcome.runs[name].values()), outcome.results.get(name)
         losses = np.array([run.loss for run in runs])
@@ -79,7 +79,7 @@ def _arms(outcome: Outcome) -> Iterator[dict[str, str]]:
         }
 
 
-def _comparisons(outcome: Outcome) -> Iterator[dict[str, str]]:
+def _comparisons(outcome: AblationOutcome) -> Iterator[dict[str, str]]:
     for item in outcome.verdict.comparisons if outcome.verdict else ():
         yield {
             "name": f"{item.arm} against {item.against}",
@@ -96,7 +96,7 @@ def _gain(gain: Gain) -> str:
     return f"{gain.mean:+.1%} [{gain.low:+.1%}, {gain.high:+.1%}]"
 
 
-def _charts(outcome: Outcome) -> Iterator[Mapping[str, Any]]:
+def _charts(outcome: AblationOutcome) -> Iterator[Mapping[str, Any]]:
     series = {}
     for name, runs in outcome.runs.items():
         lengths = {len(run.curve[0]) for run in runs.values()}
@@ -118,7 +118,7 @@ def _settings(settings: Mapping[str, float]) -> str:
     return ", ".join(f"{key.rpartition('.')[2]}={value:g}" for key, value in settings.items())
 
 
-def _searches(outcome: Outcome) -> Iterator[Mapping[str, Any]]:
+def _searches(outcome: AblationOutcome) -> Iterator[Mapping[str, Any]]:
     for name, records in outcome.trials.items():
         rows = [
             {

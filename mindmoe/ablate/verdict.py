@@ -39,7 +39,7 @@ class ArmResult:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
+class ArmComparison:
     """An arm against another, over the seeds that both have."""
 
     arm: str
@@ -60,11 +60,11 @@ class Verdict:
     answer: str
     arm: str
     reasons: tuple[str, ...]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[ArmComparison, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rule:
+class DecisionRule:
     """What was fixed before the first run."""
 
     seeds: tuple[int, ...]
@@ -76,7 +76,9 @@ class Rule:
     basis: Literal["iso_flop", "iso_wall_clock"] = "iso_flop"
 
 
-def compare(name: str, against: str, arms: Mapping[str, ArmResult], rule: Rule, fit: ScalingFit) -> Comparison | None:
+def compare(
+    name: str, against: str, arms: Mapping[str, ArmResult], rule: DecisionRule, fit: ScalingFit
+) -> ArmComparison | None:
     """The paired comparison of two arms; None with fewer than two common seeds."""
     arm, other = arms[name], arms[against]
     common = [seed for seed in rule.seeds if seed in arm.losses and seed in other.losses]
@@ -84,7 +86,7 @@ def compare(name: str, against: str, arms: Mapping[str, ArmResult], rule: Rule, 
         return None
     differences = np.array([other.losses[seed] - arm.losses[seed] for seed in common])
     test = paired_t(differences)
-    return Comparison(
+    return ArmComparison(
         arm=name,
         against=against,
         seeds=len(common),
@@ -97,7 +99,7 @@ def compare(name: str, against: str, arms: Mapping[str, ArmResult], rule: Rule, 
     )
 
 
-def decide(arms: Mapping[str, ArmResult], rule: Rule, fit: ScalingFit) -> Verdict:
+def decide(arms: Mapping[str, ArmResult], rule: DecisionRule, fit: ScalingFit) -> Verdict:
     """The verdict over every arm with the role `candidate` or `tuned`.
 
     Args:
@@ -131,12 +133,12 @@ def _hypotheses(by_role: Mapping[str, list[str]], baseline: str) -> dict[str, li
     }
 
 
-def _last_look(count: int, rule: Rule) -> Look | None:
+def _last_look(count: int, rule: DecisionRule) -> Look | None:
     """The latest planned look that so many seeds allow."""
     return next((look for look in reversed(rule.looks) if look.seeds <= count), None)
 
 
-def _differences(name: str, against: str, arms: Mapping[str, ArmResult], rule: Rule) -> np.ndarray:
+def _differences(name: str, against: str, arms: Mapping[str, ArmResult], rule: DecisionRule) -> np.ndarray:
     """Baseline - arm over the leading planned seeds that both have, in the planned order."""
     values: list[float] = []
     for seed in rule.seeds:
@@ -147,7 +149,7 @@ def _differences(name: str, against: str, arms: Mapping[str, ArmResult], rule: R
 
 
 def _rejected(
-    hypotheses: Mapping[str, list[str]], arms: Mapping[str, ArmResult], rule: Rule, fit: ScalingFit
+    hypotheses: Mapping[str, list[str]], arms: Mapping[str, ArmResult], rule: DecisionRule, fit: ScalingFit
 ) -> dict[str, bool]:
     """Which candidates beat the first of their rivals at some planned look, Holm's correction applied at each look."""
     rejected = dict.fromkeys(hypotheses, False)
@@ -165,7 +167,7 @@ def _rejected(
 
 
 def _adjusted(
-    name: str, against: str, arms: Mapping[str, ArmResult], rule: Rule, fit: ScalingFit, count: int
+    name: str, against: str, arms: Mapping[str, ArmResult], rule: DecisionRule, fit: ScalingFit, count: int
 ) -> np.ndarray:
     """Differences in units of ln(compute), the cost of the arm taken off as the basis of the decision demands."""
     cost = "flops" if rule.basis == "iso_flop" else "seconds"
@@ -178,7 +180,7 @@ def _problems(
     rivals: Sequence[str],
     arms: Mapping[str, ArmResult],
     by_role: Mapping[str, list[str]],
-    rule: Rule,
+    rule: DecisionRule,
     fit: ScalingFit,
     rejected: Mapping[str, bool],
 ) -> list[str]:
@@ -214,13 +216,13 @@ def _problems(
 
 
 def comparison_p(
-    name: str, against: str, arms: Mapping[str, ArmResult], rule: Rule, fit: ScalingFit, look: Look
+    name: str, against: str, arms: Mapping[str, ArmResult], rule: DecisionRule, fit: ScalingFit, look: Look
 ) -> float:
     """One-sided p of an arm against another at a look, on the basis of the decision."""
     return paired_t(_adjusted(name, against, arms, rule, fit, look.seeds)).p_value
 
 
-def _unhealthy(name: str, arms: Mapping[str, ArmResult], baseline: str, rule: Rule) -> list[str]:
+def _unhealthy(name: str, arms: Mapping[str, ArmResult], baseline: str, rule: DecisionRule) -> list[str]:
     """Side effects that forbid a change whatever the gain."""
     health, before = arms[name].health, arms[baseline].health
     problems = []

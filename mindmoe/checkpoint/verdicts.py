@@ -20,7 +20,7 @@ FILE = "VERIFIED.json"  # in the checkpoint folder; it belongs to no step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
+class StepVerdict:
     """What was found: how many `problems`, when [s since 1970], and of which `files`, by their fingerprint."""
 
     files: str
@@ -53,25 +53,25 @@ def remember(folder: Path, files: str, problems: Sequence[str]) -> None:
     """
     root = folder.parent
     known = {name: verdict for name, verdict in _read(root).items() if (root / name).exists()}
-    known[folder.name] = Verdict(files=files, problems=len(problems), time=time.time())
+    known[folder.name] = StepVerdict(files=files, problems=len(problems), time=time.time())
     with suppress(OSError):
         replace_file(root / FILE, _adapter().dump_json(known, indent=1))
 
 
-def recall(root: Path) -> dict[str, Verdict]:
+def recall(root: Path) -> dict[str, StepVerdict]:
     """What is known of the steps of a folder whose files are still those that were verified, by their names."""
     known = _read(root)
     names = (path.name for path in list_steps(root) if path.name in known)
     return {name: known[name] for name in names if known[name].files == fingerprint(root / name) != ""}
 
 
-def _read(root: Path) -> dict[str, Verdict]:
+def _read(root: Path) -> dict[str, StepVerdict]:
     """Everything that was remembered; nothing if that cannot be read."""
     try:
-        return strict_json.checked(dict[str, Verdict], strict_json.read(root / FILE, follow=False), FILE)
+        return strict_json.checked(dict[str, StepVerdict], strict_json.read(root / FILE, follow=False), FILE)
     except UserError:
         return {}
 
 
-def _adapter() -> TypeAdapter[dict[str, Verdict]]:
-    return TypeAdapter(dict[str, Verdict])
+def _adapter() -> TypeAdapter[dict[str, StepVerdict]]:
+    return TypeAdapter(dict[str, StepVerdict])

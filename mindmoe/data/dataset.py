@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mindmoe.data.files import file_digest
 from mindmoe.data.indexed import IndexedDataset, bin_path, idx_path
-from mindmoe.data.manifest import FILE_NAME, STAGING, Manifest, load_manifest
+from mindmoe.data.manifest import FILE_NAME, STAGING, DatasetManifest, load_manifest
 from mindmoe.data.tokenizer import Tokenizer
 from mindmoe.errors import UserError
 
@@ -22,7 +22,7 @@ _SCAN_TOKENS = 1 << 22  # tokens of a set without a manifest that are checked wh
 _SCAN_RUN = 1 << 14  # of them, neighbours read together
 
 
-def locate(path: str, split: Split) -> tuple[Path, Manifest | None]:
+def locate(path: str, split: Split) -> tuple[Path, DatasetManifest | None]:
     """The prefix of the pair meant by a path, and its manifest if it was prepared here.
 
     Args:
@@ -91,7 +91,7 @@ class TokenSet:
         else:
             self._check_manifest(self.manifest, prefix)
 
-    def _check_manifest(self, manifest: Manifest, prefix: Path) -> None:
+    def _check_manifest(self, manifest: DatasetManifest, prefix: Path) -> None:
         """The folder's files belong together, and its vocabulary fits the model."""
         stats = manifest.splits[prefix.name]
         remedy = "the folder was changed by hand: prepare it again"

@@ -49,7 +49,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Document:
+class EncodedDocument:
     """An encoded document.
 
     Attributes:
@@ -67,7 +67,7 @@ class Document:
 class Encoded:
     """The outcome of a job, in its order; None stands for a record without text."""
 
-    results: list[Document | Rejected | None]
+    results: list[EncodedDocument | Rejected | None]
     position: int
 
 
@@ -92,7 +92,7 @@ def encode_job(job: Job) -> Encoded:
     return Encoded([_encode_record(record, job, tokenizer) for record in job.records], job.position)
 
 
-def _encode_record(record: Record | Rejected, job: Job, tokenizer: Tokenizer) -> Document | Rejected | None:
+def _encode_record(record: Record | Rejected, job: Job, tokenizer: Tokenizer) -> EncodedDocument | Rejected | None:
     if isinstance(record, Rejected):
         return record
     dtype = token_dtype(tokenizer.vocab_size)
@@ -108,7 +108,7 @@ def _encode_record(record: Record | Rejected, job: Job, tokenizer: Tokenizer) ->
     if job.append_eod:
         parts.append(np.array([tokenizer.eod_id], dtype))
     raw = text.encode("utf-8")
-    return Document(np.concatenate(parts), len(raw), draw_of(raw, job.seed))
+    return EncodedDocument(np.concatenate(parts), len(raw), draw_of(raw, job.seed))
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from mindmoe.data.dataset import Split, locate
 from mindmoe.data.indexed import IndexedDataset
-from mindmoe.data.manifest import Manifest, load_manifest
+from mindmoe.data.manifest import DatasetManifest, load_manifest
 from mindmoe.data.tokenizer import Tokenizer, load_tokenizer
 from mindmoe.errors import UserError
 from mindmoe.files import shown
@@ -46,7 +46,7 @@ def inspect(path: Path, samples: int) -> None:
             _show_samples(console, data, _tokenizer(prefix, manifest), samples)
 
 
-def _tokenizer(prefix: Path, manifest: Manifest | None) -> Tokenizer | None:
+def _tokenizer(prefix: Path, manifest: DatasetManifest | None) -> Tokenizer | None:
     return load_tokenizer(prefix.parent / manifest.tokenizer) if manifest else None
 
 
@@ -72,7 +72,7 @@ def vocabulary_use(data: IndexedDataset) -> tuple[int, int, int]:
     return int(np.count_nonzero(counts)), len(counts) - 1, counted
 
 
-def _statistics(prefix: Path, data: IndexedDataset, manifest: Manifest | None) -> Table:
+def _statistics(prefix: Path, data: IndexedDataset, manifest: DatasetManifest | None) -> Table:
     table = Table(title=Text(shown(str(prefix), 300)), title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")

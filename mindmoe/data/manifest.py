@@ -25,7 +25,7 @@ class SplitStats(Section):
     bytes: NonNegativeInt64
 
 
-class Manifest(Section):
+class DatasetManifest(Section):
     """Everything about a token folder that its .idx files do not say.
 
     `tokenizer` and `tokenizer_digest` (SHA-256) name the tokenizer file beside it. `quarantined` counts the records
@@ -52,7 +52,7 @@ class Manifest(Section):
         write_json(folder / FILE_NAME, self.model_dump())
 
 
-def load_manifest(folder: Path) -> Manifest | None:
+def load_manifest(folder: Path) -> DatasetManifest | None:
     """The manifest of a token folder, None if it has none.
 
     Raises:
@@ -66,4 +66,4 @@ def load_manifest(folder: Path) -> Manifest | None:
         return None
     if isinstance(value, dict) and isinstance(version := value.get("version"), int) and version > VERSION:
         raise UserError(f"{shown(name, 300)} has version {version}, this program knows {VERSION}", "update mindmoe")
-    return strict_json.checked(Manifest, value, name)
+    return strict_json.checked(DatasetManifest, value, name)

@@ -25,7 +25,7 @@ from mindmoe.data.config import PrepareConfig
 from mindmoe.data.encode import Encoded, Job, encode_all
 from mindmoe.data.files import file_digest, fsync_folder, write_bytes
 from mindmoe.data.indexed import IndexedDataset, token_dtype
-from mindmoe.data.manifest import FILE_NAME, STAGING, Manifest, load_manifest
+from mindmoe.data.manifest import FILE_NAME, STAGING, DatasetManifest, load_manifest
 from mindmoe.data.progress import ByteProgress, human_bytes, human_seconds
 from mindmoe.data.records import Input, Record, Rejected
 from mindmoe.data.sources import discover
@@ -203,7 +203,7 @@ class _Preparation:
         self._first_refused = ""
         self.lost: list[str] = []
 
-    def run(self, settings: dict[str, Any], digest: str) -> Manifest:
+    def run(self, settings: dict[str, Any], digest: str) -> DatasetManifest:
         """Tokenizer, then tokens; returns the manifest of what was written."""
         file = self._make_tokenizer()
         tokenizer = load_tokenizer(file)
@@ -221,7 +221,7 @@ class _Preparation:
             splits = writer.commit()
         finally:
             writer.abort()
-        return Manifest(
+        return DatasetManifest(
             vocab_size=tokenizer.vocab_size,
             eod_id=tokenizer.eod_id,
             dtype=dtype.name,
@@ -341,7 +341,7 @@ class _Preparation:
             yield job(batch, before)
 
 
-def _commit(staging: Path, out: Path, manifest: Manifest) -> None:
+def _commit(staging: Path, out: Path, manifest: DatasetManifest) -> None:
     """Gives every file its name, dataset.json last."""
     for path in sorted(staging.iterdir()):
         if path.name != QUARANTINE:
@@ -361,7 +361,7 @@ def _drop(staging: Path, out: Path) -> None:
         fsync_folder(out)
 
 
-def _summarise(console: Console, out: Path, manifest: Manifest, lost: list[str], seconds: float) -> None:
+def _summarise(console: Console, out: Path, manifest: DatasetManifest, lost: list[str], seconds: float) -> None:
     for name, split in manifest.splits.items():
         ratio = split.bytes / max(split.tokens, 1)
         console.print(f"  {name}: {split.documents:,} documents, {split.tokens:,} tokens, {ratio:.2f} bytes/token")

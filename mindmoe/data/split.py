@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindmoe.data.encode import Document
+from mindmoe.data.encode import EncodedDocument
 from mindmoe.data.indexed import IndexedWriter
 from mindmoe.data.manifest import SplitStats
 from mindmoe.errors import UserError
@@ -28,7 +28,7 @@ class SplitWriter:
         self._writers = {name: IndexedWriter(folder / name, dtype) for name in names}
         self._documents = dict.fromkeys(names, 0)
         self._bytes = dict.fromkeys(names, 0)
-        self._held: Document | None = None
+        self._held: EncodedDocument | None = None
 
     @property
     def num_documents(self) -> int:
@@ -40,7 +40,7 @@ class SplitWriter:
         """Tokens written so far."""
         return sum(writer.num_tokens for writer in self._writers.values())
 
-    def add(self, document: Document) -> None:
+    def add(self, document: EncodedDocument) -> None:
         """Writes a document, or holds it back."""
         if document.draw < self._fraction:
             self._write("valid", document)
@@ -59,7 +59,7 @@ class SplitWriter:
             self._write(name, self._held)
             self._held = None
 
-    def _write(self, name: str, document: Document) -> None:
+    def _write(self, name: str, document: EncodedDocument) -> None:
         self._writers[name].add_document([document.tokens])
         self._documents[name] += 1
         self._bytes[name] += document.num_bytes

@@ -62,7 +62,7 @@ class _Course:
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
+class CallCheck:
     """What was found.
 
     Attributes:
@@ -76,7 +76,7 @@ class Agreement:
     waiting_messages: int
 
 
-def agree(programs: Sequence[Sequence[Call]], rendezvous: bool = False) -> Agreement:
+def agree(programs: Sequence[Sequence[Call]], rendezvous: bool = False) -> CallCheck:
     """Runs the lists of all ranks against each other.
 
     Args:
@@ -89,7 +89,7 @@ def agree(programs: Sequence[Sequence[Call]], rendezvous: bool = False) -> Agree
     while ready and problem is None:
         problem = _advance(course, ready.popleft(), ready, rendezvous)
     problems = [problem] if problem else list(_standing(course))
-    return Agreement(tuple(problems), course.calls, course.most_mail)
+    return CallCheck(tuple(problems), course.calls, course.most_mail)
 
 
 def _advance(course: _Course, rank: int, ready: deque[int], rendezvous: bool) -> str | None:

@@ -19,7 +19,7 @@ class Op:
     backward: Sequence[Call]
 
 
-class Rank:
+class RankGroups:
     """The groups of one rank; equal groups are one object.
 
     Args:
@@ -44,13 +44,13 @@ class Rank:
         return [Call(kind, name, self.kept(ranks), shape, dtype)] if len(ranks) > 1 else []
 
 
-def gather(on: Rank, axis: MeshAxis, part: Shape) -> list[Op]:
+def gather(on: RankGroups, axis: MeshAxis, part: Shape) -> list[Op]:
     """Gathers parts; the gradients are reduce-scattered."""
     size = on.mesh.degree(axis)
     return _op(on.of("all_gather", axis, part), on.of("reduce_scatter", axis, (size, *part)))
 
 
-def scatter(on: Rank, axis: MeshAxis, part: Shape) -> list[Op]:
+def scatter(on: RankGroups, axis: MeshAxis, part: Shape) -> list[Op]:
     """Sums and keeps own part; the gradients are gathered."""
     size = on.mesh.degree(axis)
     return _op(on.of("reduce_scatter", axis, (size, *part)), on.of("all_gather", axis, part))
@@ -78,7 +78,7 @@ def _op(forward: list[Call], backward: list[Call]) -> list[Op]:
     return [Op(forward, backward)] if forward or backward else []
 
 
-class Block:
+class BlockCalls:
     """The calls of every decoder layer of a run, its attention half and its FFN half; all layers have the same.
 
     Args:
@@ -86,7 +86,7 @@ class Block:
         on: this rank.
     """
 
-    def __init__(self, config: RunConfig, on: Rank):
+    def __init__(self, config: RunConfig, on: RankGroups):
         self.config, self.on, mesh = config, on, on.mesh
         train, model = config.train, config.model
         self.batch, self.length, self.dim = train.micro_batch_size, train.seq_length // mesh.cp, model.hidden_size

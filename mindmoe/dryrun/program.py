@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import prod
 
 from mindmoe.config import RunConfig
-from mindmoe.dryrun.layer import Block, Op, Rank, forward_only, gather, scatter, zero_gather
+from mindmoe.dryrun.layer import BlockCalls, Op, RankGroups, forward_only, gather, scatter, zero_gather
 from mindmoe.model.shapes import ParamSpec, param_specs
 from mindmoe.moe.config import MoeConfig
 from mindmoe.parallel.ledger import Call
@@ -42,13 +42,13 @@ class StepProgram:
         self.mesh, self.rank = mesh, rank
         here = config.train.model_copy(update={"mode": "pynative", "device": "cpu"})
         self.config = config.model_copy(update={"train": here})
-        self.on = Rank(mesh, rank)
+        self.on = RankGroups(mesh, rank)
         self.stage = mesh.places[rank].pp
         self.all_pieces = build_pieces(config.model, config.parallel)
         self.pieces = stage_pieces(self.all_pieces, self.stage, mesh.pp)
         self.tied = config.model.tie_word_embeddings
         self.specs = param_specs(config.model, config.moe)
-        self.block = Block(self.config, self.on)
+        self.block = BlockCalls(self.config, self.on)
         train = config.train
         self.tokens = (train.micro_batch_size, train.seq_length // mesh.cp)
         self.hidden = (self.tokens[0], self.tokens[1] // mesh.tp, config.model.hidden_size)

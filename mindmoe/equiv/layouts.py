@@ -31,7 +31,7 @@ _WORDS: Mapping[str, tuple[str, str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Layout:
+class LayoutRun:
     """A layout and the run that trains under it.
 
     Attributes:
@@ -52,7 +52,7 @@ class Layout:
         return dump_config(self.baseline)
 
 
-def parse_layout(text: str, config: RunConfig) -> Layout:
+def parse_layout(text: str, config: RunConfig) -> LayoutRun:
     """The layout of some words, applied to a run that would be trained on one process.
 
     A data-parallel rank gets its share of the micro-batch, so that micro-batches are the same rows under any dp.
@@ -89,7 +89,7 @@ def parse_layout(text: str, config: RunConfig) -> Layout:
     changed["train"]["micro_batch_size"] = micro // dp
     run = _with(config, changed)
     alone = _with(config, {"parallel": {}, "train": {"mode": "pynative"}, "dispatch": changed["dispatch"]})
-    return Layout(name=text, world=world, config=resolve(run, world), baseline=resolve(alone, 1))
+    return LayoutRun(name=text, world=world, config=resolve(run, world), baseline=resolve(alone, 1))
 
 
 def _with(config: RunConfig, changed: Mapping[str, Mapping[str, Any]]) -> RunConfig:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from mindmoe.config import RunConfig
 from mindmoe.env import threads_per_rank, worker_environment
 from mindmoe.equiv.compare import GRADIENT, LOSS, TIE, WEIGHT, Difference, compare
-from mindmoe.equiv.layouts import Layout, parse_layout
+from mindmoe.equiv.layouts import LayoutRun, parse_layout
 from mindmoe.errors import UserError
 from mindmoe.launch.local import Failure, LocalRanks, free_port
 from mindmoe.launch.ranks import Rank
@@ -74,7 +74,7 @@ def equiv(config: RunConfig, words: Sequence[str], out: Path | None) -> int:
     return 0 if all(difference.equal for _, difference in found) else 1
 
 
-def _place(folder: Path, layout: Layout) -> Path:
+def _place(folder: Path, layout: LayoutRun) -> Path:
     return folder / layout.name.replace(",", "-").replace(" ", "")
 
 
@@ -133,7 +133,7 @@ def _command(config: RunConfig, world: int, logs: Path) -> list[str]:
     ]
 
 
-def _report(found: list[tuple[Layout, Difference]], steps: int, out: Path | None) -> None:
+def _report(found: list[tuple[LayoutRun, Difference]], steps: int, out: Path | None) -> None:
     """Prints the table, and writes it where a folder was given."""
     from rich import box
     from rich.console import Console

@@ -12,7 +12,7 @@ import numpy as np
 from mindmoe.errors import UserError
 from mindmoe.flight.trace import Trace
 from mindmoe.moe.placement import (
-    Placement,
+    ExpertPlacement,
     Prediction,
     coactivation,
     contiguous,
@@ -47,7 +47,7 @@ class Placed:
     """A way to place experts on ranks, and what it is predicted to cost in each layer."""
 
     name: str
-    placements: list[Placement]
+    placements: list[ExpertPlacement]
     predictions: list[Prediction]
 
     def mean(self, figure: str) -> float:

@@ -51,7 +51,7 @@ class Target:
 
 
 @dataclass(slots=True)
-class Part:
+class OutputFile:
     """One file: what comes from each of our tensors, in file order."""
 
     targets: dict[str, list[Target]] = field(default_factory=dict)
@@ -116,7 +116,7 @@ def weight_shapes(model: ModelConfig, moe: MoeConfig | None) -> dict[str, tuple[
     return {name: spec.shape for name, spec in param_specs(model, moe).items() if not name.endswith(BIAS)}
 
 
-def plan(shapes: Mapping[str, tuple[int, ...]], form: Form, max_file: int = MAX_FILE) -> list[Part]:
+def plan(shapes: Mapping[str, tuple[int, ...]], form: Form, max_file: int = MAX_FILE) -> list[OutputFile]:
     """The files of an export. What is made of one tensor stays in one file.
 
     Args:
@@ -127,7 +127,7 @@ def plan(shapes: Mapping[str, tuple[int, ...]], form: Form, max_file: int = MAX_
     Raises:
         UserError: experts whose size does not fit blocks of 32.
     """
-    parts: list[Part] = []
+    parts: list[OutputFile] = []
     for name, shape in shapes.items():
         if form == "mxfp4" and name.endswith((".experts.gate_up_proj", ".experts.down_proj")):
             blocks, scales = packed_shapes(shape)
@@ -135,12 +135,12 @@ def plan(shapes: Mapping[str, tuple[int, ...]], form: Form, max_file: int = MAX_
         else:
             targets = [Target(name, "BF16", shape)]
         if not parts or parts[-1].data_size + sum(t.nbytes for t in targets) > max_file:
-            parts.append(Part())
+            parts.append(OutputFile())
         parts[-1].targets[name] = targets
     return parts
 
 
-def predicted_size(parts: list[Part]) -> int:
+def predicted_size(parts: list[OutputFile]) -> int:
     """Size of all weight files of an export [bytes]."""
     return sum(len(part.head) + part.data_size for part in parts)
 
@@ -224,7 +224,7 @@ def check_names(there: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple
         )
 
 
-def _write_weights(folder: Path, source: Source, parts: list[Part], error: BlockError) -> None:
+def _write_weights(folder: Path, source: Source, parts: list[OutputFile], error: BlockError) -> None:
     names = (
         ["model.safetensors"]
         if len(parts) == 1
@@ -257,7 +257,7 @@ def _json(value: dict[str, Any]) -> bytes:
     return json.dumps(value, indent=2).encode()
 
 
-def _write_part(path: Path, source: Source, part: Part, error: BlockError) -> None:
+def _write_part(path: Path, source: Source, part: OutputFile, error: BlockError) -> None:
     head = part.head
     position = len(head)
     with disk.new_file(path) as fd, ThreadPoolExecutor(1) as pool:

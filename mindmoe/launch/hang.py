@@ -24,7 +24,7 @@ from mindmoe.position import Phase, Position, spans
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
+class HangVerdict:
     """The ranks that a launch hangs on, none if they cannot be told, and the reason in words."""
 
     culprits: tuple[int, ...]
@@ -44,7 +44,7 @@ class HangWatch:
         self._counts: dict[int, int] | None = None
         self._progress = 0.0
 
-    def check(self, now: float) -> Verdict | None:
+    def check(self, now: float) -> HangVerdict | None:
         """The verdict on a hang, None while there is none.
 
         Args:
@@ -67,13 +67,13 @@ class HangWatch:
             if (process := rank.process()) is not None and process.status() == psutil.STATUS_STOPPED
         ]
         verdict = diagnose(positions, stopped)
-        return Verdict(
+        return HangVerdict(
             culprits=verdict.culprits,
             reason=f"no rank has made progress for {now - self._progress:.0f} s: {verdict.reason}",
         )
 
 
-def hang_failure(verdict: Verdict, ranks: Sequence[Rank]) -> Failure:
+def hang_failure(verdict: HangVerdict, ranks: Sequence[Rank]) -> Failure:
     """The failure that a hang is, with the last words and the stacks of the ranks to blame.
 
     Args:
@@ -97,7 +97,7 @@ def hang_failure(verdict: Verdict, ranks: Sequence[Rank]) -> Failure:
     )
 
 
-def diagnose(positions: Mapping[int, Position], stopped: Collection[int] = ()) -> Verdict:
+def diagnose(positions: Mapping[int, Position], stopped: Collection[int] = ()) -> HangVerdict:
     """Which ranks the others wait for.
 
     Args:
@@ -106,7 +106,7 @@ def diagnose(positions: Mapping[int, Position], stopped: Collection[int] = ()) -
     """
     if stopped:
         places = "; ".join(f"rank {rank} in {_place(positions, rank)}" for rank in sorted(stopped))
-        return Verdict(culprits=tuple(sorted(stopped)), reason=f"stopped by a signal: {places}")
+        return HangVerdict(culprits=tuple(sorted(stopped)), reason=f"stopped by a signal: {places}")
     waits = {rank: _missing(rank, at, positions) for rank, at in positions.items()}
     awaited = set().union(*waits.values()) if waits else set()
     if guilty := sorted(rank for rank in awaited if not waits.get(rank)):
@@ -114,11 +114,11 @@ def diagnose(positions: Mapping[int, Position], stopped: Collection[int] = ()) -
         places = "; ".join(f"rank {rank} is in {_place(positions, rank)}" for rank in guilty)
         where = positions[victims[0]].phases[-1]
         wait = f"{_named(victims)} {'waits' if len(victims) == 1 else 'wait'} for it in {where.name}"
-        return Verdict(culprits=tuple(guilty), reason=f"{places}, and {wait}")
+        return HangVerdict(culprits=tuple(guilty), reason=f"{places}, and {wait}")
     if awaited:
         circle = sorted(_circle(waits))
         places = "; ".join(f"rank {rank} in {_place(positions, rank)}" for rank in circle)
-        return Verdict(culprits=tuple(circle), reason=f"{_named(circle)} wait for each other: {places}")
+        return HangVerdict(culprits=tuple(circle), reason=f"{_named(circle)} wait for each other: {places}")
     return _furthest_behind(positions)
 
 
@@ -147,18 +147,18 @@ def _circle(waits: Mapping[int, set[int]]) -> list[int]:
     return path[path.index(following) :]
 
 
-def _furthest_behind(positions: Mapping[int, Position]) -> Verdict:
+def _furthest_behind(positions: Mapping[int, Position]) -> HangVerdict:
     counts = {rank: at.count for rank, at in positions.items()}
     least, most = min(counts.values(), default=0), max(counts.values(), default=0)
     behind = sorted(rank for rank, count in counts.items() if count == least)
     if least == most:
         place = f" in {_place(positions, behind[0])}" if behind else ""
-        return Verdict(
+        return HangVerdict(
             culprits=(),
             reason=f"all ranks are equally far{place}, so that no rank is to blame but the network or the devices; "
             "the stacks of all ranks are in their logs",
         )
-    return Verdict(
+    return HangVerdict(
         culprits=tuple(behind),
         reason=f"{_named(behind)} came least far, {least} of {most} phases: in {_place(positions, behind[0])}",
     )

@@ -52,12 +52,12 @@ def run_node(launch_folder: Path, index: int) -> int:
     shared.create()
     if index:
         with Hold(launch_folder / "nodes", config.launch, f"node --index {index}", name=f"live-{index}") as hold:
-            return Node(shared, index, cluster, config, hold).run()
+            return NodeAgent(shared, index, cluster, config, hold).run()
     with Hold(launch_folder.parent, config.launch, "node --index 0") as hold:
-        return Leader(Node(shared, index, cluster, config, hold)).run()
+        return Leader(NodeAgent(shared, index, cluster, config, hold)).run()
 
 
-class Node:
+class NodeAgent:
     """Starts, watches and ends the ranks of this node as it is ordered to.
 
     Args:
@@ -265,7 +265,7 @@ class Leader:
         node: this node.
     """
 
-    def __init__(self, node: Node):
+    def __init__(self, node: NodeAgent):
         self.node = node
         cluster, config = node.cluster, node.config
         self.coordinator = Coordinator(

@@ -26,7 +26,7 @@ from mindmoe.ops.cpu.attention import Attention  # noqa: E402
 from mindmoe.ops.cpu.cross_entropy import CrossEntropy  # noqa: E402
 from mindmoe.ops.cpu.experts import Experts  # noqa: E402
 from mindmoe.ops.cpu.linear import Linear  # noqa: E402
-from mindmoe.ops.cpu.optimizer import AdamW, SquareSum  # noqa: E402
+from mindmoe.ops.cpu.optimizer import FusedAdamW, SquareSum  # noqa: E402
 from mindmoe.ops.cpu.pack import STORAGE, Precision, absent, load  # noqa: E402
 from mindmoe.ops.cpu.rms_norm import RmsNorm  # noqa: E402
 from mindmoe.ops.cpu.router import StaticRouter  # noqa: E402
@@ -122,7 +122,7 @@ def vector_cases(precision: Precision) -> Iterator[Case]:
         counts = host.around(4.0 * sum(tensor.size for tensor in tensors))
         yield "zero", "forward", counts[0], partial(cut, buffer, tensors)
         yield "zero", "backward", counts[1], partial(made_whole, buffer, tensors, buffer.rows(tensors))
-    adam, square = AdamW([True]), SquareSum()
+    adam, square = FusedAdamW([True]), SquareSum()
     for size in (1 << 22, 1 << 16):
         params = [(ms.Parameter(real(size), name=f"p{size}{i}"),) for i in range(3)]
         step = partial(updated, adam, square, params, (real(size),))
@@ -146,7 +146,7 @@ def routed(router: StaticRouter, logits: Tensor, bias: Tensor) -> Any:
     return gates, router.statistics(logits, ids)
 
 
-def updated(adam: AdamW, square: SquareSum, params: list[tuple[Tensor]], gradients: tuple[Tensor]) -> Any:
+def updated(adam: FusedAdamW, square: SquareSum, params: list[tuple[Tensor]], gradients: tuple[Tensor]) -> Any:
     """The gradient's square, and an update."""
     scalar = Tensor(np.float32(1.0))
     return square(gradients), adam(*params, gradients, scalar, scalar, scalar)

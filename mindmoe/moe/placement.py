@@ -14,7 +14,7 @@ from mindmoe.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class ExpertPlacement:
     """Slots of equal number on every rank: `experts` (ranks, slots a rank) holds the expert of each."""
 
     experts: np.ndarray
@@ -44,7 +44,7 @@ class Prediction:
     ranks_per_token: float
 
 
-def contiguous(num_experts: int, num_ranks: int) -> Placement:
+def contiguous(num_experts: int, num_ranks: int) -> ExpertPlacement:
     """Experts in order, as the mesh cuts them.
 
     Raises:
@@ -52,7 +52,7 @@ def contiguous(num_experts: int, num_ranks: int) -> Placement:
     """
     if num_experts % num_ranks:
         raise UserError(f"{num_ranks} ranks must divide {num_experts} experts", "choose another number of ranks")
-    return Placement(np.arange(num_experts).reshape(num_ranks, -1))
+    return ExpertPlacement(np.arange(num_experts).reshape(num_ranks, -1))
 
 
 def replicate(loads: np.ndarray, num_slots: int) -> np.ndarray:
@@ -69,7 +69,7 @@ def replicate(loads: np.ndarray, num_slots: int) -> np.ndarray:
     return np.repeat(np.arange(len(loads)), counts.astype(int))
 
 
-def pack(loads: np.ndarray, num_ranks: int, slots_per_rank: int | None = None) -> Placement:
+def pack(loads: np.ndarray, num_ranks: int, slots_per_rank: int | None = None) -> ExpertPlacement:
     """Balances the load of ranks with equal numbers of slots.
 
     Args:
@@ -92,7 +92,7 @@ def pack(loads: np.ndarray, num_ranks: int, slots_per_rank: int | None = None) -
         rank = min(room, key=lambda rank: (slots[slot] in ranks[rank], totals[rank], rank))
         ranks[rank].append(int(slots[slot]))
         totals[rank] += share[slot]
-    return Placement(np.array([sorted(experts) for experts in ranks]))
+    return ExpertPlacement(np.array([sorted(experts) for experts in ranks]))
 
 
 def coactivation(ids: np.ndarray, num_experts: int) -> np.ndarray:
@@ -109,8 +109,8 @@ def coactivation(ids: np.ndarray, num_experts: int) -> np.ndarray:
 
 
 def swap_pairs(
-    placement: Placement, loads: np.ndarray, together: np.ndarray, slack: float = 0.05, sweeps: int = 20
-) -> Placement:
+    placement: ExpertPlacement, loads: np.ndarray, together: np.ndarray, slack: float = 0.05, sweeps: int = 20
+) -> ExpertPlacement:
     """Swaps experts between ranks while more co-chosen pairs meet and no rank grows beyond its limit.
 
     Args:
@@ -149,10 +149,10 @@ def swap_pairs(
             moved = True
         if not moved:
             break
-    return Placement(np.array([np.flatnonzero(where == rank) for rank in range(ranks)]))
+    return ExpertPlacement(np.array([np.flatnonzero(where == rank) for rank in range(ranks)]))
 
 
-def predict(placement: Placement, ids: np.ndarray, num_experts: int, bytes_per_row: float) -> Prediction:
+def predict(placement: ExpertPlacement, ids: np.ndarray, num_experts: int, bytes_per_row: float) -> Prediction:
     """Replays routing decisions on a placement; tokens are dealt to ranks in blocks, as data parallelism does.
 
     Args:
@@ -187,7 +187,7 @@ def predict(placement: Placement, ids: np.ndarray, num_experts: int, bytes_per_r
     )
 
 
-def permutation(placement: Placement) -> np.ndarray:
+def permutation(placement: ExpertPlacement) -> np.ndarray:
     """The new order of experts (E): place i holds former expert order[i], so that even slices are the placement.
 
     Raises:

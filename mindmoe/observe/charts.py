@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mindmoe.observe.story import Columns, Routing
+from mindmoe.observe.story import Columns, RoutingStory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,7 +132,7 @@ def arms_chart(series: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
     return _svg(axes)
 
 
-def load_chart(routing: Routing) -> str:
+def load_chart(routing: RoutingStory) -> str:
     """Layers by experts: the load of each expert in units of its fair share."""
     return share_chart(routing.load)
 
@@ -152,7 +152,7 @@ def share_chart(load: np.ndarray, top: float = 2.0) -> str:
     return _svg(axes)
 
 
-def evolution_chart(routing: Routing) -> str:
+def evolution_chart(routing: RoutingStory) -> str:
     """Layers by time: the maximum violation of each layer over the run."""
     steps = routing.steps
     groups = np.array_split(np.arange(len(steps)), min(BINS, len(steps)))

@@ -43,7 +43,7 @@ Columns = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Routing:
+class RoutingStory:
     """How experts were used: `load` (layers, experts) of the last record, fractions that sum to 1 per layer;
     `max_vio` (records, layers) and `steps` (records,) over the run."""
 
@@ -60,7 +60,7 @@ class Story:
     name: str
     train: Columns
     evals: Columns
-    routing: Routing | None
+    routing: RoutingStory | None
     events: list[dict[str, Any]]
     planned_steps: int | None
     config_text: str
@@ -122,7 +122,7 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def _routing(last: dict[str, Any], imbalance: list[tuple[int, Any]]) -> Routing | None:
+def _routing(last: dict[str, Any], imbalance: list[tuple[int, Any]]) -> RoutingStory | None:
     """The routing of a run; None if the last record does not hold one load per layer and expert."""
     load = last.get("load")
     if not isinstance(load, list) or not load or not isinstance(load[0], list):
@@ -132,7 +132,7 @@ def _routing(last: dict[str, Any], imbalance: list[tuple[int, Any]]) -> Routing 
     usable = [(step, row) for step, row in imbalance if _is_row(row, len(load))]
     steps = np.array([step for step, _ in usable], np.float64)
     max_vio = np.array([row for _, row in usable], np.float64).reshape(len(usable), len(load))
-    return Routing(step=last["step"], load=np.array(load, np.float64), max_vio=max_vio, steps=steps)
+    return RoutingStory(step=last["step"], load=np.array(load, np.float64), max_vio=max_vio, steps=steps)
 
 
 def _is_row(value: Any, length: int) -> bool:

@@ -15,7 +15,7 @@ from mindmoe.planner import network
 from mindmoe.planner.architecture import Architecture, LayerShape
 from mindmoe.planner.hardware import Hardware
 from mindmoe.planner.layout import Dispatcher, Recompute
-from mindmoe.planner.network import Group
+from mindmoe.planner.network import RankSpan
 
 Category = Literal["gemm", "experts", "attention", "vector", "launch", "tp comm", "cp comm", "ep comm"]
 Precision = Literal["fp32", "bf16", "fp8"]
@@ -83,9 +83,9 @@ class Work:
         """Tokens that this rank sends to experts, each counted once."""
         return self.tokens / self.tp
 
-    def ep_group(self) -> Group:
+    def ep_group(self) -> RankSpan:
         """The ranks that hold a layer's experts."""
-        return Group(self.ep, self.etp)
+        return RankSpan(self.ep, self.etp)
 
 
 def _vector(hardware: Hardware, moved: float) -> float:
@@ -206,7 +206,7 @@ def _moe_terms(hardware: Hardware, layer: LayerShape, hidden: int, work: Work) -
             detail=f"{sent * width / 2**20:.0f} MiB sent a rank over {work.ep} ranks",
         )
     if work.etp > 1:
-        gather = network.all_gather(hardware, Group(work.etp, 1), rows * width)
+        gather = network.all_gather(hardware, RankSpan(work.etp, 1), rows * width)
         yield Term("tp comm", "expert tensor gather and scatter", 2 * gather, 2 * gather)
 
 
@@ -252,7 +252,7 @@ def layer_terms(hardware: Hardware, architecture: Architecture, layer: LayerShap
     )
     if work.tp > 1:
         blocks = 2 if layer.dense_ffn else 1
-        gather = network.all_gather(hardware, Group(work.tp, 1), 2.0 * work.tokens * hidden)
+        gather = network.all_gather(hardware, RankSpan(work.tp, 1), 2.0 * work.tokens * hidden)
         terms.append(
             Term(
                 "tp comm",
@@ -264,7 +264,7 @@ def layer_terms(hardware: Hardware, architecture: Architecture, layer: LayerShap
         )
     if work.cp > 1:
         exchange = network.all_gather(
-            hardware, Group(work.cp, work.tp), 2.0 * work.tokens * work.cp * layer.local_kv_width(work.tp)
+            hardware, RankSpan(work.cp, work.tp), 2.0 * work.tokens * work.cp * layer.local_kv_width(work.tp)
         )
         terms.append(Term("cp comm", "keys and values of the other ranks", exchange, 2 * exchange))
     return terms

@@ -11,7 +11,7 @@ from mindmoe.planner.hardware import Hardware
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class RankSpan:
     """`size` ranks, `stride` apart."""
 
     size: int
@@ -33,7 +33,7 @@ def _node_bandwidth(hardware: Hardware, members: int) -> float:
     return hardware.link.link_gb_s * 1e9 * max(1, links)
 
 
-def all_gather(hardware: Hardware, group: Group, total: float) -> float:
+def all_gather(hardware: Hardware, group: RankSpan, total: float) -> float:
     """Time [s] to gather `total` bytes (the whole result) on every rank; a reduce-scatter takes the same.
 
     The exchange between nodes, each card on its own port, runs along with the spreading inside them.
@@ -47,7 +47,7 @@ def all_gather(hardware: Hardware, group: Group, total: float) -> float:
     return _latency(hardware, nodes) + max(inside, between)
 
 
-def all_to_all(hardware: Hardware, group: Group, sent: float) -> float:
+def all_to_all(hardware: Hardware, group: RankSpan, sent: float) -> float:
     """Time [s] of an all-to-all in which each rank sends `sent` bytes evenly to all ranks, itself included."""
     if group.size == 1:
         return 0.0
@@ -58,7 +58,7 @@ def all_to_all(hardware: Hardware, group: Group, sent: float) -> float:
     return _latency(hardware, group.size / members) + inside + between
 
 
-def two_hop(hardware: Hardware, group: Group, rows: float, width: float, top_k: int, node_share: float) -> float:
+def two_hop(hardware: Hardware, group: RankSpan, rows: float, width: float, top_k: int, node_share: float) -> float:
     """Time [s] of a dispatch that sends a token once to each node that wants it, and there once to each rank.
 
     The two hops run at the same time, on different links.

@@ -31,7 +31,7 @@ from mindmoe.planner.host_terms import (
 )
 from mindmoe.planner.layout import DISPATCHERS, RECOMPUTES, ZEROS, Dispatcher, Layout, Split
 from mindmoe.planner.memory import Array, Memory, in_flight, layer_params, memory_terms, pick
-from mindmoe.planner.network import Group
+from mindmoe.planner.network import RankSpan
 from mindmoe.planner.routing import Percentile, imbalance
 
 _STEADY_ROUNDS = 7  # micro-batches, in units of the stages, after which a step grows linearly
@@ -309,7 +309,7 @@ class CostModel:
         kinds = np.array([layer_params(layer, layout) for layer in architecture.kinds])
         params = kinds[list(architecture.kind_numbers)].sum(axis=0) / layout.pp
         params[0] += architecture.embedding_params / layout.tp
-        groups = Group(layout.replicas, layout.tp), Group(layout.expert_replicas, layout.ep * layout.etp)
+        groups = RankSpan(layout.replicas, layout.tp), RankSpan(layout.expert_replicas, layout.ep * layout.etp)
         times = np.zeros((3, len(ZEROS), 1))
         for held, group in zip(params, groups, strict=True):
             gradients = network.all_gather(hardware, group, 4.0 * held)
@@ -351,13 +351,13 @@ class CostModel:
             update += parts[1]
         return np.repeat(exchange[:, None], len(RECOMPUTES), axis=1), update[:, None]
 
-    def _held(self, layout: Layout) -> tuple[Array, tuple[Group, Group]]:
+    def _held(self, layout: Layout) -> tuple[Array, tuple[RankSpan, RankSpan]]:
         """Mean dense and expert parameters of a rank, and the ranks that hold the same."""
         architecture = self.workload.architecture
         kinds = np.array([layer_params(layer, layout) for layer in architecture.kinds])
         params = kinds[list(architecture.kind_numbers)].sum(axis=0) / layout.pp
         params[0] += (1 if architecture.tied_embeddings else 2) * architecture.embedding_params / layout.tp / layout.pp
-        return params, (Group(layout.replicas, layout.tp), Group(layout.expert_replicas, layout.ep * layout.etp))
+        return params, (RankSpan(layout.replicas, layout.tp), RankSpan(layout.expert_replicas, layout.ep * layout.etp))
 
     def _stage_counts(self, pp: int, split: tuple[int, ...]) -> Array:
         """Layers over (kind, pipeline stage)."""

@@ -9,7 +9,7 @@ EXIT_ORPHANED = 4  # the launcher of a rank has gone
 EXIT_OVERTAKEN = 5  # another start has taken the run folder, or wants it
 
 
-class Watch(Protocol):
+class StopSource(Protocol):
     """What else may ask: it gives the exit code to stop with, 0 for none."""
 
     code: int
@@ -31,7 +31,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
-        self.watch: Watch | None = None
+        self.watch: StopSource | None = None
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopRequest":

@@ -39,7 +39,7 @@ _GRACE = 30.0  # [s] for processes to leave a lock when they were killed, or whe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Record:
+class LiveRecord:
     """What `live.json` says.
 
     Attributes:
@@ -119,7 +119,7 @@ class Hold(Watch):
         self._files = _Files(folder, name)
         self._patience = launch.hang_timeout or _PATIENCE
         self._told = False
-        self._record = Record(
+        self._record = LiveRecord(
             session=self.session,
             command=command,
             pid=os.getpid(),
@@ -189,7 +189,7 @@ class Hold(Watch):
             self._ask(found, now - asked)
             time.sleep(_POLL)
 
-    def _is_over(self, found: Record | None, exclusive: bool | None) -> bool:
+    def _is_over(self, found: LiveRecord | None, exclusive: bool | None) -> bool:
         """Whether what the record names has ended.
 
         Args:
@@ -206,7 +206,7 @@ class Hold(Watch):
                 return birth(found.pid) != found.birth and not marked(found.session, self.folder)
         return self._is_silent(found)
 
-    def _grace(self, found: Record | None) -> float:
+    def _grace(self, found: LiveRecord | None) -> float:
         """How long the folder may be locked before that is taken for somebody who stays [s]."""
         if found is None:  # another start is just entering, or only looks
             return _GRACE
@@ -217,7 +217,7 @@ class Hold(Watch):
             self._told = True
         return self._patience
 
-    def _is_silent(self, found: Record) -> bool:
+    def _is_silent(self, found: LiveRecord) -> bool:
         """Whether what a record of another machine names gives no sign of life for long enough."""
         limit = max(2 * self.launch.node_timeout, 4 * found.every)
         while (silence := self._files.age()) < limit:
@@ -230,7 +230,7 @@ class Hold(Watch):
                 return later is None
         return True
 
-    def _enter(self, found: Record | None, exclusive: bool | None) -> bool:
+    def _enter(self, found: LiveRecord | None, exclusive: bool | None) -> bool:
         """Leaves the name of this process, and shares the lock with what it starts; False if another was faster."""
         if not exclusive and (self._files.lock(fcntl.LOCK_SH) is False or self._files.read() != found):
             return False
@@ -238,7 +238,7 @@ class Hold(Watch):
         self._files.remove_request()
         return not exclusive or self._files.lock(fcntl.LOCK_SH) is not False
 
-    def _ask(self, found: Record | None, waited: float) -> None:
+    def _ask(self, found: LiveRecord | None, waited: float) -> None:
         """Asks whoever is in the folder to end, and ends it on this machine when it does not."""
         if found is not None and self._files.wanted_from() != found.session:
             print(f"{self.folder} is in use by {found}: it is asked to save and end", flush=True)
@@ -337,12 +337,12 @@ class _Files:
             return None
         return True
 
-    def read(self) -> Record | None:
+    def read(self) -> LiveRecord | None:
         with suppress(UserError):
-            return strict_json.checked(Record, strict_json.read(self._live, follow=False), str(self._live))
+            return strict_json.checked(LiveRecord, strict_json.read(self._live, follow=False), str(self._live))
         return None
 
-    def write(self, record: Record) -> None:
+    def write(self, record: LiveRecord) -> None:
         replace_file(self._live, json.dumps(asdict(record)) + "\n")
 
     def remove(self) -> None:

@@ -19,7 +19,7 @@ from mindmoe.files import open_append, replace_file
 from mindmoe.moe.config import DmrConfig
 from mindmoe.parallel.collectives import host_sum
 from mindmoe.parallel.groups import Groups
-from mindmoe.schema import Record
+from mindmoe.schema import StoredRecord
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.step import TrainStep
 from mindmoe.tune.config import ALPHA, AUX, BIAS, TAU, OnlineConfig
@@ -76,7 +76,7 @@ class Proposals:
         self.tuner.close()
 
 
-class Change(Record):
+class Change(StoredRecord):
     """A line of `qea.jsonl`: what a window begins with, and what was decided of the candidate before it, if anything.
 
     `value` is the candidate's objective relative to the first incumbent, `gain` to the present one.

@@ -19,7 +19,7 @@ from warm import machine, write_figures
 
 from mindmoe.config import RunConfig
 from mindmoe.env import worker_environment
-from mindmoe.equiv.layouts import Layout, parse_layout
+from mindmoe.equiv.layouts import LayoutRun, parse_layout
 from mindmoe.launch.local import free_port
 from mindmoe.load import dump_config
 
@@ -37,7 +37,7 @@ def base_config(rows: int = 16) -> RunConfig:
     return RunConfig.model_validate(sections)
 
 
-def run(layout: Layout, steps: int, threads: int) -> dict[str, Any]:
+def run(layout: LayoutRun, steps: int, threads: int) -> dict[str, Any]:
     """One turn of a layout: seconds of its steps on rank 0, and the largest peak of a rank."""
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder, "run.yaml")
@@ -83,7 +83,7 @@ def main() -> None:
             write_figures(args.out, "layouts", "tiny", {"machine": about, "rows": rows})
 
 
-def figures(layout: Layout, turns: list[dict[str, Any]]) -> dict[str, Any]:
+def figures(layout: LayoutRun, turns: list[dict[str, Any]]) -> dict[str, Any]:
     """What the turns of a layout come to."""
     seconds = [second for turn in turns for second in turn["seconds"]]
     return {

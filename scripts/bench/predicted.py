@@ -14,7 +14,7 @@ from pathlib import Path
 from layouts import base_config, run
 
 from mindmoe.env import usable_cores
-from mindmoe.equiv.layouts import Layout, parse_layout
+from mindmoe.equiv.layouts import LayoutRun, parse_layout
 from mindmoe.planner.auto import planner_layout, workload_of
 from mindmoe.planner.hardware import load_hardware
 from mindmoe.planner.step import CostModel, Estimate
@@ -24,7 +24,7 @@ GIB = 2.0**30
 _BLOCK = re.compile(r"(<!-- machine:layouts -->\n).*?(<!-- /machine:layouts -->)", re.DOTALL)
 
 
-def predict(layout: Layout, hardware: str) -> Estimate:
+def predict(layout: LayoutRun, hardware: str) -> Estimate:
     """The planner's estimate of a layout."""
     found = load_hardware(hardware).shared_by(layout.world)
     return CostModel(found, workload_of(layout.config)).estimate(planner_layout(layout.config, layout.world))

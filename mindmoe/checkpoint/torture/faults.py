@@ -26,7 +26,7 @@ _CALLS = ("open", "pwrite", "fsync", "rename", "mkdir", "unlink", "rmdir")
 
 
 @dataclass(slots=True)
-class Verdict:
+class FaultVerdict:
     """Trials of one fault on one contender.
 
     Attributes:
@@ -76,9 +76,9 @@ def _is_plain(step: int, tensors: dict[str, Any]) -> bool:
     )
 
 
-def kills(name: str, contender: Contender, root: Path, trials: int) -> Verdict:
+def kills(name: str, contender: Contender, root: Path, trials: int) -> FaultVerdict:
     """SIGKILL at random moments of a process that saves without pause; all trials go on in one folder."""
-    rng, verdict, acknowledged = random.Random(0), Verdict(), 0
+    rng, verdict, acknowledged = random.Random(0), FaultVerdict(), 0
     command = [sys.executable, "-m", "mindmoe.checkpoint.torture.child", name, str(root)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -120,9 +120,9 @@ def _restore(files: list[tuple[Path, bytes]], root: Path) -> None:
 
 def _damaged(
     contender: Contender, root: Path, trials: int, damage: Callable[[random.Random, Path, bytes], None]
-) -> Verdict:
+) -> FaultVerdict:
     """Step 2 is damaged: step 1, or step 2 if the damage did no harm, must be found, with all bytes right."""
-    rng, verdict = random.Random(1), Verdict()
+    rng, verdict = random.Random(1), FaultVerdict()
     with _two_steps(contender, root) as files:
         for trial in range(trials):
             path, content = files[trial % len(files)]
@@ -132,7 +132,7 @@ def _damaged(
     return verdict
 
 
-def flips(contender: Contender, root: Path, trials: int) -> Verdict:
+def flips(contender: Contender, root: Path, trials: int) -> FaultVerdict:
     """One bit of the newest step is flipped."""
 
     def flip(rng: random.Random, path: Path, content: bytes) -> None:
@@ -143,7 +143,7 @@ def flips(contender: Contender, root: Path, trials: int) -> Verdict:
     return _damaged(contender, root, trials, flip)
 
 
-def truncations(contender: Contender, root: Path, trials: int) -> Verdict:
+def truncations(contender: Contender, root: Path, trials: int) -> FaultVerdict:
     """A file of the newest step is cut, or has bytes appended."""
 
     def cut(rng: random.Random, path: Path, content: bytes) -> None:
@@ -152,7 +152,7 @@ def truncations(contender: Contender, root: Path, trials: int) -> Verdict:
     return _damaged(contender, root, trials, cut)
 
 
-def zeroed_pages(contender: Contender, root: Path, trials: int) -> Verdict:
+def zeroed_pages(contender: Contender, root: Path, trials: int) -> FaultVerdict:
     """A page of the newest step reads as zeros, as after a write that never reached the disk."""
 
     def zero(rng: random.Random, path: Path, content: bytes) -> None:
@@ -163,9 +163,9 @@ def zeroed_pages(contender: Contender, root: Path, trials: int) -> Verdict:
     return _damaged(contender, root, trials, zero)
 
 
-def missing_and_swapped(contender: Contender, root: Path) -> Verdict:
+def missing_and_swapped(contender: Contender, root: Path) -> FaultVerdict:
     """A file of the newest step is missing, or is that of the step before."""
-    verdict = Verdict()
+    verdict = FaultVerdict()
     with _two_steps(contender, root) as files:
         for index in range(len(files)):
             for swap in (False, True):
@@ -180,9 +180,9 @@ def missing_and_swapped(contender: Contender, root: Path) -> Verdict:
     return verdict
 
 
-def full_disks(contender: Contender, root: Path) -> Verdict | None:
+def full_disks(contender: Contender, root: Path) -> FaultVerdict | None:
     """A disk of every size from half to three times the state; None if this user may not mount one."""
-    verdict, size = Verdict(), sum(array.nbytes for array in plain(1).values()) // 1024
+    verdict, size = FaultVerdict(), sum(array.nbytes for array in plain(1).values()) // 1024
     root.mkdir(parents=True, exist_ok=True)
     for kib in range(size // 2, 3 * size + size // 2, size // 12):
         options = ["-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(root)]
@@ -202,9 +202,9 @@ def full_disks(contender: Contender, root: Path) -> Verdict | None:
     return verdict
 
 
-def failing_calls(contender: Contender, root: Path) -> Verdict:
+def failing_calls(contender: Contender, root: Path) -> FaultVerdict:
     """Every system call of a save fails once, with four errors; only for a writer that is made of Python's calls."""
-    verdict = Verdict()
+    verdict = FaultVerdict()
     for error in (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS):
         for nth in range(1, 200):
             shutil.rmtree(root, ignore_errors=True)

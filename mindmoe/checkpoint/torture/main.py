@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mindmoe.checkpoint.torture import faults, power_loss
 from mindmoe.checkpoint.torture.contenders import CONTENDERS, Contender
-from mindmoe.checkpoint.torture.faults import Verdict
+from mindmoe.checkpoint.torture.faults import FaultVerdict
 
 _MEMORY = Path("/dev/shm")  # fsync costs nothing there, so that thousands of trials take seconds
 _CRASH_STATES = 24
@@ -77,7 +77,7 @@ def _installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def _faults(trials: int) -> dict[str, Callable[[str, Contender, Path], Verdict | None]]:
+def _faults(trials: int) -> dict[str, Callable[[str, Contender, Path], FaultVerdict | None]]:
     return {
         "kill -9": lambda name, contender, root: faults.kills(name, contender, root, max(1, trials // 20)),
         "flipped bit": lambda _, contender, root: faults.flips(contender, root, trials),

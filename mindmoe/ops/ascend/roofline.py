@@ -25,7 +25,7 @@ class Shape:
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class KernelWork:
     """What a kernel cannot do without: bytes of GM, and floating-point operations of the cube."""
 
     bytes: int
@@ -37,23 +37,23 @@ class Work:
         return max(self.bytes / HBM, self.flops / CUBE)
 
 
-def work(s: Shape) -> dict[str, Work]:
+def work(s: Shape) -> dict[str, KernelWork]:
     """Work of each kernel that has a bound; attention is causal over one sequence of all tokens."""
     t, k, e, d, b = s.tokens, s.topk, s.experts, s.hidden, s.element_bytes
     query, key = s.heads * t * s.head_dim * b, s.kv_heads * t * s.head_dim * b
     pairs = 2 * s.head_dim * s.heads * t * (t + 1) // 2  # operations of one product over the visible pairs
     return {
-        "moe_gating": Work(t * (e * b + 8 * k)),
-        "moe_gating_grad": Work(t * (2 * e * b + 8 * k)),
-        "moe_capacity": Work(12 * t * k),
-        "moe_permute": Work(2 * t * k * d * b + 8 * t * k),
-        "moe_combine": Work((k + 1) * t * d * b + 8 * t * k),
-        "moe_combine_grad": Work((2 * k + 1) * t * d * b + 12 * t * k),
-        "swiglu": Work(3 * t * k * s.ffn * b),
-        "swiglu_grad": Work(5 * t * k * s.ffn * b),
-        "attention": Work(2 * query + 2 * key, 2 * pairs),
-        "attention_grad_query": Work(3 * query + 2 * key, 3 * pairs),
-        "attention_grad_key_value": Work(2 * query + 4 * key, 4 * pairs),
-        "attention_delta": Work(2 * query),
-        "attention_sink": Work(2 * query),
+        "moe_gating": KernelWork(t * (e * b + 8 * k)),
+        "moe_gating_grad": KernelWork(t * (2 * e * b + 8 * k)),
+        "moe_capacity": KernelWork(12 * t * k),
+        "moe_permute": KernelWork(2 * t * k * d * b + 8 * t * k),
+        "moe_combine": KernelWork((k + 1) * t * d * b + 8 * t * k),
+        "moe_combine_grad": KernelWork((2 * k + 1) * t * d * b + 12 * t * k),
+        "swiglu": KernelWork(3 * t * k * s.ffn * b),
+        "swiglu_grad": KernelWork(5 * t * k * s.ffn * b),
+        "attention": KernelWork(2 * query + 2 * key, 2 * pairs),
+        "attention_grad_query": KernelWork(3 * query + 2 * key, 3 * pairs),
+        "attention_grad_key_value": KernelWork(2 * query + 4 * key, 4 * pairs),
+        "attention_delta": KernelWork(2 * query),
+        "attention_sink": KernelWork(2 * query),
     }

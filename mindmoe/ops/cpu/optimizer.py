@@ -21,7 +21,7 @@ class SquareSum(nn.Cell):
         return self.forward(*tensors).reshape(())
 
 
-class AdamW(nn.Cell):
+class FusedAdamW(nn.Cell):
     """Decoupled, bias-corrected AdamW (arXiv 1711.05101) on all parameters, in place.
 
     Args:
@@ -72,7 +72,7 @@ def build_adamw(shape: OpShape, pack: Pack) -> BuildAdamW:
     """AdamW for lists of parameters."""
 
     def adamw(decays: Sequence[bool], *, beta1: float, beta2: float, eps: float, weight_decay: float) -> AdamW:
-        return AdamW(decays, beta1, beta2, eps, weight_decay, pack)
+        return FusedAdamW(decays, beta1, beta2, eps, weight_decay, pack)
 
     return adamw
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from mindmoe.ablate.statistics import LOOKS, Look, ScalingFit
-from mindmoe.ablate.verdict import GO, KEEP, ArmResult, Rule, decide
+from mindmoe.ablate.verdict import GO, KEEP, ArmResult, DecisionRule, decide
 
 SEEDS = tuple(range(12))
-RULE = Rule(seeds=SEEDS, looks=LOOKS)
+RULE = DecisionRule(seeds=SEEDS, looks=LOOKS)
 FIT = ScalingFit(slope=1.0, error=0.01, freedom=10)
 GOOD = {"load_cv": 0.25, "overflow": 0.0, "mean_k": 2.0, "target_k": 2.0}
 
@@ -84,7 +84,7 @@ def test_an_early_look_decides_and_missing_seeds_are_not_jumped_over():
 def test_a_a_comparisons_of_the_whole_rule_stay_below_5_percent():
     """Two hypotheses without an effect, through the whole verdict, at one look of 5%."""
     rng, wrong, draws = np.random.default_rng(5), 0, 300
-    rule = Rule(seeds=(0, 1, 2, 3), looks=(Look(4, 0.05),), threshold=0.0)
+    rule = DecisionRule(seeds=(0, 1, 2, 3), looks=(Look(4, 0.05),), threshold=0.0)
     for _ in range(draws):
         arms = {
             name: ArmResult(role=role, losses=dict(enumerate(rng.normal(4, 0.03, 4))), flops=1.0, seconds=1.0)

@@ -14,7 +14,7 @@ import pytest
 import sentencepiece
 
 from mindmoe.data.indexed import IndexedWriter
-from mindmoe.data.manifest import Manifest, SplitStats
+from mindmoe.data.manifest import DatasetManifest, SplitStats
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def write_folder(tmp_path: Path, write_pair: Callable[..., Path]) -> Callable[..
                 splits[split] = SplitStats(documents=len(documents), tokens=tokens, bytes=3 * tokens)
         content = b"the bytes of a tokenizer"
         (folder / "tokenizer.model").write_bytes(content)
-        Manifest(
+        DatasetManifest(
             vocab_size=vocab_size,
             eod_id=1,
             dtype="uint16",

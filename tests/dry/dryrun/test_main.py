@@ -7,7 +7,7 @@ import pytest
 
 from mindmoe.config import resolve
 from mindmoe.dryrun import main
-from mindmoe.dryrun.agree import Agreement
+from mindmoe.dryrun.agree import CallCheck
 from mindmoe.dryrun.main import dryrun
 from mindmoe.dryrun.memory import rank_memory
 from mindmoe.dryrun.program import StepProgram
@@ -25,7 +25,7 @@ def test_all_ranks_of_a_run_are_checked(laid, capsys):
 
 
 def test_disagreement_is_told_and_fails(laid, capsys, monkeypatch):
-    monkeypatch.setattr(main, "agree", lambda *_, **__: Agreement(("rank 1 does something else",), 3, 0))
+    monkeypatch.setattr(main, "agree", lambda *_, **__: CallCheck(("rank 1 does something else",), 3, 0))
     assert dryrun(laid("dp2")[0], 2, None, True, None) == 1
     out = capsys.readouterr().out
     assert "do NOT agree" in out and "rank 1 does something else" in out

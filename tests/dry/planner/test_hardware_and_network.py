@@ -6,7 +6,7 @@ import pytest
 
 from mindmoe.errors import UserError
 from mindmoe.planner.hardware import hardware_names, load_hardware
-from mindmoe.planner.network import Group, all_gather, all_to_all, send, two_hop
+from mindmoe.planner.network import RankSpan, all_gather, all_to_all, send, two_hop
 
 LARGE = 2.0**30
 A2 = load_hardware("ascend-910b2")
@@ -47,21 +47,21 @@ def test_a_file_of_measurements_replaces_the_table(tmp_path):
 @pytest.mark.parametrize(("ranks", "rate"), [(2, 37), (4, 69), (8, 119), (16, 40.1), (32, 30.2), (64, 27.0)])
 def test_all_to_all_of_a2_nodes(ranks, rate):
     """GiB/s of tensor bytes, MindSpeed core/memory/compress/utils.py; one efficiency for all sizes, hence 15%."""
-    assert LARGE / all_to_all(A2, Group(ranks, 1), LARGE) / 2**30 == pytest.approx(rate, rel=0.15)
+    assert LARGE / all_to_all(A2, RankSpan(ranks, 1), LARGE) / 2**30 == pytest.approx(rate, rel=0.15)
 
 
 @pytest.mark.parametrize(("ranks", "rate"), [(2, 36), (4, 73), (8, 147), (16, 138)])
 def test_all_gather_of_a2_nodes(ranks, rate):
-    assert LARGE / all_gather(A2, Group(ranks, 1), LARGE) / 2**30 == pytest.approx(rate, rel=0.15)
+    assert LARGE / all_gather(A2, RankSpan(ranks, 1), LARGE) / 2**30 == pytest.approx(rate, rel=0.15)
 
 
 @pytest.mark.parametrize(("ranks", "rate"), [(4, 229), (8, 174), (16, 154), (32, 144), (64, 137)])
 def test_all_to_all_of_a3(ranks, rate):
-    assert LARGE / all_to_all(A3, Group(ranks, 1), LARGE) / 2**30 == pytest.approx(rate, rel=0.15)
+    assert LARGE / all_to_all(A3, RankSpan(ranks, 1), LARGE) / 2**30 == pytest.approx(rate, rel=0.15)
 
 
 def test_a_group_of_one_costs_nothing():
-    one = Group(1, 1)
+    one = RankSpan(1, 1)
     assert all_gather(A2, one, LARGE) == all_to_all(A2, one, LARGE) == two_hop(A2, one, 1e4, 5760, 4, 1.0) == 0.0
 
 
@@ -69,13 +69,13 @@ def test_a_group_of_one_costs_nothing():
 @pytest.mark.parametrize("top_k", [1, 4, 8])
 def test_two_hops_never_send_more_than_one_all_to_all(ranks, top_k):
     """Up to the latency of the second hop, for it sends each token at most once where the other sends every copy."""
-    rows, width, group = 65536.0, 5760.0, Group(ranks, 1)
+    rows, width, group = 65536.0, 5760.0, RankSpan(ranks, 1)
     extra = 1e-6 * (A2.link.launch_us + 4 * A2.link.hop_us)
     assert two_hop(A2, group, rows, width, top_k, 1.0) <= all_to_all(A2, group, rows * width * top_k) + extra
 
 
 def test_group_limited_routing_spares_the_network():
-    free, limited = (two_hop(A2, Group(64, 1), 65536.0, 14336.0, 8, share) for share in (1.0, 0.5))
+    free, limited = (two_hop(A2, RankSpan(64, 1), 65536.0, 14336.0, 8, share) for share in (1.0, 0.5))
     assert limited == pytest.approx(free * 4 / (8 * (1 - (7 / 8) ** 8)), rel=0.01)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from mindmoe.ops.cpu.optimizer import AdamW, SquareSum
+from mindmoe.ops.cpu.optimizer import FusedAdamW, SquareSum
 
 SHAPES = [(7, 33), (5,), (300, 250)]
 DECAY = [True, False, True]
@@ -26,7 +26,7 @@ class Step(nn.Cell):
             [Parameter(Tensor(v.astype(np.float32)), name=f"p{i}") for i, v in enumerate(values)]
         )
         self.first, self.second = self.params.clone("m", "zeros"), self.params.clone("v", "zeros")
-        self.adamw, self.square_sum = AdamW(DECAY, weight_decay=0.1, pack=pack), SquareSum(pack)
+        self.adamw, self.square_sum = FusedAdamW(DECAY, weight_decay=0.1, pack=pack), SquareSum(pack)
         self.gradients = ms.value_and_grad(self.loss, None, self.params)
 
     def loss(self, x):
