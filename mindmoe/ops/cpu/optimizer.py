@@ -71,7 +71,7 @@ class FusedAdamW(nn.Cell):
 def build_adamw(shape: OpShape, pack: Pack) -> BuildAdamW:
     """AdamW for lists of parameters."""
 
-    def adamw(decays: Sequence[bool], *, beta1: float, beta2: float, eps: float, weight_decay: float) -> AdamW:
+    def adamw(decays: Sequence[bool], *, beta1: float, beta2: float, eps: float, weight_decay: float) -> FusedAdamW:
         return FusedAdamW(decays, beta1, beta2, eps, weight_decay, pack)
 
     return adamw
