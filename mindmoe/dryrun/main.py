@@ -13,13 +13,14 @@ from rich.table import Table
 from mindmoe.config import RunConfig
 from mindmoe.dryrun.agree import agree
 from mindmoe.dryrun.execute import Executed, execute
-from mindmoe.dryrun.memory import RankMemory, rank_memory
+from mindmoe.dryrun.memory import held_parameters, rank_memory
 from mindmoe.dryrun.program import StepProgram
 from mindmoe.errors import UserError
 from mindmoe.observe.environment import memory
 from mindmoe.parallel.ledger import Call
 from mindmoe.parallel.mesh import Mesh
 from mindmoe.planner.auto import planned
+from mindmoe.planner.memory import Memory
 from mindmoe.position import spans
 
 GIB = 2.0**30
@@ -76,7 +77,7 @@ def check_all(console: Console, run: RunConfig, mesh: Mesh) -> int:
 def run_rank(console: Console, run: RunConfig, mesh: Mesh, rank: int, out: Path | None) -> int:
     """Builds a rank, runs one step, and reports; returns 1 if it called other collectives than derived."""
     program = StepProgram(run, mesh, rank)
-    expected, derived = rank_memory(program), program.calls()
+    expected, parameters, derived = rank_memory(program), held_parameters(program), program.calls()
     at = mesh.places[rank]
     layers = ", ".join(f"{piece.layers.start}-{piece.layers.stop - 1}" for piece in program.pieces if piece.layers)
     console.print(
@@ -87,13 +88,13 @@ def run_rank(console: Console, run: RunConfig, mesh: Mesh, rank: int, out: Path 
     )
     _refuse(expected, program)
     executed = execute(program.config, mesh.world, rank)
-    _show_memory(console, expected, executed)
+    _show_memory(console, expected, executed, parameters)
     _show_calls(console, executed.calls)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(report(program, expected, executed), indent=1) + "\n", encoding="utf-8")
         console.print(f"wrote {out}", markup=False)
-    problems = list(_problems(derived, expected, executed))
+    problems = list(_problems(derived, parameters, executed))
     for problem in problems:
         console.print(f"NOT as derived: {problem}", markup=False)
     if not problems:
@@ -105,13 +106,13 @@ def run_rank(console: Console, run: RunConfig, mesh: Mesh, rank: int, out: Path 
     return 1 if problems else 0
 
 
-def _refuse(expected: RankMemory, program: StepProgram) -> None:
+def _refuse(expected: Memory, program: StepProgram) -> None:
     """Raises what to do where the step would not fit this machine."""
     free = memory("MemAvailable")
     if free is None or expected.total <= free:
         return
     parallel = program.config.parallel
-    state = expected.weights + expected.masters + expected.moments + expected.gradients
+    state = expected.total - expected.activations - expected.working - expected.reserved
     ways = ["train.seq_length=128", "a smaller train.global_batch_size"]
     if state > expected.total / 2 and program.mesh.dp * program.mesh.cp > 1 and parallel.zero != 3:
         ways.insert(0, "parallel.zero=3 parallel.recompute=full")
@@ -124,16 +125,16 @@ def _refuse(expected: RankMemory, program: StepProgram) -> None:
     )
 
 
-def _terms(expected: RankMemory) -> str:
-    parts = [(each.name, getattr(expected, each.name) / GIB) for each in fields(expected) if each.name != "parameters"]
+def _terms(expected: Memory) -> str:
+    parts = [(each.name, getattr(expected, each.name) / GIB) for each in fields(expected)]
     return ", ".join(f"{name} {size:.1f}" for name, size in parts if size >= 0.05)
 
 
-def _problems(derived: list[Call], expected: RankMemory, executed: Executed) -> list[str]:
+def _problems(derived: list[Call], parameters: int, executed: Executed) -> list[str]:
     """What differs between the program that ran and the one that was derived."""
     found = []
-    if executed.parameters != expected.parameters:
-        found.append(f"{executed.parameters:,} parameters were built, {expected.parameters:,} were derived")
+    if executed.parameters != parameters:
+        found.append(f"{executed.parameters:,} parameters were built, {parameters:,} were derived")
     for place, (made, listed) in enumerate(zip_longest(executed.calls, derived)):
         if made != listed:
             found.append(f"call {place + 1} was {made}, derived {listed}")
@@ -143,17 +144,15 @@ def _problems(derived: list[Call], expected: RankMemory, executed: Executed) -> 
     return found
 
 
-def _show_memory(console: Console, expected: RankMemory, executed: Executed) -> None:
-    table = Table(title=f"{expected.parameters:,} parameters on this rank", title_justify="left", title_style="bold")
+def _show_memory(console: Console, expected: Memory, executed: Executed, parameters: int) -> None:
+    table = Table(title=f"{parameters:,} parameters on this rank", title_justify="left", title_style="bold")
     table.add_column("memory")
     for column in ("derived GiB", "measured GiB"):
         table.add_column(column, justify="right")
-    state = expected.weights + expected.masters + expected.moments
-    for name in ("weights", "masters", "moments"):
-        table.add_row(name, f"{getattr(expected, name) / GIB:.3f}", "")
-    table.add_row("state of the run", f"{state / GIB:.3f}", f"{executed.state_bytes / GIB:.3f}")
-    for name in ("gradients", "gathered", "activations", "process"):
-        table.add_row(name, f"{getattr(expected, name) / GIB:.3f}", "")
+    for each in fields(expected):
+        table.add_row(each.name, f"{getattr(expected, each.name) / GIB:.3f}", "")
+    state = expected.weights + expected.optimizer
+    table.add_row("weights and optimizer", f"{state / GIB:.3f}", f"{executed.state_bytes / GIB:.3f}")
     table.add_row("peak of the process", f"{expected.total / GIB:.3f}", f"{executed.peak / GIB:.3f}")
     console.print(table)
 
@@ -183,7 +182,7 @@ def _show_calls(console: Console, calls: list[Call]) -> None:
     console.print(table)
 
 
-def report(program: StepProgram, expected: RankMemory, executed: Executed) -> dict[str, object]:
+def report(program: StepProgram, expected: Memory, executed: Executed) -> dict[str, object]:
     """Everything about a rank as JSON: memory, times, and each collective in order."""
     return {
         "rank": program.rank,

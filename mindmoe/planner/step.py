@@ -19,7 +19,6 @@ from mindmoe.planner import network
 from mindmoe.planner.architecture import Architecture, LayerShape
 from mindmoe.planner.compute import Precision, Term, Work, dispatch_time, head_terms, layer_terms
 from mindmoe.planner.hardware import Hardware
-from mindmoe.planner.host_memory import host_memory_terms
 from mindmoe.planner.host_terms import (
     TENSORS_A_LAYER,
     Machine,
@@ -30,7 +29,17 @@ from mindmoe.planner.host_terms import (
     once_a_step,
 )
 from mindmoe.planner.layout import DISPATCHERS, RECOMPUTES, ZEROS, Dispatcher, Layout, Split
-from mindmoe.planner.memory import Array, Memory, in_flight, layer_params, memory_terms, pick
+from mindmoe.planner.memory import (
+    ACCELERATOR,
+    PUBLISHED,
+    Array,
+    Memory,
+    in_flight,
+    layer_params,
+    memory_terms,
+    on_cpu,
+    pick,
+)
 from mindmoe.planner.network import RankSpan
 from mindmoe.planner.routing import Percentile, imbalance
 
@@ -381,28 +390,22 @@ class CostModel:
         chunks = np.array([[layout.chunks] for layout in layouts])
         tokens = first.micro_batch_size * self.workload.seq_length // first.cp
         chunked = chunks if self.workload.ours and first.pp > 1 else None
+        holds = PUBLISHED if not self.workload.ours else ACCELERATOR
         if self.hardware.host is not None:
-            return host_memory_terms(
-                self.hardware,
-                self.workload.architecture,
-                first,
-                counts=counts,
-                held=held / chunks,
-                chunks=chunked,
-                tokens=tokens,
-                kept=4.0 if self.workload.precision == "fp32" else 2.0,
-                several=count > 1,
-            )
+            holds = on_cpu(self.workload.precision)
         return memory_terms(
-            self.hardware,
+            holds,
             self.workload.architecture,
             first,
             counts=counts,
             held=held / chunks,
             chunks=chunked,
-            ours=self.workload.ours,
             tokens=tokens,
             imbalance=self.workload.imbalance(first.ep, percentile),
+            seq_length=self.workload.seq_length,
+            several=count > 1,
+            communicator=self.hardware.communicator_mib * 2.0**20,
+            reserved=self.hardware.reserved_gib * 2.0**30,
         )
 
     def memories(self, layout: Layout, percentile: Percentile | None = None) -> list[Memory]:

@@ -15,25 +15,14 @@ GIB = 2.0**30
 TIE = 0.10  # the planner's own median error is of this size
 
 _MEMORY_MEANING = {
-    "weights": "bf16 weights, 2 bytes a parameter; under ZeRO 3 divided by the replicas",
-    "gradients": "fp32 gradients, 4 bytes a parameter; from ZeRO 2 divided by the replicas",
-    "optimizer": "fp32 master weights and two Adam moments, 12 bytes a parameter; from ZeRO 1 divided",
+    "weights": "fp32 weights; under ZeRO 3 divided by the replicas",
+    "gradients": "their fp32 sum, from ZeRO 2 divided; and a micro-batch's where they outgrow the activations",
+    "optimizer": "two Adam moments, 8 bytes a parameter, and masters under ZeRO 1 and 2; from ZeRO 1 divided",
     "activations": "kept for the backward pass: micro-batches in flight x layers x bytes of the recompute policy",
-    "working": "the largest layer's tensors while it runs, or the logits; gathered weights under ZeRO 3",
-    "buffers": "dispatch send and receive buffers, communicators",
-    "fragmentation": "5% of activations, working set and dispatch buffers",
-    "reserved": "driver, runtime and kernels",
-}
-
-_HOST_MEANING = {
-    "weights": "fp32 weights, and a copy that building the model leaves with the allocator; under ZeRO 3 divided",
-    "gradients": "fp32 gradients of a micro-batch, and their sum; under ZeRO 3 divided by the replicas",
-    "optimizer": "two Adam moments, 8 bytes a parameter, and master copies under ZeRO 1 and 2; from ZeRO 1 divided",
-    "activations": "what the layers' ops keep of a micro-batch, and inputs in flight between stages",
-    "working": "one more layer while it is worked on, and the loss; gathered weights under ZeRO 3",
-    "buffers": "scratch memory of the pack, and buckets of gradients",
-    "fragmentation": "not counted apart",
-    "reserved": "Python and MindSpore, measured",
+    "working": "the largest layer's tensors while it runs, or the loss; gathered weights under ZeRO 3",
+    "buffers": "dispatch, communicators; on a CPU scratch memory, buckets, and what the allocator keeps of building",
+    "fragmentation": "a share of activations, working set and dispatch buffers",
+    "reserved": "driver, runtime and kernels; on a CPU the process without a model",
 }
 
 
@@ -117,9 +106,8 @@ def memory_table(model: CostModel, estimate: Estimate) -> TableData:
     """Memory of the fullest rank by term, at every percentile of the routing imbalance."""
     layout = estimate.layout
     memories: list[Memory] = [model.memories(layout, percentile)[estimate.memory_stage] for percentile in PERCENTILES]
-    meaning = _MEMORY_MEANING if model.hardware.host is None else _HOST_MEANING
     rows: list[tuple[str, ...]] = [
-        (field.name, *(f"{getattr(memory, field.name) / GIB:.2f}" for memory in memories), meaning[field.name])
+        (field.name, *(f"{getattr(memory, field.name) / GIB:.2f}" for memory in memories), _MEMORY_MEANING[field.name])
         for field in fields(Memory)
     ]
     rows.append(

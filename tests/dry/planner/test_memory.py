@@ -8,9 +8,10 @@ import pytest
 
 from mindmoe.load import load_config
 from mindmoe.planner.architecture import from_config, reference
+from mindmoe.planner.auto import workload_of
 from mindmoe.planner.hardware import load_hardware
 from mindmoe.planner.layout import RECOMPUTES, ZEROS, Layout
-from mindmoe.planner.memory import activation_bytes, dispatch_buffers, in_flight, state_bytes
+from mindmoe.planner.memory import activation_bytes, dispatch_buffers, in_flight, on_cpu, state_bytes
 from mindmoe.planner.routing import imbalance
 from mindmoe.planner.step import CostModel, Workload
 
@@ -120,7 +121,7 @@ def test_rows_of_routers_that_choose_k_are_held(router, exchanged, everywhere):
     ):
         layout = Layout(dp=8, ep=ep, dispatcher=dispatcher)
         kept, other = (
-            activation_bytes(of, of.kinds[0], layout, tokens, "selective", 1.25) for of in (architecture, plain)
+            activation_bytes(of, of.kinds[0], layout, "selective", tokens, 1.25) for of in (architecture, plain)
         )
         assert kept - other == pytest.approx(2 * tokens * (rows - 4) * 1.25 * (width + 2 * layer.expert_ffn))
         got = dispatch_buffers(architecture, layout, tokens, 1.25)
@@ -145,3 +146,28 @@ def test_published_peak_memory_of_qwen3_30b():
     )
     memory, _ = model.memory(Layout(dp=16, ep=16, recompute="selective"))
     assert memory.total / 2**30 == pytest.approx(62.17, rel=0.1)
+
+
+def test_a_micro_batch_s_gradients_take_the_place_of_its_activations():
+    """mindmoe holds their sum besides; where they outgrow the activations, those count no more."""
+    run = load_config(ROOT / "configs" / "gpt-oss-20b.yaml")
+    model = CostModel(load_hardware("ascend-910b2"), workload_of(run))
+    kept, spared = (model.memory(Layout(dp=8, ep=8, zero=0, recompute=how))[0] for how in ("none", "full"))
+    assert kept.gradients == kept.weights == spared.weights < spared.gradients
+    assert spared.gradients + spared.activations + spared.working == pytest.approx(2 * spared.weights)
+
+
+def test_the_pack_keeps_what_was_counted_op_by_op():
+    """One layer of gpt-oss-20b in fp32 on two tensor ranks with whole experts on each of two expert ranks, by hand."""
+    run = load_config(ROOT / "configs" / "gpt-oss-20b.yaml")
+    architecture, tokens, rows = workload_of(run).architecture, 4096, 2048
+    kept = activation_bytes(
+        architecture, architecture.kinds[0], Layout(tp=2, ep=2, etp=1), "none", tokens, 1.0, on_cpu("fp32")
+    )
+    hidden = 3 * rows * 2880 + 2 * rows * 2880 + 3 * tokens * 2880  # inputs, norms, and the gathered sequence
+    attention = tokens * 64 * (2 * 64 + 2 * 8) // 2 + rows * 64  # queries, keys, values, output; sums of the scores
+    experts = 3 * rows * 32 + rows * 4 * (2 * 2880 + 5 * 2880)  # router; gate and up, and rows on their way
+    assert kept == 4 * (hidden + attention + experts)
+    assert activation_bytes(architecture, architecture.kinds[0], Layout(), "full", tokens, 1.0, on_cpu("bf16")) == (
+        4 * tokens * 2880
+    )

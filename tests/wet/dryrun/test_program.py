@@ -6,7 +6,7 @@ import pytest
 from mindspore import ops
 
 from mindmoe.dryrun.execute import random_batch
-from mindmoe.dryrun.memory import rank_memory
+from mindmoe.dryrun.memory import held_parameters
 from mindmoe.dryrun.program import StepProgram
 from mindmoe.env import Place
 from mindmoe.equiv.layouts import parse_layout
@@ -54,7 +54,7 @@ def run_step(root: Path, layout: str, rank: int, words: list[str]) -> tuple[Step
 def test_the_calls_of_a_rank_are_the_ones_derived(root, layout, rank, words):
     program, calls, parameters = run_step(root, layout, rank, words)
     assert calls == program.calls()
-    assert parameters == rank_memory(program).parameters
+    assert parameters == held_parameters(program)
 
 
 def test_a_rank_whose_experts_get_no_token_calls_the_same(root, monkeypatch):
