@@ -50,7 +50,9 @@ def train(figures: Figures) -> str:
                 f"{100 * row['flops_per_s'] / peaks['fp32' if 'fp32' in row['name'] else 'bf16']:.0f} %",
             ]
             for row in part["rows"]
+            if "ended" not in row
         ]
+        rows += [[row["name"], "ended", *["-"] * 6] for row in part["rows"] if "ended" in row]
         header = [
             f"`{size}`",
             "tokens/s",
@@ -175,7 +177,7 @@ def plot(figures: Figures, file: Path) -> None:
     sizes = figures["train"]
     figure, axes = pyplot.subplots(1, len(sizes), figsize=(3.6 * len(sizes), 3.4), constrained_layout=True)
     for axis, (size, part) in zip(axes if len(sizes) > 1 else [axes], sizes.items(), strict=True):
-        rows = part["rows"][::-1]
+        rows = [row for row in part["rows"][::-1] if "ended" not in row]
         medians = [row["median_s"] for row in rows]
         spread = [
             [row["median_s"] - row["min_s"] for row in rows],

@@ -9,6 +9,7 @@ of them, peers come in groups, each with ours in its middle, and a peer is compa
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,37 @@ from contender import CONTENDERS, OURS
 from rich.console import Console
 from rich.table import Table
 from sizes import SIZES, train_flops
-from warm import Warm, machine, take_turns, write_figures
+from warm import machine, start_together, take_turns, write_figures
 
 
 def bench(size: str, names: list[str], together: int, rounds: int, steps: int, threads: int) -> list[dict[str, Any]]:
     """Figures of contenders at a size: ours from its first group, and each with its speed against ours beside it."""
-    peers = [name for name in names if name != OURS]
+    left = [["contender.py", name, size, str(threads)] for name in names if name != OURS]
     rows: list[dict[str, Any]] = []
-    for begin in range(0, len(peers), together):
-        group = [OURS, *peers[begin : begin + together]]
-        warm = [Warm(["contender.py", name, size, str(threads)], threads) for name in group]
-        ours, *others = take_turns(warm, rounds, steps)
+    ended: dict[str, str] = {}
+    while left or not rows:
+        group, later = left[:together], left[together:]
+        warm, ends, refused = start_together([["contender.py", OURS, size, str(threads)], *group], threads)
+        if OURS in ends:
+            sys.exit(ends[OURS])
+        if group and len(refused) == len(group):  # a single one beside ours, even if the memory may not hold it
+            alone, more, _ = start_together(refused[:1], threads)
+            warm, ends, refused = warm + alone, ends | more, refused[1:]
+        left, ended = [*refused, *later], ended | ends
+        measured = {row["name"]: row for row in take_turns(warm, rounds, steps)}
+        ended |= {name: row["ended"] for name, row in measured.items() if "ended" in row}
+        ours = measured.pop(OURS)
+        if "ended" in ours:
+            sys.exit(ours["ended"])
+        rows += [] if rows else [{**ours, "slower_than_ours": 1.0}]
+        others = [row for row in measured.values() if "ended" not in row]
         rows += [{**row, "slower_than_ours": row["median_s"] / ours["median_s"]} for row in others]
-        if begin == 0:
-            rows.insert(0, {**ours, "slower_than_ours": 1.0})
     tokens, flops = SIZES[size]["batch"] * SIZES[size]["seq_length"], train_flops(SIZES[size])
-    return [
+    figures = [
         {**row, "size": size, "tokens_per_s": tokens / row["median_s"], "flops_per_s": flops / row["median_s"]}
         for row in rows
     ]
+    return figures + [{"name": name, "size": size, "ended": end} for name, end in ended.items()]
 
 
 def show(rows: list[dict[str, Any]], size: str, peaks: dict[str, float]) -> None:
@@ -53,6 +66,10 @@ def show(rows: list[dict[str, Any]], size: str, peaks: dict[str, float]) -> None
     ):
         table.add_column(header, justify="left" if header == "full train step" else "right")
     for row in rows:
+        if "ended" in row:
+            table.add_row(row["name"], "ended", *["-"] * 6)
+            print(row["ended"])
+            continue
         peak = peaks["fp32" if "fp32" in row["name"] else "bf16"]
         table.add_row(
             row["name"],

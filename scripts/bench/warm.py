@@ -10,12 +10,17 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+
+class Ended(Exception):
+    """A contender's process is no more; says what it said last."""
 
 
 class Warm:
@@ -45,14 +50,15 @@ class Warm:
         line = self.process.stdout.readline()
         if not line:
             self.log.seek(0)
-            sys.exit(f"{self.name} ended with code {self.process.wait()}:\n{self.log.read()[-2000:]}")
+            raise Ended(f"{self.name} ended with code {self.process.wait()}:\n{self.log.read()[-2000:]}")
         return json.loads(line)
 
     def ask(self, count: int) -> Any:
         """The answer to a number on stdin."""
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{count}\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended, which its missing reply tells
+            self.process.stdin.write(f"{count}\n")
+            self.process.stdin.flush()
         return self.reply()
 
     def finish(self) -> dict[str, Any]:
@@ -87,11 +93,57 @@ class Warm:
 
 
 def take_turns(contenders: list[Warm], rounds: int, steps: int) -> list[dict[str, Any]]:
-    """Figures of contenders that ran `rounds` turns of `steps` steps each, one after the other."""
-    for _ in range(rounds):
+    """Figures of contenders that ran `rounds` turns of `steps` steps each, one after the other.
+
+    One that ends before has a row of its name and its end, and the others go on without it.
+    """
+    ends: dict[str, str] = {}
+    rows = []
+    for turn in range(rounds + 1):
         for contender in contenders:
-            contender.turn(steps)
-    return [contender.end() for contender in contenders]
+            try:
+                if contender.name not in ends and turn < rounds:
+                    contender.turn(steps)
+                elif contender.name not in ends:
+                    rows.append(contender.end())
+            except Ended as error:
+                ends[contender.name] = str(error)
+    return rows + [{"name": name, "ended": end} for name, end in ends.items()]
+
+
+def start_together(commands: list[list[str]], threads: int) -> tuple[list[Warm], dict[str, str], list[list[str]]]:
+    """Starts contenders one after the other while the memory has room for another one like the largest so far.
+
+    Returns:
+        Those that run, how others ended, and the commands for which there is no room beside them.
+    """
+    running: list[Warm] = []
+    ends: dict[str, str] = {}
+    for place, command in enumerate(commands):
+        largest = max((resident(each.process.pid) for each in running), default=0)
+        if running and available() < 1.5 * largest:
+            return running, ends, commands[place:]
+        try:
+            running.append(Warm(command, threads))
+        except Ended as error:
+            ends[command[1]] = str(error)
+    return running, ends, []
+
+
+def available() -> int:
+    """Memory that a new process could have [bytes]."""
+    return kilobytes(Path("/proc/meminfo"), "MemAvailable")
+
+
+def resident(pid: int) -> int:
+    """The most memory that a process has had [bytes]."""
+    return kilobytes(Path(f"/proc/{pid}/status"), "VmHWM")
+
+
+def kilobytes(file: Path, key: str) -> int:
+    """A figure of a file of /proc [bytes]."""
+    (line,) = (line for line in file.read_text().splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024
 
 
 def write_figures(out: Path | None, part: str, name: str, figures: dict[str, Any]) -> None:
