@@ -12,6 +12,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, ops
 
+from mindmoe.ops.select import OpSet
 from mindmoe.parallel.collectives import primitives, recorded
 from mindmoe.parallel.groups import Group
 from mindmoe.pipeline.schedule import (
@@ -37,10 +38,10 @@ class StageProgram:
     Args:
         objective: of the piece: `parts` makes its output and its share of the balancing losses.
         params: its trainable parameters.
-        compiled: whether passes are compiled whole; those of a process alone may be.
+        compiled_with: the ops, where passes are compiled whole, as those of a process alone may be.
     """
 
-    def __init__(self, objective: Any, params: list[ms.Parameter], compiled: bool):
+    def __init__(self, objective: Any, params: list[ms.Parameter], compiled_with: OpSet | None):
         self.first, self.last = objective.net.first, objective.net.last
         weights = ms.ParameterTuple(params)
 
@@ -56,10 +57,28 @@ class StageProgram:
             (_, report), grads = both(*arguments)
             return (None, grads, report) if self.first else (*grads, report)
 
-        self.forward = ms.jit(objective.parts) if compiled else objective.parts
-        self.gradients = ms.jit(gradients) if compiled else gradients
+        self.forward: Callable[..., Any] = objective.parts
+        self.gradients: Callable[..., Any] = gradients
+        if compiled_with is not None:
+            self.forward, self.gradients = ms.jit(objective.parts), _compiled(gradients, compiled_with)
         self.input_gradient: Any = None if self.first else ms.value_and_grad(total, 0, None, has_aux=True)
         self.weight_gradients = ms.value_and_grad(total, None, weights, has_aux=True)
+
+
+def _compiled(gradients: Callable[..., Any], kernels: OpSet) -> Callable[..., Any]:
+    """`gradients` compiled; the host sleeps until all of them are there, where MindSpore's own wait would spin."""
+
+    @ms.jit
+    def announced(*arguments: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...], Report]:
+        dx, grads, report = gradients(*arguments)
+        return dx, grads, (kernels.arrive(ops.depend(report[0], grads)), *report[1:])
+
+    def awaited(*arguments: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...], Report]:
+        made = announced(*arguments)
+        kernels.wait()
+        return made
+
+    return awaited
 
 
 @dataclass

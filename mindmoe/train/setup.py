@@ -144,13 +144,16 @@ def build_part(config: RunConfig, net: CausalLM, piece: Piece, groups: Groups, r
     )
 
 
-def build_executor(config: RunConfig, mesh: Mesh, groups: Groups, parts: list[Part]) -> PipelineExecutor:
+def build_executor(
+    config: RunConfig, mesh: Mesh, groups: Groups, parts: list[Part], kernels: OpSet
+) -> PipelineExecutor:
     """The executor of this rank's stage."""
     train, parallel = config.train, config.parallel
+    compiled_with = kernels if compiles(config, mesh.world) else None
     message = (train.micro_batch_size, train.seq_length // (mesh.cp * mesh.tp), config.model.hidden_size)
     return PipelineExecutor(
         parallel.schedule,
-        [StageProgram(part.objective, part.differentiated, compiles(config, mesh.world)) for part in parts],
+        [StageProgram(part.objective, part.differentiated, compiled_with) for part in parts],
         groups["pp"],
         message,
     )
@@ -188,7 +191,7 @@ def build_trainer(config: RunConfig, place: Place, record_routing: bool = False,
         kernels=kernels,
         compile_update=compiles(config, mesh.world) and config.train.device != "cpu",
         zero=config.parallel.zero,
-        executor=build_executor(config, mesh, groups, parts),
+        executor=build_executor(config, mesh, groups, parts, kernels),
         positions=context_positions(config.train.seq_length, mesh.cp, at.cp) if mesh.cp > 1 else None,
     )
     return Trainer(
