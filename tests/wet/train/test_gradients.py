@@ -14,7 +14,7 @@ def test_slope_of_the_loss_along_each_gradient(tiny_run, batch):
     trainer = build_trainer(config, Place(rank=0, world=1, local_world=1))
     rows = batch(4, seed=3)
     grads, _ = trainer.step.gradients([rows], rows.loss_mask.sum())
-    params = trainer.step.parts[0].owned.params
+    params = [tensor.param for tensor in trainer.step.parts[0].owned.tensors]
     assert len(params) == len(grads) > 20
 
     def loss() -> float:
