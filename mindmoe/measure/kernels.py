@@ -69,7 +69,7 @@ def matrix_cases(precision: Precision) -> Iterator[Case]:
         counts = host.experts(tokens * k, dim, ffn, count, width)
         yield "experts", "forward", counts[0], partial(mixture.forward, x, *args, bias, mixture.settings)
         yield "experts", "backward", counts[1], partial(mixture.backward, dy, x, *args, bias, hidden, mixture.settings)
-    head = CrossEntropy(precision, "forward").inner
+    head = CrossEntropy(precision).inner
     for tokens, dim, vocab in _LOSS:
         labels, mask, one = Tensor(_RNG.integers(0, vocab, tokens, np.int32)), ops.ones((tokens,)), Tensor([1.0])
         x, w = real(tokens, dim), real(vocab, dim)

@@ -32,15 +32,6 @@ class CrossEntropy {
         tiles_((words + kTileColumns - 1) / kTileColumns),
         stride_((words + 31) / 32 * 32 + 32) {}
 
-  // nll (rows): zero for a label outside the vocabulary.
-  void losses(float *nll) const {
-    for (int64_t begin = 0; begin < rows_; begin += block_) {
-      Scratch scratch;
-      Block block(*this, begin, scratch);
-      logits(block, nll, nullptr);
-    }
-  }
-
   // Where the words are a part of the vocabulary: log of the denominator over this part, and the logit of each label,
   // zero for one that is elsewhere; both (rows).
   void parts(float *lse, float *target) const {
@@ -54,8 +45,9 @@ class CrossEntropy {
     }
   }
 
-  // Also the gradients of sum(weight * nll): dx (rows, width) and dw (words, width). With `lse` (rows), the logs of the
-  // denominators over the whole vocabulary, of which the words are a part, those of this part; nll is not written then.
+  // nll (rows), zero for a label outside the vocabulary, and the gradients of sum(weight * nll): dx (rows, width) and
+  // dw (words, width). With `lse` (rows), the logs of the denominators over the whole vocabulary, of which the words are
+  // a part, those of this part; nll is not written then.
   template <class Out>
   void gradients(const float *weight, const float *lse, float *nll, Out *dx, float *dw) const {
     for (int64_t begin = 0; begin < rows_; begin += block_) {
@@ -172,16 +164,8 @@ CrossEntropy<T> problem(const Tensor &x, const Tensor &w, const Tensor &labels, 
 }  // namespace
 }  // namespace mindmoe
 
-// in: x (..., D), w (V, D), labels (...), mask (...), [half]; out: sum of mask * nll (1), nll (...)
-MINDMOE_OP(cross_entropy_forward) {
-  with_type(t[4].f64()[0] != 0, [&](auto tag) {
-    Scratch scratch;
-    problem<decltype(tag)>(t[0], t[1], t[2], scratch).losses(t[6].f32());
-  });
-  t[5].f32()[0] = masked_sum(t[6].f32(), t[3].f32(), t[2].size());
-}
-
-// in: x, w, labels, mask, [half]; out: sum of mask * nll (1), nll (...), and of the sum: dx, dw
+// in: x (..., D), w (V, D), labels (...), mask (...), [half]
+// out: sum of mask * nll (1), nll (...), and of the sum: dx, dw
 MINDMOE_OP(cross_entropy_with_gradient) {
   with_type(t[4].f64()[0] != 0, [&](auto tag) {
     with_type(t[7].is_half(), [&](auto storage) {
@@ -191,20 +175,6 @@ MINDMOE_OP(cross_entropy_with_gradient) {
     });
   });
   t[5].f32()[0] = masked_sum(t[6].f32(), t[3].f32(), t[2].size());
-}
-
-// in: gradients of the sum (1) and of nll (...), x, w, labels, mask, [half]; out: dx, dw
-MINDMOE_OP(cross_entropy_backward) {
-  int64_t rows = t[4].size();
-  Scratch scratch;
-  float *weight = scratch.take<float>(rows), *nll = scratch.take<float>(rows);
-  for (int64_t row = 0; row < rows; ++row) weight[row] = t[0].f32()[0] * t[5].f32()[row] + t[1].f32()[row];
-  with_type(t[6].f64()[0] != 0, [&](auto tag) {
-    with_type(t[7].is_half(), [&](auto storage) {
-      problem<decltype(tag)>(t[2], t[3], t[4], scratch)
-          .gradients(weight, nullptr, nll, data_as<decltype(storage)>(t[7]), t[8].f32());
-    });
-  });
 }
 
 // The next two where w is a part of the vocabulary, and labels are counted from its first word.

@@ -142,9 +142,7 @@ OP(combine_forward)
 OP(combine_backward)
 OP(route_forward)
 OP(route_backward)
-OP(cross_entropy_forward)
 OP(cross_entropy_with_gradient)
-OP(cross_entropy_backward)
 OP(cross_entropy_part_forward)
 OP(cross_entropy_part_backward)
 OP(scale)
@@ -226,9 +224,7 @@ static void vocabulary(bool half, int64_t tokens, int64_t width, int64_t words) 
   auto x = random({tokens, width}), w = random({words, width}), mask = random({tokens});
   auto labels = integers({tokens}, -1, static_cast<int>(words)), set = settings({double(half)});
   auto total = empty({1}), nll = empty({tokens}), lse = empty({tokens});
-  CHECK(cross_entropy_forward, {x, w, labels, mask, set}, {total, nll});
   CHECK(cross_entropy_with_gradient, {x, w, labels, mask, set}, {total, nll, empty(x->shape_), empty(w->shape_)});
-  CHECK(cross_entropy_backward, {random({1}), nll, x, w, labels, mask, set}, {empty(x->shape_), empty(w->shape_)});
   CHECK(cross_entropy_part_forward, {x, w, labels, set}, {lse, nll});
   CHECK(cross_entropy_part_backward, {mask, lse, x, w, labels, set}, {empty(x->shape_), empty(w->shape_)});
   CHECK(scale, {x, random({1})}, {empty(x->shape_)});

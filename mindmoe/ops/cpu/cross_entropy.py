@@ -2,43 +2,31 @@
 
 from mindspore import Tensor, float32, nn
 
-from mindmoe.ops.contract import CrossEntropyOp, OpShape
+from mindmoe.ops.contract import OpShape
 from mindmoe.ops.cpu.pack import Outputs, Pack, Precision, load, no_gradient, settings
 
 
 class CrossEntropy(nn.Cell):
-    """Negative log likelihood of labels under softmax(x @ w^T), with its gradient.
+    """The masked sum of negative log likelihoods of labels under softmax(x @ w^T), with its gradient.
+
+    The gradient is made in the forward pass, while the logits are at hand: one product fewer.
 
     Args:
         precision: of the products' operands; softmax and sums are fp32.
-        gradient: `forward` makes the gradient while the logits are at hand (training: one product fewer; only the sum
-            is differentiable), `backward` makes the logits again (evaluation costs nothing extra; the per-token losses
-            are differentiable too).
         pack: the library, by default the best of this machine.
     """
 
-    def __init__(self, precision: Precision = "fp32", gradient: str = "forward", pack: Pack | None = None):
+    def __init__(self, precision: Precision = "fp32", pack: Pack | None = None):
         super().__init__()
-        if gradient not in ("forward", "backward"):
-            raise ValueError(f"gradient={gradient!r} must be 'forward' or 'backward'")
-        kind = _Eager if gradient == "forward" else _Late
-        self.inner = kind(precision, pack or load())
+        self.inner = _CrossEntropy(precision, pack or load())
 
-    def construct(self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of mask * nll () and nll (...) [nats], not masked.
-
-        Args:
-            x: (..., D).
-            w: (V, D).
-            labels: (...) int32; one outside 0..V-1 has nll 0.
-            mask: (...) weight of each token in the sum.
-        """
-        out = self.inner(x, w, labels, mask)
-        return out[0].reshape(()), out[1]
+    def construct(self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        """See the contract; a label outside 0..V-1 adds nothing."""
+        return self.inner(x, w, labels, mask)[0].reshape(())
 
 
-class _Eager(nn.Cell):
-    """Returns the sum (1), nll, and the sum's gradients of x and w."""
+class _CrossEntropy(nn.Cell):
+    """Returns the sum (1), each token's loss, and the sum's gradients of x and w."""
 
     def __init__(self, precision: Precision, pack: Pack):
         super().__init__()
@@ -55,27 +43,6 @@ class _Eager(nn.Cell):
 
     def bprop(self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor, out: Outputs, dout: Outputs) -> Outputs:
         return self.scale(out[2], dout[0]), self.scale(out[3], dout[0]), no_gradient(labels), no_gradient(mask)
-
-
-class _Late(nn.Cell):
-    """Returns the sum (1) and nll."""
-
-    def __init__(self, precision: Precision, pack: Pack):
-        super().__init__()
-        self.settings = settings(precision == "bf16")
-        self.forward = pack.op(
-            "cross_entropy_forward", lambda x, w, labels, *_: ((1,), labels), lambda *_: (float32, float32)
-        )
-        self.backward = pack.op(
-            "cross_entropy_backward", lambda dsum, dnll, x, w, *_: (x, w), lambda dsum, dnll, x, w, *_: (x, w)
-        )
-
-    def construct(self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor) -> Outputs:
-        return self.forward(x, w, labels, mask, self.settings)
-
-    def bprop(self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor, out: Outputs, dout: Outputs) -> Outputs:
-        dx, dw = self.backward(dout[0], dout[1], x, w, labels, mask, self.settings)
-        return dx, dw, no_gradient(labels), no_gradient(mask)
 
 
 class CrossEntropyPart:
@@ -105,14 +72,9 @@ class CrossEntropyPart:
         return self.second(dnll, lse, x, w, labels, self.settings)
 
 
-def build_cross_entropy(shape: OpShape, pack: Pack) -> CrossEntropyOp:
-    """The sum alone."""
-    op = CrossEntropy(shape.precision, "forward", pack)
-
-    def cross_entropy(x: Tensor, w: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-        return op(x, w, labels, mask)[0]
-
-    return cross_entropy
+def build_cross_entropy(shape: OpShape, pack: Pack) -> CrossEntropy:
+    """Over any leading axes."""
+    return CrossEntropy(shape.precision, pack)
 
 
 def build_cross_entropy_part(shape: OpShape, pack: Pack) -> CrossEntropyPart:

@@ -19,7 +19,7 @@ mode) and in PyNative alike. A decoder layer and its loss from the pack:
         gates, ids = route(router(y, w.router, w.router_bias), selection_bias)
         return x + experts(y, gates, ids, w.gate_up, w.gate_up_bias, w.down, w.down_bias).reshape(x.shape)
 
-    total, nll = loss(norm(x, w.norm), w.head, labels, mask / mask.sum())
+    total = loss(norm(x, w.norm), w.head, labels, mask / mask.sum())
     adamw = FusedAdamW(decay=[p.ndim > 1 for p in params])
     norm = ops.sqrt(SquareSum()(gradients))
     adamw(params, first, second, gradients, lr, ops.minimum(1.0 / norm, 1.0), step)
