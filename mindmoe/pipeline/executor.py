@@ -12,7 +12,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, ops
 
-from mindmoe.ops.select import OpSet
+from mindmoe.ops.contract import OpSet
 from mindmoe.parallel.collectives import primitives, recorded
 from mindmoe.parallel.groups import Group
 from mindmoe.pipeline.schedule import (
