@@ -152,7 +152,8 @@ def test_siblings_equal_the_reference(one, op, precision, graph):
     for a, b in zip(got[0] + got[1], want[0] + want[1], strict=True):
         assert a.shape == b.shape and (a.dtype == np.int32) == (b.dtype == np.int32)
         size = max(np.abs(b).max(), 1e-30)
-        np.testing.assert_allclose(a, b, rtol=0, atol={"fp32": 1e-5, "bf16": 4e-2}[precision] * size)
+        tolerance = {"fp32": 1e-5, "bf16": 2e-2 if one.startswith("cpu") else 4e-2}[precision]
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * size)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
