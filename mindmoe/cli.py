@@ -143,7 +143,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from mindmoe.flight.report import write_routing_report
+    from mindmoe.lab.flight.report import write_routing_report
     from mindmoe.observe.report import write_report
 
     path, out = args.path, args.out
@@ -152,7 +152,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _ablate(args: argparse.Namespace) -> int:
-    from mindmoe.ablate.main import main as ablate
+    from mindmoe.lab.ablate.main import main as ablate
 
     return ablate(args.config, args.words, args.report, args.configs, args.quick)
 

@@ -133,6 +133,6 @@ def repair(args: argparse.Namespace) -> int:
 
 def place(args: argparse.Namespace) -> int:
     """Renumbers experts for a better placement."""
-    from mindmoe.flight.place import place
+    from mindmoe.lab.flight.place import place
 
     return place(args.path, args.step, args.ranks, args.out)

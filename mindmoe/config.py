@@ -8,6 +8,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from mindmoe.checkpoint.config import CheckpointConfig
 from mindmoe.data.config import DataConfig
 from mindmoe.errors import ConfigError
+from mindmoe.lab.tune.config import ALPHA, AUX, BIAS, TAU, OnlineConfig
 from mindmoe.launch.config import LaunchConfig
 from mindmoe.model.config import ModelConfig
 from mindmoe.model.shapes import layer_specs
@@ -18,7 +19,6 @@ from mindmoe.parallel import legality
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.schema import INT32_MAX, Coefficient, Scale, Section, Seed
 from mindmoe.train.config import TrainConfig
-from mindmoe.tune.config import ALPHA, AUX, BIAS, TAU, OnlineConfig
 
 MAX_PARAMS = 10**15
 """Parameters of a model, a thousand times those of any there is."""

@@ -259,7 +259,7 @@ class NodeAgent:
 
 
 class Leader:
-    """Node 0: gives the orders, and follows them like every other node.
+    """NodeAgent 0: gives the orders, and follows them like every other node.
 
     Args:
         node: this node.

@@ -9,7 +9,7 @@ import numpy as np
 
 from mindmoe.data.loader import Batch, TokenBatches
 from mindmoe.errors import CheckpointError
-from mindmoe.flight.trace import write_trace
+from mindmoe.lab.flight.trace import write_trace
 from mindmoe.moe.statistics import RoutingStatistics, Saturation, routing_statistics
 from mindmoe.optim.schedule import learning_rate
 from mindmoe.parallel.collectives import host_sum

@@ -16,17 +16,17 @@ import numpy as np
 from mindmoe.config import RunConfig
 from mindmoe.errors import UserError
 from mindmoe.files import open_append, replace_file
+from mindmoe.lab.tune.config import ALPHA, AUX, BIAS, TAU, OnlineConfig
+from mindmoe.lab.tune.log import read_log
+from mindmoe.lab.tune.online import Decision, OnlineTuner, Window
+from mindmoe.lab.tune.search import Proposal, Trial, Tuner
+from mindmoe.lab.tune.space import Levels, Space
 from mindmoe.moe.config import DmrConfig
 from mindmoe.parallel.collectives import host_sum
 from mindmoe.parallel.groups import Groups
 from mindmoe.schema import StoredRecord
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.step import TrainStep
-from mindmoe.tune.config import ALPHA, AUX, BIAS, TAU, OnlineConfig
-from mindmoe.tune.log import read_log
-from mindmoe.tune.online import Decision, OnlineTuner, Window
-from mindmoe.tune.search import Proposal, Trial, Tuner
-from mindmoe.tune.space import Levels, Space
 
 log = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ import mindspore as ms
 
 from mindmoe.config import RunConfig
 from mindmoe.env import Place, threads_per_rank
+from mindmoe.lab.tune.config import AUX
 from mindmoe.model.decoder import CausalLM
 from mindmoe.model.shapes import param_specs
 from mindmoe.moe.dispatch.sizes import node_grid
@@ -25,7 +26,6 @@ from mindmoe.pipeline.executor import PipelineExecutor, StageProgram
 from mindmoe.pipeline.split import Piece, build_pieces, holding_stages, stage_pieces
 from mindmoe.train.objective import Objective
 from mindmoe.train.step import Part, TrainStep
-from mindmoe.tune.config import AUX
 
 log = logging.getLogger(__name__)
 _AXES: tuple[MeshAxis, ...] = ("world", "stage", "dp", "tp", "pp", "ep", "cp", "etp", "edp")

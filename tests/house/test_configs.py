@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from mindmoe.ablate.config import AblateConfig
-from mindmoe.ablate.jobs import Plan
+from mindmoe.lab.ablate.config import AblateConfig
+from mindmoe.lab.ablate.jobs import Plan
 from mindmoe.load import load_config, load_section
 
 

@@ -38,7 +38,7 @@ class KernelWork:
 
 
 def work(s: Shape) -> dict[str, KernelWork]:
-    """Work of each kernel that has a bound; attention is causal over one sequence of all tokens."""
+    """KernelWork of each kernel that has a bound; attention is causal over one sequence of all tokens."""
     t, k, e, d, b = s.tokens, s.topk, s.experts, s.hidden, s.element_bytes
     query, key = s.heads * t * s.head_dim * b, s.kv_heads * t * s.head_dim * b
     pairs = 2 * s.head_dim * s.heads * t * (t + 1) // 2  # operations of one product over the visible pairs

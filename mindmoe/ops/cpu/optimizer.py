@@ -22,7 +22,7 @@ class SquareSum(nn.Cell):
 
 
 class FusedAdamW(nn.Cell):
-    """Decoupled, bias-corrected AdamW (arXiv 1711.05101) on all parameters, in place.
+    """Decoupled, bias-corrected FusedAdamW (arXiv 1711.05101) on all parameters, in place.
 
     Args:
         decay: for each parameter, whether weight decay applies.
@@ -69,7 +69,7 @@ class FusedAdamW(nn.Cell):
 
 
 def build_adamw(shape: OpShape, pack: Pack) -> BuildAdamW:
-    """AdamW for lists of parameters."""
+    """FusedAdamW for lists of parameters."""
 
     def adamw(decays: Sequence[bool], *, beta1: float, beta2: float, eps: float, weight_decay: float) -> FusedAdamW:
         return FusedAdamW(decays, beta1, beta2, eps, weight_decay, pack)

@@ -13,10 +13,10 @@ from pydantic.fields import FieldInfo
 import mindmoe
 from mindmoe.config import _LEVELS
 from mindmoe.errors import ConfigError
+from mindmoe.lab.tune.config import ALPHA, AUX, BIAS, TAU
 from mindmoe.load import load_config
 from mindmoe.moe.config import BalanceConfig, DmrConfig, FeaturesConfig
 from mindmoe.schema import FP32_MAX, Section
-from mindmoe.tune.config import ALPHA, AUX, BIAS, TAU
 
 Write = Callable[..., str]
 

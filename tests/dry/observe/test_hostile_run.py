@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mindmoe.errors import UserError
-from mindmoe.flight.trace import read_traces, write_trace
+from mindmoe.lab.flight.trace import read_traces, write_trace
 from mindmoe.load import load_config
 from mindmoe.observe.metrics import MetricsLog, read_metrics
 from mindmoe.observe.story import read_story
@@ -132,6 +132,6 @@ def test_a_damaged_trace_is_named(tmp_path: Path, harm: Callable[[Path], None]) 
 
 def test_a_trace_that_unpacks_to_too_much_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     traced(tmp_path)
-    monkeypatch.setattr("mindmoe.flight.trace._MOST", 50)
+    monkeypatch.setattr("mindmoe.lab.flight.trace._MOST", 50)
     with pytest.raises(UserError, match="bytes unpacked are too many"):
         read_traces(tmp_path)
