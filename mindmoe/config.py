@@ -1,23 +1,23 @@
 """RunConfig: one run, composed of each package's section, with the checks that span sections."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from mindmoe.checkpoint.config import CheckpointConfig
 from mindmoe.data.config import DataConfig
 from mindmoe.errors import ConfigError
-from mindmoe.lab.tune.config import ALPHA, AUX, BIAS, TAU, OnlineConfig
 from mindmoe.launch.config import LaunchConfig
 from mindmoe.model.config import ModelConfig
 from mindmoe.model.shapes import layer_specs
-from mindmoe.moe.config import DmrConfig, MoeConfig
+from mindmoe.moe.config import MoeConfig
 from mindmoe.observe.config import ObserveConfig
 from mindmoe.optim.config import OptimConfig
 from mindmoe.parallel import legality
 from mindmoe.parallel.config import ParallelConfig
-from mindmoe.schema import INT32_MAX, Coefficient, Scale, Section, Seed
+from mindmoe.plugins import ONLINE_TUNING, Companion, Named
+from mindmoe.schema import INT32_MAX, Section, Seed
 from mindmoe.train.config import TrainConfig
 
 MAX_PARAMS = 10**15
@@ -43,7 +43,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     observe: ObserveConfig = ObserveConfig()
     launch: LaunchConfig = LaunchConfig()
-    qea: OnlineConfig | None = None
+    qea: Annotated[Companion, Named(ONLINE_TUNING)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
@@ -125,58 +125,20 @@ def _schedule(optim: OptimConfig, train: TrainConfig) -> Iterator[str]:
         )
 
 
-def _domains(moe: MoeConfig | None, data: DataConfig) -> Iterator[str]:
-    if moe is None or not isinstance(moe.router, DmrConfig) or not moe.router.features.domain:
-        return
-    if len(data.sources) > moe.router.domain.num:
-        yield (
-            f"data.sources={len(data.sources)} sources must be at most moe.router.domain.num={moe.router.domain.num}: "
-            "raise moe.router.domain.num"
-        )
+def _sources(moe: MoeConfig | None, data: DataConfig) -> Iterator[str]:
+    if moe is not None:
+        yield from moe.router.data_problems(len(data.sources))
 
 
-def _online(qea: OnlineConfig | None, moe: MoeConfig | None, optim: OptimConfig) -> Iterator[str]:
-    if qea is None:
-        return
-    if optim.schedule not in ("wsd", "constant"):
-        yield (
-            f"optim.schedule={optim.schedule} must be wsd or constant with qea, which compares windows at a constant "
-            "rate: set optim.schedule=wsd"
-        )
-    if moe is None:
-        yield "qea must have experts to route to: add a moe section"
-        return
-    router, dynamic = moe.router, isinstance(moe.router, DmrConfig)
-    alpha = router.features.alpha if isinstance(router, DmrConfig) and router.uses_difficulty else None
-    now = {TAU: router.tau if dynamic else None, ALPHA: alpha, AUX: moe.balance.aux_coef, BIAS: moe.balance.bias_rate}
-    for key, levels in qea.space.items():
-        value = now[key]
-        if value is None:
-            yield f"qea.space={key} must be a setting of moe.router.type=dmr with difficulty: remove it"
-        elif value == 0 and key in (AUX, BIAS):
-            yield f"{key}=0.0 must be above 0 to be tuned with qea: set it to one of the levels"
-        elif value not in levels:
-            yield f"{key}={value} must be one of the levels {levels} of qea.space: add it or change {key}"
-        for level in levels:
-            try:
-                _LEVELS[key].validate_python(level)
-            except ValidationError as error:
-                said = error.errors(include_url=False)[0]["msg"].removeprefix("Input should ")
-                yield f"qea.space={key} cannot be {level}, which must {said}: change that level"
+def _companion(qea: Companion | None, moe: MoeConfig | None, optim: OptimConfig) -> Iterator[str]:
+    if qea is not None:
+        yield from qea.run_problems(moe, optim)
 
-
-_LEVELS: Mapping[str, TypeAdapter[float]] = {
-    TAU: TypeAdapter(Scale),
-    ALPHA: TypeAdapter(Coefficient),
-    AUX: TypeAdapter(Coefficient),
-    BIAS: TypeAdapter(Coefficient),
-}
-"""What each setting that a running step reads anew may be."""
 
 _CHECKS: tuple[tuple[Callable[..., Iterator[str]], tuple[str, ...]], ...] = (
     (_sequence, ("model", "train")),
     (_sizes, ("model", "moe", "train")),
     (_schedule, ("optim", "train")),
-    (_domains, ("moe", "data")),
-    (_online, ("qea", "moe", "optim")),
+    (_sources, ("moe", "data")),
+    (_companion, ("qea", "moe", "optim")),
 )

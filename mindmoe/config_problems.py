@@ -6,15 +6,19 @@ in the tree to find the line.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, get_args
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from mindmoe.config_synonyms import SYNONYMS
 from mindmoe.files import shown
+from mindmoe.plugins import Elsewhere
 from mindmoe.strict_yaml import MAX_PROBLEMS, Node, resolve_scalar
 
 _NAMED_KEY = re.compile(r"([A-Za-z_][A-Za-z0-9_.]*)=")
@@ -59,7 +63,7 @@ def located(root: Node, section: Path, problem: str) -> str:
 def _lines(cls: type[BaseModel], root: Node, path: Path, items: list[Any]) -> list[str]:
     kind, name, node = items[0]["type"], _dotted(path), _nearest(root, path)
     if kind == "extra_forbidden":
-        return [f"{_place(node, name)}: unknown key{_suggestion(cls, path)}"]
+        return [f"{_place(node, name)}: unknown key{_suggestion(cls, root, path)}"]
     if kind == "missing":
         return [f"{node.where}: {name}: missing: add it"]
     if kind == "value_error" and isinstance(node.value, dict):
@@ -129,9 +133,9 @@ def _unquote(node: Node, what: str) -> str:
     return "remove the quotes" if quoted else f"write {what}"
 
 
-def _suggestion(cls: type[BaseModel], path: Path) -> str:
+def _suggestion(cls: type[BaseModel], root: Node, path: Path) -> str:
     """The nearest known key: of that very name elsewhere, so called by others, or a sibling of similar name."""
-    section = _section_at(cls, path[:-1])
+    section = _section_at(cls, root, path[:-1])
     if section is None or len(name := str(path[-1])) > 60:
         return ": remove it"
     elsewhere = [known for known in _known_keys(cls) if known.rpartition(".")[2] == name]
@@ -147,28 +151,42 @@ def _suggestion(cls: type[BaseModel], path: Path) -> str:
     return f": remove it, known here are {', '.join(siblings)}"
 
 
-def _section_at(cls: type[BaseModel], path: Path) -> type[BaseModel] | None:
+def _section_at(cls: type[BaseModel], root: Node, path: Path) -> type[BaseModel] | None:
     """The config class of the section at `path`."""
     section: type[BaseModel] | None = cls
-    for part in path:
+    for place, part in enumerate(path):
         if isinstance(part, str):
             field = section.model_fields.get(part) if section else None
-            section = _section_in(field.annotation) if field else None
+            section = _section_of(field, _nearest(root, path[: place + 1])) if field else None
     return section
 
 
-def _section_in(annotation: Any) -> type[BaseModel] | None:
+def _section_of(field: FieldInfo, node: Node | None = None) -> type[BaseModel] | None:
+    """The config class of a field; where that depends on the value, the one of `node`."""
+    return _section_in(field.annotation, field.metadata, node)
+
+
+def _section_in(annotation: Any, rules: Sequence[Any], node: Node | None) -> type[BaseModel] | None:
     """The config class inside an annotation such as `list[SourceConfig]` or `MoeConfig | None`."""
+    for rule in rules:
+        if isinstance(rule, Elsewhere):
+            entries = node.value if node is not None and isinstance(node.value, dict) else {}
+            with suppress(ValueError):
+                return rule.section({key: child.value for key, child in entries.items()})
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for arg in get_args(annotation) if (found := _section_in(arg))), None)
+    more = getattr(annotation, "__metadata__", ())
+    return next((found for arg in get_args(annotation) if (found := _section_in(arg, more, node))), None)
 
 
-def _known_keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
+@cache
+def _known_keys(cls: type[BaseModel], prefix: str = "") -> tuple[str, ...]:
+    found = []
     for name, field in cls.model_fields.items():
-        yield prefix + name
-        if section := _section_in(field.annotation):
-            yield from _known_keys(section, f"{prefix}{name}.")
+        found.append(prefix + name)
+        if section := _section_of(field):
+            found += _known_keys(section, f"{prefix}{name}.")
+    return tuple(found)
 
 
 def _path(root: Node, item: Any) -> tuple[Path, bool]:

@@ -97,7 +97,7 @@ def main(run: Path, prompt: str, max_new_tokens: int, temperature: float, seed: 
     config = RunFolder(run).load_config()
     if config.moe is not None and not config.moe.router.causal:
         raise UserError(
-            f"moe.router.type={config.moe.router.type} is not causal: it cannot route a token before the later ones",
+            f"moe.router.type={config.moe.router.tag} is not causal: it cannot route a token before the later ones",
             "generate from a run with another router",
         )
     tokenizer = _tokenizer_of(config)

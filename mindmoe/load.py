@@ -6,7 +6,7 @@ all at once.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,7 +100,7 @@ def config_schema() -> dict[str, Any]:
     Nothing but the type of a router is `required` in it: a run file may leave any key to the files that it includes.
     """
     schema = RunConfig.model_json_schema()
-    for section in (schema, *schema["$defs"].values()):
+    for section in _sections_of(schema):
         tags = [name for name in section.pop("required", ()) if "const" in section["properties"][name]]
         if tags:  # what tells the members of a union apart
             section["required"] = tags
@@ -112,6 +112,17 @@ def config_schema() -> dict[str, Any]:
     }
     schema["properties"]["parallel"] = {"anyOf": [{"const": "auto"}, schema["properties"]["parallel"]]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _sections_of(schema: Any) -> Iterator[dict[str, Any]]:
+    """Every part of a JSON Schema that describes a section."""
+    if isinstance(schema, dict):
+        if isinstance(schema.get("properties"), dict):
+            yield schema
+        schema = list(schema.values())
+    if isinstance(schema, list):
+        for part in schema:
+            yield from _sections_of(part)
 
 
 def _read_with_includes(path: Path) -> tuple[Node, list[str]]:

@@ -42,6 +42,23 @@ class Batch:
     segment_ids: NDArray[np.int32]
     domains: NDArray[np.int32]
 
+    def read(self, name: str) -> NDArray[np.int32]:
+        """What a router may want to know of each token, (n, S) int32 by the names of mindmoe/moe/router/base.py."""
+        shape = self.input_ids.shape
+        match name:
+            case "token_id":
+                return self.input_ids
+            case "position":
+                return np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
+            case "domain":
+                return np.broadcast_to(self.domains[:, None], shape)
+            case "previous":
+                before = np.full(shape, -1, np.int32)
+                inside = self.segment_ids[:, 1:] == self.segment_ids[:, :-1]
+                before[:, 1:][inside] = self.input_ids[:, :-1][inside]
+                return before
+        raise ValueError(f"no token has a {name}")
+
 
 class TokenBatches:
     """The batches of a run, for training (shuffled, without end) or for evaluation (in file order, once).

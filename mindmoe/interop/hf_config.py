@@ -15,7 +15,8 @@ from mindmoe import strict_json
 from mindmoe.errors import UserError
 from mindmoe.files import FileMissing, shown
 from mindmoe.model.config import LayerType, ModelConfig, YarnConfig
-from mindmoe.moe.config import BalanceConfig, MoeConfig, RouterConfig
+from mindmoe.moe.config import BalanceConfig, MoeConfig
+from mindmoe.moe.router.topk import TopK
 from mindmoe.schema import FP32_MAX, Coefficient, PositiveFp32, PositiveInt32
 
 _SAME_NAME = (
@@ -283,10 +284,10 @@ def layer_types(model: ModelConfig) -> list[str]:
 
 def routing_differences(moe: MoeConfig) -> list[str]:
     """The settings of the router that GptOss does not have: it is a softmax over the logits of the chosen experts."""
-    router, plain = moe.router, RouterConfig()
+    router, plain = moe.router, TopK()
     return [
         f"moe.router.{key}={getattr(router, key)}"
-        for key in sorted(set(type(router).model_fields) & set(RouterConfig.model_fields))
+        for key in sorted(set(type(router).model_fields) & set(TopK.model_fields))
         if getattr(router, key) != getattr(plain, key) and key != "norm_topk"
     ]
 

@@ -1,7 +1,8 @@
 """One decoder layer: pre-norm attention and pre-norm FFN on the residual stream.
 
 A block is a pure function of activations and weights: it owns no parameters. So one compiled block serves every layer
-of its kind, ZeRO hands it weights that were gathered for this call, and recomputation calls it again.
+of its kind, ZeRO hands it weights that were gathered for this call, and recomputation calls it again. What the router
+reads of the tokens comes behind the weights.
 """
 
 from typing import Any
@@ -13,6 +14,7 @@ from mindmoe.model.config import ModelConfig
 from mindmoe.model.ffn import DenseFFN
 from mindmoe.moe.config import MoeConfig
 from mindmoe.moe.layer import MoeLayer, RouterStats
+from mindmoe.moe.router.base import Routing
 from mindmoe.ops.contract import OpSet
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.groups import Groups
@@ -22,11 +24,22 @@ from mindmoe.parallel.weights import Slots, below
 class FeedForward(nn.Cell):
     """The FFN half: x + ffn(norm(x)); shared experts see every token."""
 
-    def __init__(self, moe: MoeConfig | None, kernels: OpSet, groups: Groups, slots: Slots, parallel: ParallelConfig):
+    def __init__(
+        self,
+        moe: MoeConfig | None,
+        routing: Routing | None,
+        told: tuple[str, ...],
+        kernels: OpSet,
+        groups: Groups,
+        slots: Slots,
+        parallel: ParallelConfig,
+    ):
         super().__init__(auto_prefix=False)
         self.rms_norm, self.norm = kernels.rms_norm, slots["post_attention_layernorm.weight"]
         ffn = below(slots, "mlp")
-        self.moe: Any = None if moe is None else MoeLayer(moe, kernels, groups, ffn, parallel)
+        self.moe: Any = None
+        if moe is not None and routing is not None:
+            self.moe = MoeLayer(moe, routing, told, kernels, groups, ffn, parallel)
         self.dense = DenseFFN(kernels, groups, ffn) if moe is None else None
         shared = moe is not None and moe.num_shared_experts > 0
         self.fork = kernels.fork(2)
@@ -51,6 +64,8 @@ class Block(nn.Cell):
         self,
         model: ModelConfig,
         moe: MoeConfig | None,
+        routing: Routing | None,
+        told: tuple[str, ...],
         layer: int,
         kernels: OpSet,
         groups: Groups,
@@ -60,7 +75,7 @@ class Block(nn.Cell):
         super().__init__(auto_prefix=False)
         self.rms_norm, self.norm = kernels.rms_norm, slots["input_layernorm.weight"]
         self.attention = SelfAttention(model, layer, kernels, groups, below(slots, "self_attn"), parallel.cp_method)
-        self.ffn: Any = FeedForward(moe, kernels, groups, slots, parallel)
+        self.ffn: Any = FeedForward(moe, routing, told, kernels, groups, slots, parallel)
 
     def construct(self, x: Tensor, segment_ids: Tensor, *weights: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
         """x (B, S/tp, D), segment_ids (B, S) -> (B, S/tp, D) and the router's statistics."""

@@ -7,19 +7,12 @@ from mindspore import Tensor, nn, ops
 
 from mindmoe.model.block import Block
 from mindmoe.model.config import ModelConfig
-from mindmoe.model.shapes import param_specs
-from mindmoe.moe.config import DmrConfig, MoeConfig
-from mindmoe.moe.control import table_sizes
-from mindmoe.moe.difficulty import (
-    GradientTap,
-    build_table_keys,
-    build_table_rows,
-    log_norm_of,
-    others_of,
-    token_features,
-    uniform_draw,
-)
-from mindmoe.moe.layer import RouterStats
+from mindmoe.model.reads import reads_of
+from mindmoe.model.shapes import param_specs, router_specs
+from mindmoe.moe.config import MoeConfig
+from mindmoe.moe.layer import STATISTICS, RouterStats
+from mindmoe.moe.router.base import Named
+from mindmoe.moe.router.scores import named
 from mindmoe.ops.contract import OpSet
 from mindmoe.ops.zeros import zeros_like
 from mindmoe.parallel.config import ParallelConfig
@@ -37,40 +30,15 @@ from mindmoe.parallel.unit import ShardedTensor, Unit
 from mindmoe.pipeline.split import Piece, build_pieces, holding_stages, whole
 
 
-def stack_layers(collected: tuple[Any, ...]) -> RouterStats:
-    """Statistics of each layer -> each statistic stacked over layers."""
-    stacked: tuple[Tensor, ...] = ()
-    for index in range(len(collected[0])):
+def stack_layers(names: tuple[str, ...], collected: tuple[RouterStats, ...]) -> Named:
+    """What each layer tells, in the order of `names` -> each by its name, stacked over layers."""
+    stacked = {}
+    for index in range(len(names)):
         parts: tuple[Tensor, ...] = ()
         for stats in collected:
             parts = (*parts, stats[index])
-        stacked = (*stacked, ops.stack(parts))
+        stacked[names[index]] = ops.stack(parts)
     return stacked
-
-
-def with_unknown_domain(
-    input_ids: Tensor,
-    segment_ids: Tensor | None = None,
-    start: Tensor | int = 0,
-    before: Tensor | None = None,
-) -> Tensor:
-    """input_ids (B, S) int32 -> (B, S, 4): each with domain 0, its place, and the token before it in its document.
-
-    Args:
-        input_ids: consecutive tokens.
-        segment_ids: (B, S) int32 document of each token, None where there is one.
-        start: place of the first.
-        before: (B, 1) int32 tokens before the first ones, -1 where a sequence begins, as by default.
-    """
-    unknown = zeros_like(input_ids)
-    places = unknown + ops.arange(0, input_ids.shape[1], dtype=ms.int32) + start
-    previous = unknown[:, :1] - 1 if before is None else before
-    if input_ids.shape[1] > 1:
-        inside = input_ids[:, :-1]
-        if segment_ids is not None:
-            inside = ops.select(segment_ids[:, 1:] == segment_ids[:, :-1], inside, unknown[:, 1:] - 1)
-        previous = ops.concat((previous, inside), 1)
-    return ops.stack((input_ids, unknown, places, previous), -1)
 
 
 class CausalLM(nn.Cell):
@@ -121,27 +89,35 @@ class CausalLM(nn.Cell):
 
         tied = model.tie_word_embeddings
         self.embed: Any = unit(("model.embed_tokens.",)) if piece.first or (tied and piece.last) else None
-        sizes = table_sizes(moe, model.vocab_size)
-        self.table, self.table_size = unit(tuple(sizes)) if sizes else None, sum(sizes.values())
-        if moe is not None and sizes:
-            self.table_keys, self.table_rows = build_table_keys(moe), build_table_rows(moe, model.vocab_size)
-        dynamic = moe.router if moe is not None and isinstance(moe.router, DmrConfig) else None
-        self.draws = dynamic is not None and dynamic.variant == "random_k"
-        self.reads_domain = dynamic is not None and dynamic.features.domain
+        added = router_specs(model, moe)
+        self.shared_names = tuple(weight.name for weight in added.shared)
+        self.shared: Any = unit(tuple(f"model.{name}" for name in self.shared_names)) if added.shared else None
+        routing = None if moe is None else moe.router.build(moe)
+        self.signals, self.learn = tuple(added.signals), None if routing is None else routing.learn
+        self.told = () if routing is None else (*self.signals, *routing.figures)
+        taken = {*STATISTICS, "measured", "mask", "cross_entropy", "aux", "seq_aux"}
+        assert not {*self.told, *added.sums} & taken, "a name that is taken"
+        self.reads: tuple[str, ...] = () if moe is None else moe.router.token_reads
+        self.prepare: Any = None if routing is None else routing.prepare
+        self.prepared = () if routing is None else routing.features
         self.own_part = build_own_part(groups["tp"])
         self.measure: Any = None
-        if dynamic is not None and dynamic.measures_loss and piece.last:
-            self.measure = build_vocab_measure(others_of, log_norm_of, self.linear_out, groups["tp"])
+        if routing is not None and routing.measure is not None and piece.last:
+            self.measure = build_vocab_measure(*routing.measure, self.linear_out, groups["tp"])
+        self.learned_sums: tuple[str, ...] = ()
+        if routing is not None and self.measure is not None:
+            self.learned_sums = tuple(name for name in added.sums if name != routing.sink)
         self.sink: Any = None
-        if dynamic is not None and dynamic.taps and piece.first:
-            self.sink = ms.Parameter(ops.zeros((2, self.table_size), ms.float32), name="tap_sink")
-            self.tap = GradientTap()
+        self.sink_sum = ""
+        if routing is not None and routing.tap is not None and routing.sink is not None and piece.first:
+            self.sink = ms.Parameter(ops.zeros(added.sums[routing.sink], ms.float32), name="tap_sink")
+            self.tap, self.sink_sum = routing.tap, routing.sink
         self.layers, self.units = nn.CellList(auto_prefix=False), nn.CellList(auto_prefix=False)
         for layer in piece.layers:
             prefix = f"model.layers.{layer}."
             names = [name.removeprefix(prefix) for name in specs if name.startswith(prefix)]
             slots = {name: place for place, name in enumerate(names)}
-            self.layers.append(Block(model, moe, layer, kernels, groups, slots, parallel))
+            self.layers.append(Block(model, moe, routing, self.told, layer, kernels, groups, slots, parallel))
             self.units.append(unit((prefix,)))
         self.head: Any = unit(("model.norm.", "lm_head.")) if piece.last else None
         self.tied = tied
@@ -151,13 +127,11 @@ class CausalLM(nn.Cell):
     @property
     def tensors(self) -> list[ShardedTensor]:
         """The parameters of this piece on this rank, in the order of the forward pass."""
-        units = (self.embed, self.table, *self.units, self.head)
+        units = (self.embed, self.shared, *self.units, self.head)
         return [tensor for unit in units if unit is not None for tensor in unit.tensors]
 
-    def through(
-        self, x: Tensor, segment_ids: Tensor, features: tuple[Tensor, ...] = ()
-    ) -> tuple[Tensor, RouterStats | tuple[()]]:
-        """x (B, S/tp, D) -> the same after this piece's layers, and statistics stacked over them.
+    def through(self, x: Tensor, segment_ids: Tensor, features: tuple[Tensor, ...] = ()) -> tuple[Tensor, Named]:
+        """x (B, S/tp, D) -> the same after this piece's layers, and what they tell, by name, stacked over them.
 
         `features`: what routers read of the tokens, see `features()`.
         """
@@ -172,7 +146,7 @@ class CausalLM(nn.Cell):
                 weights = (*unit.whole(unit.params), *features)
                 x, stats = self.recomputed[index](layer.attend(x, segment_ids, *weights), *weights)
             collected = (*collected, stats)
-        return x, stack_layers(collected) if self.is_moe else ()
+        return x, stack_layers((*STATISTICS, *self.told), collected) if self.is_moe else {}
 
     def recomputed_layer(self, index: int) -> Recomputed:
         """A layer, or its FFN half, that is computed again in its backward pass; of a layer the gathers are too."""
@@ -184,33 +158,36 @@ class CausalLM(nn.Cell):
 
         return Recomputed(gathered if self.recomputes == "full" else layer.ffn)
 
-    def hidden(self, input_ids: Tensor, segment_ids: Tensor) -> tuple[Tensor, RouterStats | tuple[()]]:
+    def hidden(self, input_ids: Tensor, segment_ids: Tensor) -> tuple[Tensor, Named]:
         """input_ids (B, S) -> hidden states (B, S/tp, D) before the final norm, and stacked statistics."""
         x = self.embedding(input_ids, *self.embed.whole(self.embed.params))
-        return self.through(x, segment_ids, self.features(with_unknown_domain(input_ids, segment_ids)))
+        return self.through(x, segment_ids, self.features(reads_of(self.reads, input_ids, segment_ids)))
 
-    def features(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """What routers read of the tokens of this rank besides hidden states.
+    def features(self, read: Named) -> tuple[Tensor, ...]:
+        """What the router of every layer reads, each (T, ..) of this rank's tokens.
 
-        Args:
-            tokens: (B, S, 4) int32: id, domain, place in the sequence, and the token before.
-
-        Returns:
-            Where they are read: the features (T, 2 N) of N tables, or a draw (T) in [0, 1); and domains (T) int32.
+        `read`: what a batch carries for it, each (B, S) int32 by name.
         """
+        if not self.reads:
+            return ()
+        own = self.own_reads(read)
+        if self.prepare is not None:
+            own = self.prepare(own, self.shared_state())
         found: tuple[Tensor, ...] = ()
-        if self.table is not None:
-            keys = self.table_keys(self.own_part(tokens))
-            said = token_features(self.table.params[0], keys[0])
-            for place in range(1, len(keys)):
-                said = ops.concat((said, token_features(self.table.params[place], keys[place])), 1)
-            found = (said,)
-        if self.draws:
-            own = self.own_part(tokens)
-            found = (uniform_draw(own[:, :, 0], own[:, :, 2]),)
-        if self.reads_domain:
-            found = (*found, self.own_part(tokens[:, :, 1]).reshape(-1))
+        for name in self.prepared:
+            found = (*found, own[name].reshape(-1) if self.prepare is None else own[name])
         return found
+
+    def own_reads(self, read: Named) -> Named:
+        """Of the tokens whose hidden states this rank holds."""
+        own = {}
+        for name in self.reads:
+            own[name] = self.own_part(read[name])
+        return own
+
+    def shared_state(self) -> Named:
+        """State of the router that all layers share, by name."""
+        return named(self.shared_names, self.shared.params) if self.shared is not None else {}
 
     def construct(
         self,
@@ -218,8 +195,8 @@ class CausalLM(nn.Cell):
         labels: Tensor | None = None,
         loss_mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
-        tokens: Tensor | None = None,
         token_weight: Tensor | None = None,
+        *read: Tensor,
     ) -> Any:
         """What this piece makes of what the one before made; of token ids alone, the logits of a whole model.
 
@@ -228,30 +205,28 @@ class CausalLM(nn.Cell):
             labels: (B, S) int32; it, loss_mask and segment_ids matter where they are used.
             loss_mask: (B, S).
             segment_ids: (B, S) int32.
-            tokens: (B, S, 4) int32: id, domain, place in the sequence, and the token before; by default those of a
-                first piece's ids.
             token_weight: scalar that the loss of a token is multiplied with, needed where gradients are tapped.
+            read: (B, S) int32 of each name in `reads`.
 
         Returns:
-            Summed cross-entropy over unmasked tokens [nats] from the last piece, else hidden states; and statistics.
-            Where the gradient at the logits is measured, its ln (T) follows the statistics of the last piece.
+            Summed cross-entropy over unmasked tokens [nats] from the last piece, else hidden states; and what the
+            layers tell, by name, with what the last piece measured of each token (T), where it does.
         """
         if labels is None or segment_ids is None:
             return self.logits(x)
-        tokens = with_unknown_domain(x, segment_ids) if tokens is None else tokens
-        features = self.features(tokens)
+        by_name = named(self.reads, read)
+        features = self.features(by_name)
         if self.first:
-            ids = x
-            x = self.embedding(ids, *self.embed.whole(self.embed.params))
-            if self.sink is not None and token_weight is not None:
-                x = self.tap(x, self.table_rows(self.own_part(tokens)), token_weight, self.sink)
+            x = self.embedding(x, *self.embed.whole(self.embed.params))
+            if self.sink is not None:
+                x = self.tap(x, self.own_reads(by_name), self.shared_state(), token_weight, self.sink)
         x, stats = self.through(x, segment_ids, features)
         if not self.last:
             return x, stats
         norm, head = self.ends()
         x = self.rms_norm(x, norm)
         if self.measure is not None:
-            stats = (*stats, self.measure(x, head, labels))
+            stats["measured"] = self.measure(x, head, labels)
         return self.cross_entropy(x, head, labels, loss_mask), stats
 
     def ends(self) -> tuple[Tensor, Tensor]:
@@ -293,7 +268,7 @@ class CausalLM(nn.Cell):
             cache: of `cache()`; extended in place.
         """
         x = self.embedding(input_ids, *self.embed.whole(self.embed.params))
-        features = self.features(with_unknown_domain(input_ids, start=start, before=before))
+        features = self.features(reads_of(self.reads, input_ids, None, start, before))
         for i, layer in enumerate(self.layers):
             unit = self.units[i]
             x = layer.extend(x, start, cache[i], cache[len(self.layers) + i], *unit.whole(unit.params), *features)

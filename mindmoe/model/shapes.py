@@ -11,8 +11,8 @@ from math import prod
 from typing import Literal
 
 from mindmoe.model.config import ModelConfig
-from mindmoe.moe.config import DmrConfig, MoeConfig
-from mindmoe.moe.control import num_controls, table_sizes
+from mindmoe.moe.config import MoeConfig
+from mindmoe.moe.router.base import RouterSpecs, Weight
 from mindmoe.parallel.config import ParallelConfig
 
 Axis = Literal["vocab", "heads", "kv_heads", "ffn", "expert", "expert_ffn"] | None
@@ -86,17 +86,8 @@ def _moe_ffn(prefix: str, model: ModelConfig, moe: MoeConfig) -> Iterator[ParamS
         yield ParamSpec(
             name=f"{prefix}.router.selection_bias", shape=(experts,), axes=(None,), init="zeros", trainable=False
         )
-    if num_controls(moe):
-        yield ParamSpec(
-            name=f"{prefix}.router.control", shape=(num_controls(moe),), axes=(None,), init="zeros", trainable=False
-        )
-    if isinstance(moe.router, DmrConfig) and moe.router.features.difficulty_head:
-        read = hidden + 2 * max(1, len(table_sizes(moe, model.vocab_size)))
-        yield ParamSpec(name=f"{prefix}.router.difficulty.weight", shape=(read,), axes=(None,), init="zeros")
-        yield ParamSpec(name=f"{prefix}.router.difficulty.bias", shape=(1,), axes=(None,), init="zeros")
-    if isinstance(moe.router, DmrConfig) and moe.router.features.domain:
-        domains = moe.router.domain.num + 1
-        yield ParamSpec(name=f"{prefix}.router.domain", shape=(domains, experts), axes=(None, None), init="zeros")
+    for weight in router_specs(model, moe).layer:
+        yield _of_router(weight, f"{prefix}.router.")
     at = f"{prefix}.experts"
     yield ParamSpec(
         name=f"{at}.gate_up_proj", shape=(experts, hidden, 2 * ffn), axes=("expert", None, "expert_ffn"), decay=True
@@ -110,6 +101,20 @@ def _moe_ffn(prefix: str, model: ModelConfig, moe: MoeConfig) -> Iterator[ParamS
     yield ParamSpec(name=f"{at}.down_proj_bias", shape=(experts, hidden), axes=("expert", None), init="zeros")
     if moe.num_shared_experts:
         yield from _dense_ffn(f"{prefix}.shared_experts", hidden, moe.num_shared_experts * ffn)
+
+
+def router_specs(model: ModelConfig, moe: MoeConfig | None) -> RouterSpecs:
+    """What the router adds to the model; nothing where there is none."""
+    if moe is None:
+        return RouterSpecs()
+    return moe.router.specs(moe, model.hidden_size, model.vocab_size)
+
+
+def _of_router(weight: Weight, prefix: str) -> ParamSpec:
+    axes: tuple[Axis, ...] = (None,) * len(weight.shape)
+    return ParamSpec(
+        name=prefix + weight.name, shape=weight.shape, axes=axes, init=weight.init, trainable=weight.trainable
+    )
 
 
 def layer_specs(model: ModelConfig, moe: MoeConfig | None, layer: int) -> Iterator[ParamSpec]:
@@ -128,8 +133,7 @@ def param_specs(model: ModelConfig, moe: MoeConfig | None) -> dict[str, ParamSpe
     """Every parameter of the model by name, in the order of the forward pass."""
     vocab_shape = (model.vocab_size, model.hidden_size)
     specs = [ParamSpec(name="model.embed_tokens.weight", shape=vocab_shape, axes=("vocab", None))]
-    for name, rows in table_sizes(moe, model.vocab_size).items():
-        specs.append(ParamSpec(name=name, shape=(rows, 2), axes=(None, None), init="zeros", trainable=False))
+    specs.extend(_of_router(weight, "model.") for weight in router_specs(model, moe).shared)
     for layer in range(model.num_hidden_layers):
         specs.extend(layer_specs(model, moe, layer))
     specs.append(_norm("model.norm", model.hidden_size))

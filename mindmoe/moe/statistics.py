@@ -1,8 +1,17 @@
 """What a run reports about its routing, from the counts that the layers return (dry, numpy only)."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+
+
+class RoutingSums(NamedTuple):
+    """Sums over a global batch: counts (L, E) of assignments before any is dropped, entropy (L) and dropped (L)."""
+
+    counts: np.ndarray
+    entropy: np.ndarray
+    dropped: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,21 +26,18 @@ class RoutingStatistics:
     mean_k: np.ndarray
 
 
-def routing_statistics(
-    counts: np.ndarray, entropy_sum: np.ndarray, dropped: np.ndarray, num_tokens: float
-) -> RoutingStatistics:
+def routing_statistics(sums: RoutingSums, num_tokens: float) -> RoutingStatistics:
     """Statistics of a global batch.
 
     Args:
-        counts: (L, E) assignments per expert, before any is dropped.
-        entropy_sum: (L) sum over tokens of the entropy of the normalised scores [nats].
-        dropped: (L) assignments dropped.
+        sums: of the batch; the entropy is that of the normalised scores [nats].
         num_tokens: tokens of the batch.
 
     Returns:
         cv is the coefficient of variation of the load, max_vio = max load / mean load - 1, mean_k the experts of a
         token.
     """
+    counts = sums.counts
     total = np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
     load = counts / total
     mean = load.mean(axis=1)
@@ -39,8 +45,8 @@ def routing_statistics(
         load=load,
         cv=load.std(axis=1) / np.maximum(mean, 1e-30),
         max_vio=load.max(axis=1) / np.maximum(mean, 1e-30) - 1.0,
-        entropy=entropy_sum / num_tokens,
-        dropped=dropped / total[:, 0],
+        entropy=sums.entropy / num_tokens,
+        dropped=sums.dropped / total[:, 0],
         mean_k=counts.sum(axis=1) / num_tokens,
     )
 

@@ -8,12 +8,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from mindmoe.moe.router.assignment import Route
+from mindmoe.moe.router.base import Named, Route
 
 
-def undecided(
-    route: Route, given: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None], off: float
-) -> np.ndarray:
+def undecided(route: Route, given: tuple[Tensor, Named, Named], off: float) -> np.ndarray:
     """Which experts of each token (T, E) rounding may bring in or throw out.
 
     The router is asked again with one logit of every token moved up, then down, by twice `off`: two experts may be off
@@ -21,14 +19,14 @@ def undecided(
 
     Args:
         route: the router.
-        given: its arguments, logits (T, E) first.
+        given: its arguments: logits (T, E), its weights, and what it reads.
         off: how far rounding may move a logit, relative to the root mean square of the logits of its token.
     """
     logits, *others = given[0].asnumpy(), *given[1:]
     step = 2.0 * off * np.sqrt(np.square(logits).mean(1))
 
     def chosen(moved: np.ndarray) -> np.ndarray:
-        ids = route(Tensor(moved, ms.float32), *others)[1].asnumpy()
+        ids = route(Tensor(moved, ms.float32), *others)["ids"].asnumpy()
         mask = np.zeros((logits.shape[0], logits.shape[1] + 1), bool)  # the last column takes unused slots
         np.put_along_axis(mask, ids, True, 1)
         return mask[:, :-1]

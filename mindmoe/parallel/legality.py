@@ -13,7 +13,8 @@ from inspect import signature
 from typing import Any
 
 from mindmoe.model.config import ModelConfig
-from mindmoe.moe.config import DmrConfig, MoeConfig
+from mindmoe.moe.config import MoeConfig
+from mindmoe.parallel.config import ParallelConfig
 from mindmoe.schema import INT32_MAX
 from mindmoe.train.config import TrainConfig
 
@@ -313,37 +314,14 @@ def _zero_bubble(pp: int, schedule: str, recompute: str) -> str | None:
     )
 
 
-# Routers whose decisions would depend on how tokens are spread.
+# What the router says of it.
 
 
-def _competing(moe: MoeConfig | None, axis: str, degree: int) -> str | None:
-    if moe is None or moe.router.causal or degree == 1:
+def _router(moe: MoeConfig | None, axis: str, degree: int) -> str | None:
+    """What the router says of one degree, all others being 1."""
+    if moe is None or degree == 1:
         return None
-    return (
-        f"parallel.{axis}={degree} must be 1 with moe.router.type={moe.router.type}, whose tokens compete within a "
-        f"rank: set parallel.{axis}=1 or take another router"
-    )
-
-
-def _difficulty(moe: MoeConfig | None, pp: int) -> str | None:
-    if pp == 1 or moe is None or not isinstance(moe.router, DmrConfig):
-        return None
-    if not moe.router.features.difficulty_head or moe.router.difficulty.target != "loss_head":
-        return None
-    return (
-        f"parallel.pp={pp} must be 1 with moe.router.difficulty.target=loss_head, which the last stage alone can "
-        "measure: set moe.router.difficulty.target=table and moe.router.features.grad_ema=true"
-    )
-
-
-def _tables(moe: MoeConfig | None, chunks: int) -> str | None:
-    if chunks == 1 or moe is None or not isinstance(moe.router, DmrConfig) or not moe.router.features.has_table:
-        return None
-    feature = "grad_ema" if moe.router.features.grad_ema else "bigram"
-    return (
-        f"parallel.chunks={chunks} must be 1 with moe.router.features.{feature}, of which a stage holds one table: "
-        "set parallel.schedule=1f1b and parallel.chunks=1"
-    )
+    return next(moe.router.layout_problems(ParallelConfig().model_copy(update={axis: degree})), None)
 
 
 RULES = (
@@ -371,9 +349,9 @@ RULES = (
     Rule("stages that share tied embeddings have no zero 2", _tied),
     Rule("stages recompute anyway, a policy is of use under zero 3 alone", _stages_recompute),
     Rule("the zb_h1 schedule has no recomputation", _zero_bubble),
-    Rule("dp must be 1 where tokens compete for experts", lambda moe, dp: _competing(moe, "dp", dp)),
-    Rule("tp must be 1 where tokens compete for experts", lambda moe, tp: _competing(moe, "tp", tp)),
-    Rule("cp must be 1 where tokens compete for experts", lambda moe, cp: _competing(moe, "cp", cp)),
-    Rule("pp must be 1 where the loss teaches the router difficulty", _difficulty),
-    Rule("chunks must be 1 where a router has tables", _tables),
+    Rule("the router must allow dp", lambda moe, dp: _router(moe, "dp", dp)),
+    Rule("the router must allow tp", lambda moe, tp: _router(moe, "tp", tp)),
+    Rule("the router must allow cp", lambda moe, cp: _router(moe, "cp", cp)),
+    Rule("the router must allow pp", lambda moe, pp: _router(moe, "pp", pp)),
+    Rule("the router must allow chunks", lambda moe, chunks: _router(moe, "chunks", chunks)),
 )

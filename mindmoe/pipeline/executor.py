@@ -106,12 +106,11 @@ class PipelineExecutor:
         self.stage, self.stages, self.chunks = group.index, group.size, len(programs)
         self.split_backward = group.size > 1 and schedule == "zb_h1"
 
-    def run(self, micro_batches: list[Arguments], scalars: Arguments, absorb: Absorb) -> dict[tuple[int, int], Report]:
+    def run(self, micro_batches: list[Arguments], absorb: Absorb) -> dict[tuple[int, int], Report]:
         """One step.
 
         Args:
-            micro_batches: input_ids, labels, loss_mask, segment_ids and tokens of each.
-            scalars: token_weight and micro_weight.
+            micro_batches: of each what the objective of a whole network takes, input_ids first.
             absorb: takes a chunk's number and the gradients of its parameters, once for each micro-batch.
 
         Returns:
@@ -120,23 +119,21 @@ class PipelineExecutor:
         flight = _InFlight()
         for step in steps_of(self.schedule, self.stages, len(micro_batches), self.chunks)[self.stage]:
             if isinstance(step, Action):
-                self._act(step, flight, micro_batches, scalars, absorb)
+                self._act(step, flight, micro_batches, absorb)
             elif step.source == self.stage:
                 self._send(step, flight.leaving.pop(step))
             else:
                 flight.arrived[step] = self._message_from(step.source)
         return flight.reports
 
-    def _act(
-        self, action: Action, flight: _InFlight, micro_batches: list[Arguments], scalars: Arguments, absorb: Absorb
-    ) -> None:
+    def _act(self, action: Action, flight: _InFlight, micro_batches: list[Arguments], absorb: Absorb) -> None:
         """Computes; arguments as for `run`."""
         key, program = (action.microbatch, action.chunk), self.programs[action.chunk]
         before = receive_before(action, self.stage, self.stages, self.chunks)
         after = transfer_after(action, self.stage, self.stages, self.chunks)
         if action.kind == "F":
             ids, *rest = micro_batches[action.microbatch]
-            flight.arguments[key] = (ids if program.first else flight.arrived.pop(before), *rest, *scalars)
+            flight.arguments[key] = (ids if program.first else flight.arrived.pop(before), *rest)
             if not program.last:
                 (flight.leaving[after], _), flight.reports[key] = program.forward(*flight.arguments[key])
         elif action.kind == "B":
@@ -154,7 +151,7 @@ class PipelineExecutor:
         else:
             absorb(action.chunk, program.weight_gradients(*flight.arguments.pop(key))[1])
 
-    def evaluate(self, micro_batch: Arguments, scalars: Arguments) -> Report:
+    def evaluate(self, micro_batch: Arguments) -> Report:
         """The forward pass of one micro-batch alone; what the last of this stage's pieces reports."""
         ids, *rest = micro_batch
         report: Report = ()
@@ -162,7 +159,7 @@ class PipelineExecutor:
             action = Action("F", 0, chunk)
             source = receive_before(action, self.stage, self.stages, self.chunks)
             x = ids if source is None else self._message_from(source.source)
-            (y, _), report = program.forward(x, *rest, *scalars)
+            (y, _), report = program.forward(x, *rest)
             after = transfer_after(action, self.stage, self.stages, self.chunks)
             if after is not None:
                 self._send(after, y)

@@ -9,16 +9,15 @@ import numpy as np
 
 from mindmoe.data.loader import Batch, TokenBatches
 from mindmoe.errors import CheckpointError
-from mindmoe.lab.flight.trace import write_trace
 from mindmoe.moe.statistics import RoutingStatistics, Saturation, routing_statistics
 from mindmoe.optim.schedule import learning_rate
 from mindmoe.parallel.collectives import host_sum
 from mindmoe.parallel.sequence import token_positions
+from mindmoe.plugins import FLIGHT_RECORDER, Beside, find
 from mindmoe.position import during
 from mindmoe.train.evaluate import Evaluator
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.guard import EXIT_ORPHANED, EXIT_OVERTAKEN, StopRequest
-from mindmoe.train.online import Online
 from mindmoe.train.peak import Peak
 from mindmoe.train.persist import Saver
 from mindmoe.train.setup import Trainer, compiles
@@ -46,7 +45,7 @@ class Loop:
         self.config = trainer.config.train
         self.saved_step = -1
         self.eval_loss: tuple[int, float] | None = None
-        self.online: Online | None = None
+        self.beside: Beside | None = None
         self.tokens_per_step = self.config.global_batch_size * self.config.seq_length
         self.peak = Peak(trainer.config, trainer.kernels, trainer.groups["world"])
         self.saturation = Saturation()
@@ -64,8 +63,9 @@ class Loop:
     def run(self, start: int, stop: StopRequest) -> int:
         """Trains from step `start` on; returns the exit code."""
         self.saved_step = start if start else -1
-        if self.trainer.config.qea is not None:
-            self.online = Online(self.trainer.config, self.trainer.step, self.trainer.groups, start)
+        config = self.trainer.config
+        if config.qea is not None:
+            self.beside = config.qea.start(config, self.trainer.step, self.trainer.groups, start)
         self.event(start, "machine", f"{self.peak.source}; ops: {self.trainer.kernels.name}")
         self.event(start, "compile", self.how())
         for step in range(start, self.config.steps):
@@ -106,8 +106,8 @@ class Loop:
 
     def close(self) -> None:
         """Ends what runs beside training."""
-        if self.online is not None:
-            self.online.close()
+        if self.beside is not None:
+            self.beside.close()
 
     def step(self, step: int, asked: bool) -> StepResult:
         """One step and its records."""
@@ -117,16 +117,16 @@ class Loop:
         num_valid = self.trainer.step.count_valid(micro_batches)
         data_seconds = perf_counter() - started
         lr = learning_rate(self.trainer.config.optim, step, self.config.steps)
-        if self.online is not None:
-            self.online.before(step)
+        if self.beside is not None:
+            self.beside.before(step)
         result = self.trainer.step.run(step, micro_batches, num_valid, lr, asked)
         self.record_routing(step + 1)
         seconds = perf_counter() - started
         statistics = None
         if result.routing is not None and result.finite:
-            statistics = routing_statistics(*result.routing, self.tokens_per_step)
-            if self.online is not None:
-                self.online.after(step, result.loss, float(statistics.cv.mean()), seconds)
+            statistics = routing_statistics(result.routing, self.tokens_per_step)
+            if self.beside is not None:
+                self.beside.after(step, result.loss, float(statistics.cv.mean()), seconds)
         every = self.trainer.config.observe.log_every
         if (step + 1) % every == 0 or step + 1 == self.config.steps:
             self.sink(self.train_record(step + 1, result, statistics, lr, seconds, data_seconds))
@@ -143,7 +143,7 @@ class Loop:
             return
         moe, config = trainer.config.moe, trainer.config
         assert moe is not None
-        write_trace(
+        find(FLIGHT_RECORDER)(
             RunFolder.of(config).path,
             done,
             trainer.place.rank,

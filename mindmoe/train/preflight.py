@@ -20,7 +20,6 @@ from mindmoe.env import usable_cores
 from mindmoe.errors import UserError
 from mindmoe.files import shown
 from mindmoe.model.shapes import param_specs
-from mindmoe.moe.config import DmrConfig
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.resume import changes
 
@@ -204,10 +203,13 @@ def _size(nbytes: int) -> str:
 
 def open_batches(config: RunConfig, split: Split) -> TokenBatches:
     """The batches of a split as the run sees them."""
-    router = config.moe.router if config.moe is not None else None
-    hidden = router.domain.label_dropout if isinstance(router, DmrConfig) and router.features.domain else 0.0
     return TokenBatches(
-        config.data, split, config.train.seq_length, config.train.global_batch_size, config.model.vocab_size, hidden
+        config.data,
+        split,
+        config.train.seq_length,
+        config.train.global_batch_size,
+        config.model.vocab_size,
+        config.moe.router.hidden_domains if config.moe is not None else 0.0,
     )
 
 

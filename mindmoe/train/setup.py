@@ -7,9 +7,8 @@ import mindspore as ms
 
 from mindmoe.config import RunConfig
 from mindmoe.env import Place, threads_per_rank
-from mindmoe.lab.tune.config import AUX
 from mindmoe.model.decoder import CausalLM
-from mindmoe.model.shapes import param_specs
+from mindmoe.model.shapes import param_specs, router_specs
 from mindmoe.moe.dispatch.sizes import node_grid
 from mindmoe.ops.contract import OpSet, OpShape
 from mindmoe.ops.select import select_ops
@@ -25,6 +24,7 @@ from mindmoe.parallel.unit import ShardedTensor
 from mindmoe.pipeline.executor import PipelineExecutor, StageProgram
 from mindmoe.pipeline.split import Piece, build_pieces, holding_stages, stage_pieces
 from mindmoe.train.objective import Objective
+from mindmoe.train.routing import RouterStates
 from mindmoe.train.step import Part, TrainStep
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def build_part(config: RunConfig, net: CausalLM, piece: Piece, groups: Groups, r
         for tensor in net.tensors
         if tensor.spec.name.endswith("selection_bias")
     }
-    live = config.qea is not None and AUX in config.qea.space
+    live = config.qea is not None and config.qea.changes("moe.balance.aux_coef")
     return Part(
         layers=piece.layers,
         objective=Objective(net, config.moe, groups, record_routing, live),
@@ -142,6 +142,14 @@ def build_part(config: RunConfig, net: CausalLM, piece: Piece, groups: Groups, r
         biases=biases,
         sink=net.sink,
     )
+
+
+def build_states(config: RunConfig, parts: list[Part]) -> RouterStates | None:
+    """What the router keeps between steps; None in a dense model."""
+    if config.moe is None:
+        return None
+    params = {tensor.spec.name: tensor.param for part in parts for tensor in part.objective.net.tensors}
+    return RouterStates(config.moe, router_specs(config.model, config.moe), [part.layers for part in parts], params)
 
 
 def build_executor(
@@ -192,6 +200,7 @@ def build_trainer(config: RunConfig, place: Place, record_routing: bool = False,
         compile_update=compiles(config, mesh.world) and config.train.device != "cpu",
         zero=config.parallel.zero,
         executor=build_executor(config, mesh, groups, parts, kernels),
+        states=build_states(config, parts),
         positions=context_positions(config.train.seq_length, mesh.cp, at.cp) if mesh.cp > 1 else None,
     )
     return Trainer(

@@ -5,7 +5,6 @@ Loss and norm reach the host before the update, so a step that is not finite nev
 
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -14,6 +13,7 @@ from mindspore import Parameter, Tensor, ops
 from mindmoe.data.loader import Batch
 from mindmoe.moe.balance import updated_selection_bias
 from mindmoe.moe.config import MoeConfig
+from mindmoe.moe.statistics import RoutingSums
 from mindmoe.ops.contract import OpSet
 from mindmoe.optim.optimizer import Optimizer, clip_scale
 from mindmoe.optim.owned import Owned
@@ -22,8 +22,8 @@ from mindmoe.parallel.collectives import host_sum
 from mindmoe.parallel.groups import Groups
 from mindmoe.pipeline.executor import PipelineExecutor
 from mindmoe.position import during
-from mindmoe.train.objective import Objective
-from mindmoe.train.routing import build_controllers
+from mindmoe.train.objective import Objective, Report
+from mindmoe.train.routing import RouterStates, Sums
 
 Grads = tuple[Tensor, ...]
 
@@ -32,9 +32,8 @@ Grads = tuple[Tensor, ...]
 class StepResult:
     """What a step computed, equal on every rank.
 
-    `routing` holds counts (L, E), entropy (L) and dropped (L), sums over the global batch, None in a dense model;
-    `signals` is what the controllers of dynamic routing read (mindmoe/train/routing.py);
-    `stop` says that some rank was asked to stop.
+    `routing` is None in a dense model; `signals` and `sums` are what the router told of itself, by name, over the
+    global batch (mindmoe/train/routing.py); `stop` says that some rank was asked to stop.
     """
 
     loss: float
@@ -45,8 +44,9 @@ class StepResult:
     aux_loss: float = 0.0
     seq_aux_loss: float = 0.0
     z_loss: float = 0.0
-    routing: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
-    signals: tuple[np.ndarray, ...] = ()
+    routing: RoutingSums | None = None
+    signals: Sums = field(default_factory=dict)
+    sums: Sums = field(default_factory=dict)
 
     @property
     def finite(self) -> bool:
@@ -65,7 +65,7 @@ class Part:
         owned: those that this rank updates.
         reduction: of their gradients.
         biases: selection biases by layer number.
-        sink: whose gradient is the sums of a gradient tap, None without one.
+        sink: whose gradient is a sum that the router asked for, None without one.
     """
 
     layers: range
@@ -102,6 +102,7 @@ class TrainStep:
         zero: stage.
         executor: runs this rank's stage of the pipeline; a process alone is one of one stage.
         positions: which tokens of a sequence this rank holds, None for all.
+        states: what the router keeps between steps, None in a dense model.
     """
 
     def __init__(
@@ -117,15 +118,16 @@ class TrainStep:
         zero: int,
         executor: PipelineExecutor,
         positions: np.ndarray | None,
+        states: RouterStates | None,
     ):
         self.parts, self.optimizer, self.moe, self.num_layers = parts, optimizer, moe, num_layers
         self.groups, self.zero, self.executor, self.positions = groups, zero, executor, positions
         self.bias_rate = moe.balance.bias_rate if moe is not None else 0.0
         self.clip_norm = optimizer.config.clip_norm
         self.square_sum = kernels.square_sum
-        self.controllers = build_controllers(parts, moe)
+        self.states, self.reads = states, moe.router.token_reads if moe is not None else ()
         self.chosen: list[np.ndarray] = []  # where recorded: experts (layers, T, K) of each part's first micro-batch
-        self.tapped: list[np.ndarray] = []  # sums of the gradient tap, of each micro-batch of this step
+        self.tapped: list[Sums] = []  # what the backward pass of each micro-batch of this step told the router
         self._reduce = [part.reduction.build() for part in parts]
         update = optimizer.build_update()
         self._update = ms.jit(update) if compile_update else update
@@ -152,7 +154,7 @@ class TrainStep:
         return replace(result, compute_seconds=seconds, update_seconds=perf_counter() - started - seconds)
 
     def finish(
-        self, step: int, grads: Grads, reports: list[list[tuple[Any, ...]]], num_valid: float, lr: float, *, stop: bool
+        self, step: int, grads: Grads, reports: list[list[Sums]], num_valid: float, lr: float, *, stop: bool
     ) -> StepResult:
         """Sums up what `gradients` made and updates the weights unless the result is not finite."""
         result = self._result(reports, grads, num_valid, stop)
@@ -164,11 +166,11 @@ class TrainStep:
             for part in self.parts:
                 part.owned.publish()
             self._update_biases(result)
-            if self.controllers is not None:
-                self.controllers.update(result, step + 1)
+            if self.states is not None and result.routing is not None:
+                self.states.update(result.routing.counts, result.signals, result.sums, step + 1)
         return result
 
-    def gradients(self, micro_batches: list[Batch], num_valid: float) -> tuple[Grads, list[list[tuple[Any, ...]]]]:
+    def gradients(self, micro_batches: list[Batch], num_valid: float) -> tuple[Grads, list[list[Sums]]]:
         """The gradient of the batch for what this rank updates, and what each part reported of each micro-batch."""
         scalars = (Tensor(np.float32(1.0 / num_valid)), Tensor(np.float32(1.0 / len(micro_batches))))
         sums: list[Grads] = [() for _ in self.parts]
@@ -178,7 +180,7 @@ class TrainStep:
             if self.parts[chunk].sink is not None:
                 *rest, tapped = grads
                 grads = tuple(rest)
-                self.tapped.append(tapped.asnumpy())
+                self.tapped.append({self.parts[chunk].objective.net.sink_sum: tapped.asnumpy()})
             if self.zero == 2:
                 grads = self._reduce[chunk](*grads)
             if sums[chunk]:
@@ -189,14 +191,13 @@ class TrainStep:
                 sums[chunk] = tuple(grads)
 
         with during("copying data"):
-            batches = [self.as_tensors(batch) for batch in micro_batches]
+            batches = [self.arguments(batch, *scalars) for batch in micro_batches]
         with during("gradients", self.groups["stage"].ranks):
-            made = self.executor.run(batches, scalars, absorb)
+            made = self.executor.run(batches, absorb)
             reports = [
-                [tuple(value.asnumpy() for value in made[i, chunk]) for i in range(len(batches))]
-                for chunk in range(len(self.parts))
+                [_named(part, made[i, chunk]) for i in range(len(batches))] for chunk, part in enumerate(self.parts)
             ]
-        self.chosen = [of_part[0][-1] for of_part in reports] if self.parts[0].records_routing else []
+        self.chosen = [of_part[0]["ids"] for of_part in reports] if self.parts[0].records_routing else []
         if self.zero != 2:
             sums = [reduce(*grads) for reduce, grads in zip(self._reduce, sums, strict=True)]
         return tuple(grad for grads in sums for grad in grads), reports
@@ -209,27 +210,19 @@ class TrainStep:
     def evaluate(self, batch: Batch) -> float:
         """This rank's share of the summed cross-entropy of a micro-batch; the shares of all ranks add up to it."""
         one = Tensor(np.float32(1.0))
-        report = self.executor.evaluate(self.as_tensors(batch), (one, one))
+        report = self.executor.evaluate(self.arguments(batch, one, one))
         return float(report[0].asnumpy()[0]) if self.groups["tp"].index == 0 else 0.0
 
-    def as_tensors(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The arrays of a batch on the device, the tokens of this context rank only.
-
-        They are input_ids, labels, loss_mask and segment_ids, each (B, S), and id, domain and place of each token and
-        the token before it in its document, -1 for none (B, S, 4).
-        """
-        shape = batch.input_ids.shape
-        domains, places = np.broadcast_to(batch.domains[:, None], shape), np.broadcast_to(np.arange(shape[1]), shape)
-        before = np.full(shape, -1)
-        inside = batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]
-        before[:, 1:][inside] = batch.input_ids[:, :-1][inside]
-        tokens = np.stack((batch.input_ids, domains, places, before), -1).astype(np.int32)
-        arrays: tuple[np.ndarray, ...] = (batch.input_ids, batch.labels, batch.loss_mask, batch.segment_ids, tokens)
+    def arguments(self, batch: Batch, token_weight: Tensor, micro_weight: Tensor) -> tuple[Tensor, ...]:
+        """What an objective takes: the tokens of this context rank, the weights, and what the router reads."""
+        arrays = [batch.input_ids, batch.labels, batch.loss_mask, batch.segment_ids]
+        arrays += [batch.read(name) for name in self.reads]
         if self.positions is not None:
-            arrays = tuple(np.ascontiguousarray(array[:, self.positions]) for array in arrays)
-        return tuple(Tensor(array) for array in arrays)
+            arrays = [array[:, self.positions] for array in arrays]
+        tensors = [Tensor(np.ascontiguousarray(array)) for array in arrays]
+        return (*tensors[:4], token_weight, micro_weight, *tensors[4:])
 
-    def _result(self, reports: list[list[tuple[Any, ...]]], grads: Grads, num_valid: float, stop: bool) -> StepResult:
+    def _result(self, reports: list[list[Sums]], grads: Grads, num_valid: float, stop: bool) -> StepResult:
         """What all ranks report, summed in one exchange."""
         with during("sum of gradients", self.groups["world"].ranks):  # where the host waits for the reductions
             squared = self._square(grads).asnumpy()
@@ -239,21 +232,22 @@ class TrainStep:
         per_layer = np.zeros((2, self.num_layers))  # entropy, dropped
         for part, of_part in zip(self.parts, reports, strict=True):
             for report in of_part:
-                values = report[:6]
-                sums[0] += values[0][0] if self.groups["tp"].index == 0 else 0.0
+                sums[0] += report["cross_entropy"][0] if self.groups["tp"].index == 0 else 0.0
                 if self.moe:
                     rows = slice(part.layers.start, part.layers.stop)
-                    sums[1:3] += values[1][0] / self.num_layers, values[2][0] / self.num_layers
-                    sums[5] += values[1][1:].sum() / self.num_layers
-                    counts[rows] += values[3]
-                    per_layer[:, rows] += values[4], values[5]
+                    sums[1:3] += report["aux"][0] / self.num_layers, report["z"][0] / self.num_layers
+                    sums[5] += report["seq_aux"][0] / self.num_layers if "seq_aux" in report else 0.0
+                    counts[rows] += report["counts"]
+                    per_layer[:, rows] += report["entropy"], report["dropped"]
         sums[3] = squared
         sums[4] = stop
-        signals = [] if self.controllers is None else self.controllers.collect(reports, self.tapped, self.num_layers)
-        arrays = [sums, counts, per_layer, *signals]
+        signals, common = (
+            ({}, {}) if self.states is None else self.states.collect(reports, self.tapped, self.num_layers)
+        )
+        arrays = [sums, counts, per_layer, *signals.values(), *common.values()]
         flat = host_sum(np.concatenate([array.reshape(-1) for array in arrays]), self.groups["world"])
         pieces = np.split(flat, np.cumsum([array.size for array in arrays])[:-1])
-        _, counts, (entropy, dropped), *signals = (
+        _, counts, (entropy, dropped), *told = (
             piece.reshape(array.shape) for piece, array in zip(pieces, arrays, strict=True)
         )
         return StepResult(
@@ -265,8 +259,9 @@ class TrainStep:
             stop=bool(flat[4] > 0),
             compute_seconds=0.0,
             update_seconds=0.0,
-            routing=(counts, entropy, dropped) if self.moe else None,
-            signals=tuple(signals),
+            routing=RoutingSums(counts, entropy, dropped) if self.moe else None,
+            signals=dict(zip(signals, told, strict=False)),
+            sums=dict(zip(common, told[len(signals) :], strict=True)),
         )
 
     def _square(self, grads: Grads) -> Tensor:
@@ -282,6 +277,11 @@ class TrainStep:
         for part in self.parts:
             for layer, bias in part.biases.items():
                 assert self.moe is not None and result.routing is not None
-                counts = result.routing[0][layer]
+                counts = result.routing.counts[layer]
                 moved = updated_selection_bias(bias.asnumpy(), counts, self.bias_rate)
                 ops.assign(bias, Tensor(moved))  # in place: a compiled step would not see a new tensor
+
+
+def _named(part: Part, report: Report) -> dict[str, np.ndarray]:
+    """A report as arrays by name: here what was computed becomes figures."""
+    return {name: told.asnumpy() for name, told in zip(part.objective.names, report, strict=True)}

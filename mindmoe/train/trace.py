@@ -161,7 +161,7 @@ def _routing(
     positions = token_positions(length, trainer.mesh, trainer.place.rank)
     for part, of_part in zip(trainer.step.parts, reports, strict=True):
         for first, report in zip(rows, of_part, strict=True):
-            ids = np.asarray(report[-1]).reshape(len(part.layers), -1, positions.size, k)
+            ids = np.asarray(report["ids"]).reshape(len(part.layers), -1, positions.size, k)
             for layer, of_layer in zip(part.layers, ids, strict=True):
                 for row, of_row in enumerate(of_layer):
                     key = f"r.{step}.{layer}|{first + row}"

@@ -55,7 +55,7 @@ def run_job(job: dict[str, Any], at: Place, folder: Path, first: bool) -> None:
             shake(trainer, job["noise"], f"{job['draw']} {step}")
         result = loop.step(step, False)
         series.append([result.loss, result.grad_norm, result.aux_loss, result.z_loss])
-        counts.append(result.routing[0] if result.routing is not None else np.zeros((0, 0)))
+        counts.append(result.routing.counts if result.routing is not None else np.zeros((0, 0)))
     record |= boxes(trainer, "end")
     record["series"], record["counts"] = np.array(series), np.array(counts).round().astype(np.int64)
     record["eval"] = np.array(evaluator.run(config.train.steps)["loss"])

@@ -1,8 +1,8 @@
 """What a run costs at the number of experts that it really used (dry)."""
 
 from mindmoe.config import RunConfig
+from mindmoe.lab.dmr.config import Dmr
 from mindmoe.model.shapes import flops_per_token
-from mindmoe.moe.config import DmrConfig
 
 
 def training_flops(config: RunConfig, mean_k: float) -> float:
@@ -17,7 +17,7 @@ def training_flops(config: RunConfig, mean_k: float) -> float:
         return tokens * flops_per_token(model, None, seq_length)
     one, two = (flops_per_token(model, moe.model_copy(update={"num_experts_per_tok": k}), seq_length) for k in (1, 2))
     per_token = one + (mean_k - 1.0) * (two - one)
-    if isinstance(moe.router, DmrConfig) and moe.router.uses_difficulty:
+    if isinstance(moe.router, Dmr) and moe.router.uses_difficulty:
         heads = 6.0 * model.hidden_size * model.num_hidden_layers if moe.router.features.difficulty_head else 0.0
         per_token += heads + 2.0 * model.hidden_size * model.vocab_size
     return tokens * per_token

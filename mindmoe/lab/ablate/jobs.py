@@ -16,8 +16,8 @@ from mindmoe.config import RunConfig
 from mindmoe.env import run_environment
 from mindmoe.errors import UserError
 from mindmoe.lab.ablate.config import AblateConfig, ArmConfig
+from mindmoe.lab.dmr.config import Dmr
 from mindmoe.load import dump_config, load_config
-from mindmoe.moe.config import DmrConfig
 from mindmoe.observe.metrics import read_metrics
 
 
@@ -118,7 +118,7 @@ def _shortened(config: RunConfig, share: float) -> RunConfig:
     train = config.train.model_copy(update={"steps": part(config.train.steps)})
     optim = config.optim.model_copy(update={"warmup_steps": part(config.optim.warmup_steps)})
     moe = config.moe
-    if moe is not None and isinstance(moe.router, DmrConfig):
+    if moe is not None and isinstance(moe.router, Dmr):
         budget = moe.router.budget
         budget = budget.model_copy(update={"warmup_steps": part(budget.warmup_steps)})
         moe = moe.model_copy(update={"router": moe.router.model_copy(update={"budget": budget})})

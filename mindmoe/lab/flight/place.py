@@ -17,7 +17,6 @@ from mindmoe.checkpoint.manifest import ChunkRecord
 from mindmoe.checkpoint.reader import Checkpoint
 from mindmoe.errors import UserError
 from mindmoe.lab.flight.placement import expert_axis, permutation, renumbered
-from mindmoe.lab.flight.report import grouped
 from mindmoe.lab.flight.trace import read_traces
 from mindmoe.lab.flight.what_if import Placed, check_same, placed
 from mindmoe.parallel.box import Box
@@ -41,7 +40,7 @@ def place(run: Path, step: int | None, num_ranks: int, out: Path) -> int:
     config = RunFolder(run).load_config()
     if config.moe is None:
         raise UserError(f"{run} is a dense model", "name a run with a moe section")
-    if grouped(config.moe):
+    if config.moe.router.expert_groups > 1:
         raise UserError(
             f"moe.router of {run} has groups of consecutive experts: renumbering experts would change its function",
             "place experts of routers without groups",

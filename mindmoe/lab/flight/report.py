@@ -7,7 +7,6 @@ from pathlib import Path
 from mindmoe.config import RunConfig
 from mindmoe.lab.flight.trace import Trace, read_traces
 from mindmoe.lab.flight.what_if import FACTORS, balance, check_same, dropped, loads, placed
-from mindmoe.moe.config import DmrConfig, MoeConfig, MogeConfig
 from mindmoe.observe import charts
 from mindmoe.observe.report_template import HEAD
 from mindmoe.train.folder import RunFolder
@@ -92,12 +91,14 @@ def tables(config: RunConfig, traces: Sequence[Trace], num_ranks: int) -> Iterat
     assert config.moe is not None, "recorded routing"
     moe, row = config.moe, 2.0 * config.model.hidden_size
     slots = traces[0].ids.shape[-1]
-    counts = range(slots, 0, -1) if ranked(moe) else [slots]
+    counts = range(slots, 0, -1) if moe.router.ranked else [slots]
     yield {
         "title": "Fewer experts a token",
         "note": "the best k places alone, as they were ranked"
         + (
-            "" if ranked(moe) else "; places of this router are in the order of groups, so no smaller k can be replayed"
+            ""
+            if moe.router.ranked
+            else "; places of this router are in the order of groups, so no smaller k can be replayed"
         ),
         "head": ["k", "mean k", "load CV", "worst max violation"],
         "rows": [
@@ -138,18 +139,3 @@ def tables(config: RunConfig, traces: Sequence[Trace], num_ranks: int) -> Iterat
         if moved
         else "experts stay in order: no placement is predicted to be better",
     }
-
-
-def ranked(moe: MoeConfig) -> bool:
-    """Whether a router's places go from the best expert down."""
-    return not isinstance(moe.router, MogeConfig)
-
-
-def grouped(moe: MoeConfig) -> bool:
-    """Whether the numbers of experts mean something to the router."""
-    router = moe.router
-    if isinstance(router, MogeConfig):
-        return router.num_groups > 1
-    if isinstance(router, DmrConfig):
-        return router.groups.num_groups > 1
-    return getattr(router, "num_groups", 1) > 1

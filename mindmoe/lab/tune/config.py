@@ -1,12 +1,16 @@
 """What a tuner may change, who proposes, and within which limits."""
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from mindmoe.lab.dmr.config import Dmr
 from mindmoe.lab.tune.qubo import MAX_BITS
-from mindmoe.schema import INT32_MAX, Fp32, NonNegativeInt32, PositiveInt32, Scale, Section, Share
+from mindmoe.moe.config import MoeConfig
+from mindmoe.optim.config import OptimConfig
+from mindmoe.plugins import Beside, Companion
+from mindmoe.schema import INT32_MAX, Coefficient, Fp32, NonNegativeInt32, PositiveInt32, Scale, Section, Share
 
 TAU, ALPHA, AUX, BIAS = LIVE = (
     "moe.router.tau",
@@ -15,6 +19,14 @@ TAU, ALPHA, AUX, BIAS = LIVE = (
     "moe.balance.bias_rate",
 )
 """Settings that a running step reads anew."""
+
+LEVELS: Mapping[str, TypeAdapter[float]] = {
+    TAU: TypeAdapter(Scale),
+    ALPHA: TypeAdapter(Coefficient),
+    AUX: TypeAdapter(Coefficient),
+    BIAS: TypeAdapter(Coefficient),
+}
+"""What each of them may be."""
 
 SolverName = Literal["auto", "mindquantum", "numpy", "exhaustive", "tpe", "random"]
 
@@ -76,7 +88,7 @@ class TuneConfig(SearchConfig):
             yield f"initial={self.initial} must be at most trials={self.trials}: raise trials"
 
 
-class OnlineConfig(SearchConfig):
+class OnlineConfig(SearchConfig, Companion):
     """Tuning while the run goes on, in its phase of constant learning rate.
 
     Windows of `window_steps` steps, of which the first `burn_in` are not measured, alternate between the incumbent and
@@ -99,3 +111,42 @@ class OnlineConfig(SearchConfig):
         for key in self.space:
             if key not in LIVE:
                 yield f"space={key} cannot change while a run goes on: use {', '.join(LIVE)}"
+
+    def changes(self, key: str) -> bool:
+        """Whether a key of the run file is tuned."""
+        return key in self.space
+
+    def run_problems(self, moe: MoeConfig | None, optim: OptimConfig) -> Iterator[str]:
+        """Rates that are not constant, and levels that the run does not begin at or cannot have."""
+        if optim.schedule not in ("wsd", "constant"):
+            yield (
+                f"optim.schedule={optim.schedule} must be wsd or constant with qea, which compares windows at a "
+                "constant rate: set optim.schedule=wsd"
+            )
+        if moe is None:
+            yield "qea must have experts to route to: add a moe section"
+            return
+        router, tau, alpha = moe.router, None, None
+        if isinstance(router, Dmr):
+            tau, alpha = router.tau, router.features.alpha if router.uses_difficulty else None
+        now = {TAU: tau, ALPHA: alpha, AUX: moe.balance.aux_coef, BIAS: moe.balance.bias_rate}
+        for key, levels in self.space.items():
+            value = now[key]
+            if value is None:
+                yield f"qea.space={key} must be a setting of moe.router.type=dmr with difficulty: remove it"
+            elif value == 0 and key in (AUX, BIAS):
+                yield f"{key}=0.0 must be above 0 to be tuned with qea: set it to one of the levels"
+            elif value not in levels:
+                yield f"{key}={value} must be one of the levels {levels} of qea.space: add it or change {key}"
+            for level in levels:
+                try:
+                    LEVELS[key].validate_python(level)
+                except ValidationError as error:
+                    said = error.errors(include_url=False)[0]["msg"].removeprefix("Input should ")
+                    yield f"qea.space={key} cannot be {level}, which must {said}: change that level"
+
+    def start(self, config: Any, step: Any, groups: Any, start: int) -> Beside:
+        """Tunes the run, or replays a log."""
+        from mindmoe.lab.tune.run import Online
+
+        return Online(config, step, groups, start)

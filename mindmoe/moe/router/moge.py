@@ -1,26 +1,55 @@
 """Mixture of grouped experts: every group gives each token the same number of experts (arXiv 2505.21411)."""
 
-import mindspore as ms
-from mindspore import Tensor, ops
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from mindmoe.moe.config import MoeConfig, MogeConfig
-from mindmoe.moe.router.assignment import Assignment, Route, gate, ranking_of, score
+from mindmoe.moe.router.base import Named, Router, Routing
+from mindmoe.schema import PositiveInt32
+
+if TYPE_CHECKING:
+    from mindspore import Tensor
+
+    from mindmoe.moe.config import MoeConfig
 
 
-def build_moge_router(moe: MoeConfig) -> Route:
-    """Returns route(..) -> assignment; slots are in the order of the groups, by rank inside a group."""
-    config, k = moe.router, moe.num_experts_per_tok
-    assert isinstance(config, MogeConfig)
-    groups, size = config.num_groups, moe.num_experts // config.num_groups
+class Moge(Router):
+    """The same number of experts in each group, so that groups on different cards carry equal load (arXiv 2505.21411).
 
-    def route(
-        logits: Tensor, selection_bias: Tensor | None, control: Tensor | None, difficulty: Tensor | None
-    ) -> Assignment:
-        scores, probs = score(config, logits)
-        ranking = ranking_of(scores, selection_bias).reshape((-1, groups, size))
-        inside = ops.topk(ranking, k // groups)[1].astype(ms.int32)  # (T, G, K / G)
-        first = (ops.arange(0, groups, dtype=ms.int32) * size).reshape((1, groups, 1))
-        ids = (inside + first).reshape((-1, k))
-        return gate(config, ops.gather_elements(scores, 1, ids)), ids, probs, None, ()
+    A group chooses num_experts_per_tok / num_groups experts.
+    """
 
-    return route
+    ranked: ClassVar[bool] = False
+
+    type: Literal["moge"]
+    num_groups: PositiveInt32
+
+    @property
+    def expert_groups(self) -> int:
+        """num_groups."""
+        return self.num_groups
+
+    def problems(self, moe: "MoeConfig") -> Iterator[str]:
+        """Groups that do not divide the experts, or experts per token that groups cannot share."""
+        for name, size in (("num_experts", moe.num_experts), ("num_experts_per_tok", moe.num_experts_per_tok)):
+            if size % self.num_groups:
+                yield f"router.num_groups={self.num_groups} must divide {name}={size}: change router.num_groups"
+
+    def build(self, moe: "MoeConfig") -> Routing:
+        """Slots are in the order of the groups, by rank inside a group."""
+        import mindspore as ms
+        from mindspore import ops
+
+        from mindmoe.moe.router.scores import gate, ranking_of, score
+
+        config, k = self, moe.num_experts_per_tok
+        groups, size = self.num_groups, moe.num_experts // self.num_groups
+
+        def route(logits: "Tensor", weights: Named, read: Named) -> Named:
+            scores, probs = score(config, logits)
+            ranking = ranking_of(scores, weights).reshape((-1, groups, size))
+            inside = ops.topk(ranking, k // groups)[1].astype(ms.int32)  # (T, G, K / G)
+            first = (ops.arange(0, groups, dtype=ms.int32) * size).reshape((1, groups, 1))
+            ids = (inside + first).reshape((-1, k))
+            return {"gates": gate(config, ops.gather_elements(scores, 1, ids)), "ids": ids, "probs": probs}
+
+        return Routing(route=route)

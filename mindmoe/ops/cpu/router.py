@@ -3,7 +3,8 @@
 import numpy as np
 from mindspore import Tensor, float32, nn
 
-from mindmoe.moe.config import MoeConfig, RouterConfig
+from mindmoe.moe.config import MoeConfig
+from mindmoe.moe.router.topk import TopK
 from mindmoe.ops.contract import OpShape
 from mindmoe.ops.cpu.fork import Fork
 from mindmoe.ops.cpu.linear import Linear
@@ -23,7 +24,7 @@ class StaticRouter(nn.Cell):
     def __init__(self, moe: MoeConfig, pack: Pack | None = None):
         super().__init__(auto_prefix=False)
         pack, rule = pack or load(), moe.router
-        assert isinstance(rule, RouterConfig), "see build_router"
+        assert isinstance(rule, TopK), "see build_router"
         self.num_experts = moe.num_experts
         self.no_bias = Tensor(np.zeros(moe.num_experts), float32)
         self.score = Linear("fp32", "fp32", pack)
@@ -53,6 +54,6 @@ class StaticRouter(nn.Cell):
 def build_router(shape: OpShape, pack: Pack) -> StaticRouter | None:
     """The router, if it is static and has no temperature, and nobody wants sums over sequences."""
     moe = shape.moe
-    if moe is None or not isinstance(moe.router, RouterConfig) or moe.router.tau != 1.0 or moe.balance.seq_aux_coef:
+    if moe is None or not isinstance(moe.router, TopK) or moe.router.tau != 1.0 or moe.balance.seq_aux_coef:
         return None
     return StaticRouter(moe, pack)

@@ -11,11 +11,11 @@ from pydantic import TypeAdapter, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 import mindmoe
-from mindmoe.config import _LEVELS
 from mindmoe.errors import ConfigError
-from mindmoe.lab.tune.config import ALPHA, AUX, BIAS, TAU
+from mindmoe.lab.dmr.config import Dmr, FeaturesConfig
+from mindmoe.lab.tune.config import ALPHA, AUX, BIAS, LEVELS, TAU
 from mindmoe.load import load_config
-from mindmoe.moe.config import BalanceConfig, DmrConfig, FeaturesConfig
+from mindmoe.moe.config import BalanceConfig
 from mindmoe.schema import FP32_MAX, Section
 
 Write = Callable[..., str]
@@ -60,7 +60,7 @@ def _bounds(rules: list[Any]) -> tuple[float, float]:
 
 def test_the_sections_are_found() -> None:
     names = {section.__name__ for section in SECTIONS}
-    assert {"RunConfig", "DmrConfig", "PrepareConfig", "AblateConfig", "TuneConfig", "Hardware", "Manifest"} <= names
+    assert {"RunConfig", "Dmr", "PrepareConfig", "AblateConfig", "TuneConfig", "Hardware", "Manifest"} <= names
     assert sum(1 for section, name in FIELDS for _ in _numbers(*_field(section, name))) > 150
 
 
@@ -87,10 +87,10 @@ def test_what_the_type_cannot_hold_is_refused(section: type[Section], name: str)
 
 
 @pytest.mark.parametrize(
-    ("key", "section"), [(TAU, DmrConfig), (ALPHA, FeaturesConfig), (AUX, BalanceConfig), (BIAS, BalanceConfig)]
+    ("key", "section"), [(TAU, Dmr), (ALPHA, FeaturesConfig), (AUX, BalanceConfig), (BIAS, BalanceConfig)]
 )
 def test_levels_of_tuning_have_the_bounds_of_their_key(key: str, section: type[Section]) -> None:
-    adapter: TypeAdapter[Any] = _LEVELS[key]
+    adapter: TypeAdapter[Any] = LEVELS[key]
     field = section.model_fields[key.rpartition(".")[2]]
     for bound in _bounds(field.metadata):
         assert adapter.validate_python(bound) == bound

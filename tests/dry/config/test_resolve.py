@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from mindmoe.config import RunConfig, resolve
 from mindmoe.errors import ConfigError
 from mindmoe.load import load_config
-from mindmoe.moe.config import MoeConfig, RouterConfig
+from mindmoe.moe.config import MoeConfig
+from mindmoe.moe.router.topk import TopK
 
 Write = Callable[..., str]
 
@@ -129,7 +130,7 @@ def test_a_run_built_in_python_is_checked_too(load: Any) -> None:
 
 def test_groups_of_experts_must_make_sense() -> None:
     with pytest.raises(ValidationError, match="must leave 2 of num_experts=4 in a group"):
-        MoeConfig(num_experts=4, num_experts_per_tok=1, router=RouterConfig(num_groups=4, topk_groups=1))
+        MoeConfig(num_experts=4, num_experts_per_tok=1, router=TopK(num_groups=4, topk_groups=1))
     with pytest.raises(ValidationError, match="must be at most the 2 experts of router.topk_groups=1 groups"):
-        MoeConfig(num_experts=4, num_experts_per_tok=3, router=RouterConfig(num_groups=2, topk_groups=1))
-    assert MoeConfig(num_experts=4, num_experts_per_tok=2, router=RouterConfig(num_groups=2, topk_groups=1))
+        MoeConfig(num_experts=4, num_experts_per_tok=3, router=TopK(num_groups=2, topk_groups=1))
+    assert MoeConfig(num_experts=4, num_experts_per_tok=2, router=TopK(num_groups=2, topk_groups=1))

@@ -5,7 +5,8 @@ import pytest
 from mindmoe.load import load_config
 from mindmoe.model.config import ModelConfig
 from mindmoe.model.shapes import flops_per_token, layer_flops, param_specs, recomputed_flops, utilization
-from mindmoe.moe.config import BalanceConfig, MoeConfig, RouterConfig
+from mindmoe.moe.config import BalanceConfig, MoeConfig
+from mindmoe.moe.router.topk import TopK
 from mindmoe.parallel.config import ParallelConfig
 
 
@@ -29,7 +30,7 @@ def test_optional_parameters_follow_the_config():
         num_experts=6,
         num_experts_per_tok=2,
         num_shared_experts=1,
-        router=RouterConfig(linear_bias=False),
+        router=TopK(linear_bias=False),
         balance=BalanceConfig(bias_rate=1e-3),
     )
     specs = param_specs(tiny(), moe)

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from mindmoe.moe.statistics import RoutingStatistics, Saturation, routing_statistics
+from mindmoe.moe.statistics import RoutingStatistics, RoutingSums, Saturation, routing_statistics
 
 
 def test_balanced_and_collapsed_layers():
     counts = np.array([[4.0, 4.0, 4.0, 4.0], [16.0, 0.0, 0.0, 0.0]])
-    stats = routing_statistics(counts, entropy_sum=np.array([8.0, 0.0]), dropped=np.array([0.0, 4.0]), num_tokens=8)
+    stats = routing_statistics(RoutingSums(counts, np.array([8.0, 0.0]), np.array([0.0, 4.0])), num_tokens=8)
     np.testing.assert_allclose(stats.load, [[0.25] * 4, [1, 0, 0, 0]])
     np.testing.assert_allclose(stats.cv, [0.0, np.sqrt(3.0)])
     np.testing.assert_allclose(stats.max_vio, [0.0, 3.0])
@@ -17,13 +17,13 @@ def test_balanced_and_collapsed_layers():
 
 
 def test_no_tokens_gives_numbers():
-    stats = routing_statistics(np.zeros((1, 4)), np.zeros(1), np.zeros(1), num_tokens=1)
+    stats = routing_statistics(RoutingSums(np.zeros((1, 4)), np.zeros(1), np.zeros(1)), num_tokens=1)
     assert np.isfinite(np.concatenate([stats.load.ravel(), stats.cv, stats.max_vio, stats.dropped])).all()
 
 
 def _statistics(counts: list[list[float]], tokens: float) -> RoutingStatistics:
     table = np.array(counts)
-    return routing_statistics(table, np.zeros(len(table)), np.zeros(len(table)), tokens)
+    return routing_statistics(RoutingSums(table, np.zeros(len(table)), np.zeros(len(table))), tokens)
 
 
 def test_a_router_that_has_collapsed_is_told_once() -> None:

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from mindmoe.moe.config import DispatchConfig, MoeConfig, RouterConfig
+from mindmoe.moe.config import DispatchConfig, MoeConfig
 from mindmoe.moe.dispatch.capacity import build_capacity_limit, capacity_rows
-from mindmoe.moe.router.topk import build_topk_router
+from mindmoe.moe.router.topk import TopK
 
 T, E, K = 30, 12, 3
 
@@ -17,7 +17,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return p / p.sum()
 
 
-def oracle(logits: np.ndarray, bias: np.ndarray, router: RouterConfig) -> tuple[list[set[int]], np.ndarray]:
+def oracle(logits: np.ndarray, bias: np.ndarray, router: TopK) -> tuple[list[set[int]], np.ndarray]:
     """The chosen set of each token and the dense (T, E) gates."""
     chosen_sets, gates = [], np.zeros((T, E))
     for t, row in enumerate(logits):
@@ -53,9 +53,10 @@ def oracle(logits: np.ndarray, bias: np.ndarray, router: RouterConfig) -> tuple[
 def test_selection(score, more, biased):
     rng = np.random.default_rng(0)
     logits, bias = rng.standard_normal((T, E)), rng.standard_normal(E) * biased
-    moe = MoeConfig(num_experts=E, num_experts_per_tok=K, router=RouterConfig(score=score, **more))
-    selection_bias = Tensor(bias, ms.float32) if biased else None
-    gates, ids, probs, *_ = build_topk_router(moe)(Tensor(logits, ms.float32), selection_bias, None, None)
+    moe = MoeConfig(num_experts=E, num_experts_per_tok=K, router=TopK(score=score, **more))
+    weights = {"selection_bias": Tensor(bias, ms.float32)} if biased else {}
+    found = moe.router.build(moe).route(Tensor(logits, ms.float32), weights, {})
+    gates, ids, probs = found["gates"], found["ids"], found["probs"]
     want_sets, want_gates = oracle(logits, bias, moe.router)
     assert [set(row) for row in ids.asnumpy()] == want_sets
     dense = np.zeros((T, E))
@@ -68,15 +69,15 @@ def test_selection(score, more, biased):
 def test_gradient_reaches_chosen_logits_only_through_gates(score):
     rng = np.random.default_rng(1)
     logits, weight = rng.standard_normal((T, E)), rng.standard_normal((T, K))
-    moe = MoeConfig(num_experts=E, num_experts_per_tok=K, router=RouterConfig(score=score))
-    route = build_topk_router(moe)
+    moe = MoeConfig(num_experts=E, num_experts_per_tok=K, router=TopK(score=score))
+    route = moe.router.build(moe).route
 
     def loss(x: Tensor, bias: Tensor) -> Tensor:
-        return (route(x, bias, None, None)[0] * Tensor(weight, ms.float32)).sum()
+        return (route(x, {"selection_bias": bias}, {})["gates"] * Tensor(weight, ms.float32)).sum()
 
     dx, dbias = ms.grad(loss, (0, 1))(Tensor(logits, ms.float32), Tensor(np.zeros(E), ms.float32))
     assert not dbias.asnumpy().any()
-    ids = route(Tensor(logits, ms.float32), None, None, None)[1].asnumpy().astype(int)
+    ids = route(Tensor(logits, ms.float32), {}, {})["ids"].asnumpy().astype(int)
     direction, step = rng.standard_normal((T, E)), 1e-6
 
     def value(x: np.ndarray) -> float:
@@ -107,3 +108,13 @@ def test_capacity_drops_the_lowest_gates_of_an_expert(factor):
 def test_an_expert_has_room_for_all_tokens_at_most(factor, rows):
     moe = MoeConfig(num_experts=4, num_experts_per_tok=2, dispatch=DispatchConfig(capacity_factor=factor))
     assert capacity_rows(moe, 8) == rows
+
+
+def test_experts_that_choose_use_most_of_their_places():
+    """A token keeps at most k_max of the experts that took it, so some places stay empty, and no token has more."""
+    moe = MoeConfig.model_validate(
+        {"num_experts": 16, "num_experts_per_tok": 4, "router": {"type": "expert_choice", "k_max": 8}}
+    )
+    logits = Tensor(1.5 * np.random.default_rng(3).standard_normal((1024, 16)), ms.float32)
+    used = (moe.router.build(moe).route(logits, {}, {})["ids"].asnumpy() < 16).sum(1)
+    assert 0.8 * 4 < used.mean() <= 4 and used.max() == 8

@@ -6,22 +6,15 @@ import pytest
 from mindspore import Tensor
 
 from mindmoe.moe.config import MoeConfig
-from mindmoe.moe.control import DYNAMIC, NUM_CONTROLS, THRESHOLD
-from mindmoe.moe.router.build import build_router
 from mindmoe.moe.ties import undecided
 
 OFF = 1e-5
 FALLING = np.array([2.0, 1.5, 1.0, 0.5, -0.5, -1.0, -1.5, -2.0], np.float32)  # of two groups of four, rms 1.37
 
 
-def asked(router: dict, logits: np.ndarray, k: int = 3, threshold: float | None = None) -> np.ndarray:
+def asked(router: dict, logits: np.ndarray, k: int = 3) -> np.ndarray:
     moe = MoeConfig.model_validate({"num_experts": 8, "num_experts_per_tok": k, "router": router})
-    control = None
-    if threshold is not None:
-        control = np.zeros(NUM_CONTROLS, np.float32)
-        control[DYNAMIC], control[THRESHOLD] = 1.0, threshold
-    state = None if control is None else Tensor(control)
-    return undecided(build_router(moe), (Tensor(logits, ms.float32), None, state, None), OFF)
+    return undecided(moe.router.build(moe).route, (Tensor(logits, ms.float32), {}, {}), OFF)
 
 
 def close(first: int, second: int, gap: float) -> np.ndarray:
@@ -65,14 +58,6 @@ def test_a_group_brings_its_experts_along():
     logits = np.array([2.0, 0.5, -3, -3, 1.5, 1.0 + 1e-6, -3, -3], np.float32)
     router = {"num_groups": 2, "topk_groups": 1, "score": "softmax_after_topk"}
     assert {0, 1, 4, 5} <= set(np.flatnonzero(asked(router, logits[None], k=2)[0]))
-
-
-@pytest.mark.parametrize(("above", "want"), [(1e-7, {3}), (-1e-7, {3}), (1e-2, set())])
-def test_a_threshold_decides_on_single_experts(above, want):
-    router = {"type": "dmr", "score": "softmax_after_topk", "budget": {"k_min": 1, "k_max": 6},
-              "features": {"alpha": 0.0, "difficulty_head": False}}  # fmt: skip
-    found = asked(router, FALLING[None], threshold=float(FALLING[3] - FALLING[0]) + above)
-    assert set(np.flatnonzero(found[0])) == want
 
 
 def test_top_p_decides_on_the_last_expert():

@@ -167,14 +167,14 @@ def test_selection_bias_moves_towards_balance(tiny_run, batch):
     result = trainer.step.run(0, [batch(4)], 64.0, 1e-2, False)
     biases = {name: value for name, value in values(trainer).items() if name.endswith("selection_bias")}
     assert len(biases) == 2
-    for bias, counts in zip(biases.values(), result.routing[0], strict=True):
+    for bias, counts in zip(biases.values(), result.routing.counts, strict=True):
         assert bias[counts.argmin()] > bias[counts.argmax()]
 
 
 def test_capacity_drops_are_counted(tiny_run, batch):
     dispatch = {"moe": {"dispatch": {"kind": "capacity", "capacity_factor": 0.5}}}
     result = build_trainer(tiny_run(**dispatch), ALONE).step.run(0, [batch(4)], 64.0, 1e-2, False)
-    assert (result.routing[2] >= 64 * 2 / 2 - 6).all()  # at least what exceeds half of all slots
+    assert (result.routing.dropped >= 64 * 2 / 2 - 6).all()  # at least what exceeds half of all slots
     assert result.finite
 
 

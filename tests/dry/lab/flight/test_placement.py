@@ -32,7 +32,7 @@ def loads_of(ids: np.ndarray) -> np.ndarray:
     return np.bincount(ids[ids < E].reshape(-1), minlength=E).astype(float)
 
 
-def busiest(placement: p.Placement, loads: np.ndarray) -> float:
+def busiest(placement: p.ExpertPlacement, loads: np.ndarray) -> float:
     shares = loads / placement.replicas(len(loads))
     return max(shares[experts].sum() for experts in placement.experts) / (loads.sum() / placement.num_ranks)
 

@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mindspore import Tensor, ops
 
 from mindmoe.config import RunConfig
 from mindmoe.errors import UserError
 from mindmoe.files import open_append, replace_file
+from mindmoe.lab.dmr.config import Dmr
+from mindmoe.lab.dmr.control import ALPHA_SHIFT, LOGIT_SHIFT
 from mindmoe.lab.tune.config import ALPHA, AUX, BIAS, TAU, OnlineConfig
 from mindmoe.lab.tune.log import read_log
 from mindmoe.lab.tune.online import Decision, OnlineTuner, Window
 from mindmoe.lab.tune.search import Proposal, Trial, Tuner
 from mindmoe.lab.tune.space import Levels, Space
-from mindmoe.moe.config import DmrConfig
 from mindmoe.parallel.collectives import host_sum
 from mindmoe.parallel.groups import Groups
 from mindmoe.schema import StoredRecord
@@ -36,7 +38,7 @@ def configured(config: RunConfig, keys: Sequence[str]) -> dict[str, float]:
     assert config.moe is not None
     router = config.moe.router
     values = {TAU: router.tau, AUX: config.moe.balance.aux_coef, BIAS: config.moe.balance.bias_rate}
-    if isinstance(router, DmrConfig):
+    if isinstance(router, Dmr):
         values[ALPHA] = router.features.alpha
     return {key: values[key] for key in keys}
 
@@ -45,7 +47,7 @@ def active_steps(config: RunConfig) -> range:
     """The steps of constant rate, after the static warm-up of the router."""
     assert config.moe is not None
     router, total = config.moe.router, config.train.steps
-    first = max(config.optim.warmup_steps, router.budget.warmup_steps if isinstance(router, DmrConfig) else 0)
+    first = max(config.optim.warmup_steps, router.budget.warmup_steps if isinstance(router, Dmr) else 0)
     last = total
     if config.optim.schedule == "wsd":
         last = total - max(1, round(config.optim.decay_fraction * total))
@@ -107,7 +109,7 @@ class Online:
     """
 
     def __init__(self, config: RunConfig, step: TrainStep, groups: Groups, start: int):
-        assert config.qea is not None and config.moe is not None
+        assert isinstance(config.qea, OnlineConfig) and config.moe is not None
         self.qea, self.moe, self.step, self.groups = config.qea, config.moe, step, groups
         self.active, self.leader = active_steps(config), groups.rank == 0
         self.space = Space.of(self.qea.space)
@@ -175,13 +177,20 @@ class Online:
             elif key == AUX:
                 self.step.set_aux_coef(value)
             else:
-                assert self.step.controllers is not None, "a rule of the config"
                 router = self.moe.router
-                assert isinstance(router, DmrConfig)
+                assert isinstance(router, Dmr), "a rule of the config"
                 if key == ALPHA:
-                    self.step.controllers.shift(alpha=value - router.features.alpha)
+                    self._shift(ALPHA_SHIFT, value - router.features.alpha)
                 else:
-                    self.step.controllers.shift(logits=router.tau / value - 1.0)
+                    self._shift(LOGIT_SHIFT, router.tau / value - 1.0)
+
+    def _shift(self, place: int, value: float) -> None:
+        """Sets a place of the control vector of every layer."""
+        assert self.step.states is not None
+        for state in self.step.states.layers.values():
+            control = state["control"].asnumpy().copy()
+            control[place] = value
+            ops.assign(state["control"], Tensor(control))  # in place: a compiled step would not see a new tensor
 
     def close(self) -> None:
         """Ends what runs beside training."""

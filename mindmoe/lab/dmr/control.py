@@ -6,10 +6,15 @@ read it, the training step moves it.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mindmoe.moe.config import DmrConfig, MoeConfig
+from mindmoe.moe.router.base import RouterStep
+
+if TYPE_CHECKING:
+    from mindmoe.lab.dmr.config import Dmr
+    from mindmoe.moe.config import MoeConfig
 
 DYNAMIC, THRESHOLD, GROUP_THRESHOLD, ALPHA_SHIFT, LOGIT_SHIFT, NUM_CONTROLS = 0, 1, 2, 3, 4, 5
 """Places in the control vector; thresholds per expert follow. What online tuning moves are shifts, 0 without it: of the
@@ -18,14 +23,14 @@ weight of difficulty, and of the factor of the logits from 1."""
 LEVEL, SEEN = 0, 1
 """Columns of a table: the mean log gradient norm seen so far, and whether there is one."""
 
+NORMS = "norms"
+"""The sums of all tables, (2, V): occurrences, and sums of log gradient norms."""
 
-def table_sizes(moe: MoeConfig | None, vocab_size: int) -> dict[str, int]:
-    """Rows of every table by the name of its parameter: by token id, then by hashed pairs of tokens."""
-    if moe is None or not isinstance(moe.router, DmrConfig):
-        return {}
-    features = moe.router.features
-    sizes = {"model.token_table": vocab_size} if features.grad_ema else {}
-    return sizes | ({"model.bigram_table": features.buckets} if features.bigram else {})
+
+def table_sizes(router: "Dmr", vocab_size: int) -> dict[str, int]:
+    """Rows of every table by name: by token id, then by hashed pairs of tokens."""
+    sizes = {"token_table": vocab_size} if router.features.grad_ema else {}
+    return sizes | ({"bigram_table": router.features.buckets} if router.features.bigram else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +51,14 @@ MARGIN_BINS = Bins(-12.0, 12.0, 1024)
 DIFFICULTY_BINS = Bins(-6.0, 6.0, 256)
 
 
-def score_bins(router: DmrConfig) -> Bins:
+def score_bins(router: "Dmr") -> Bins:
     """Bins of the scores that thresholds per expert are found in; a selection bias moves probabilities little."""
     return MARGIN_BINS if router.score == "softmax_after_topk" else Bins(-0.5, 1.5, 1024)
 
 
-def num_controls(moe: MoeConfig) -> int:
-    """Length of a layer's control vector; 0 for routers without."""
-    if not isinstance(moe.router, DmrConfig):
-        return 0
-    return NUM_CONTROLS + (moe.num_experts if moe.router.variant == "expert_threshold" else 0)
+def num_controls(router: "Dmr", moe: "MoeConfig") -> int:
+    """Length of a layer's control vector."""
+    return NUM_CONTROLS + (moe.num_experts if router.variant == "expert_threshold" else 0)
 
 
 def threshold_of(histogram: np.ndarray, bins: Bins, above: float) -> float:
@@ -77,44 +80,32 @@ def threshold_of(histogram: np.ndarray, bins: Bins, above: float) -> float:
     return float(edges[at] + inside * bins.width)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Signals:
-    """Sums over a global batch for one layer; see mindmoe/moe/router/dmr.py. `scores` is (E, bins) or empty."""
-
-    margins: np.ndarray
-    difficulty: np.ndarray
-    kept: float
-    scores: np.ndarray
-
-
-def updated_control(control: np.ndarray, signals: Signals, moe: MoeConfig, num_tokens: float, done: int) -> np.ndarray:
+def updated_control(router: "Dmr", moe: "MoeConfig", control: np.ndarray, step: RouterStep) -> np.ndarray:
     """The control vector after a step.
 
     Args:
+        router: rates.
+        moe: targets.
         control: (C) before.
-        signals: of that step.
-        moe: targets and rates.
-        num_tokens: of the global batch.
-        done: steps completed, this one included.
+        step: of the layer, with the signals of mindmoe/lab/dmr/routing.py.
     """
-    router = moe.router
-    assert isinstance(router, DmrConfig)
-    budget, groups, new = router.budget, router.groups, control.astype(np.float64)
-    target = moe.num_experts_per_tok
-    rate = 1.0 if done == 1 else budget.rho
-    wanted = threshold_of(signals.margins, MARGIN_BINS, num_tokens * (target - budget.k_min))
+    target, budget, groups, new = moe.num_experts_per_tok, router.budget, router.groups, control.astype(np.float64)
+    signals, num_tokens = step.signals, float(step.signals["tokens"][0])
+    rate = 1.0 if step.done == 1 else budget.rho
+    wanted = threshold_of(signals["margins"], MARGIN_BINS, num_tokens * (target - budget.k_min))
     new[THRESHOLD] += rate * (wanted - new[THRESHOLD])
     if new[DYNAMIC]:
-        new[THRESHOLD] += budget.mu * (signals.kept / num_tokens - target)
+        new[THRESHOLD] += budget.mu * (float(step.counts.sum()) / num_tokens - target)
     if groups.easy < groups.hard:
         hard_share = (groups.target - groups.easy) / (groups.hard - groups.easy)
-        edge = threshold_of(signals.difficulty, DIFFICULTY_BINS, num_tokens * hard_share)
+        edge = threshold_of(signals["difficulty"], DIFFICULTY_BINS, num_tokens * hard_share)
         new[GROUP_THRESHOLD] += rate * (edge - new[GROUP_THRESHOLD])
     if router.variant == "expert_threshold":
         bins, above = score_bins(router), num_tokens * target / moe.num_experts
-        reached = [threshold_of(histogram, bins, above) for histogram in signals.scores.reshape(moe.num_experts, -1)]
+        histograms = signals["scores"].reshape(moe.num_experts, -1)
+        reached = [threshold_of(histogram, bins, above) for histogram in histograms]
         new[NUM_CONTROLS:] += rate * (np.array(reached) - new[NUM_CONTROLS:])
-    new[DYNAMIC] = float(done >= budget.warmup_steps)
+    new[DYNAMIC] = float(step.done >= budget.warmup_steps)
     return new.astype(np.float32)
 
 

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from mindmoe.moe.config import DmrConfig, MoeConfig
-from mindmoe.moe.control import (
+from mindmoe.lab.dmr.config import Dmr
+from mindmoe.lab.dmr.control import (
     DIFFICULTY_BINS,
     DYNAMIC,
     GROUP_THRESHOLD,
@@ -14,15 +14,23 @@ from mindmoe.moe.control import (
     NUM_CONTROLS,
     THRESHOLD,
     Bins,
-    Signals,
     num_controls,
     score_bins,
     threshold_of,
     updated_control,
     updated_table,
 )
+from mindmoe.moe.config import MoeConfig
+from mindmoe.moe.router.base import RouterStep
 
 T, E, K = 4096, 16, 4
+
+
+def told(margins: np.ndarray, kept: float, done: int, **more: np.ndarray) -> RouterStep:
+    """A step of T tokens."""
+    signals = {"margins": margins, "difficulty": np.zeros(DIFFICULTY_BINS.count), "tokens": np.array([float(T)])}
+    signals |= {"scores": np.zeros(1)} | more
+    return RouterStep(counts=np.array([kept]), signals=signals, sums={}, done=done)
 
 
 def moe(**router) -> MoeConfig:
@@ -30,7 +38,7 @@ def moe(**router) -> MoeConfig:
     return MoeConfig(
         num_experts=E,
         num_experts_per_tok=K,
-        router=DmrConfig.model_validate({"type": "dmr", "budget": budget} | router),
+        router=Dmr.model_validate({"type": "dmr", "budget": budget} | router),
     )
 
 
@@ -54,18 +62,13 @@ def test_threshold_at_the_ends():
 def test_mean_k_is_held_while_scores_drift():
     """Scores widen over 300 steps as a router learns: after the warm-up the mean stays within 2%, a step within 15%."""
     config, rng = moe(), np.random.default_rng(1)
-    control, means = np.zeros(num_controls(config), np.float32), []
+    control, means = np.zeros(num_controls(config.router, config), np.float32), []
     for step in range(300):
         slots = -np.cumsum(rng.exponential(0.2 + 0.002 * step, (T, 7)), 1) + rng.normal(0, 0.3, (T, 1))
         kept = 1 + (slots > control[THRESHOLD]).sum(1) if control[DYNAMIC] else np.full(T, K)
         means.append(kept.mean())
-        signals = Signals(
-            margins=count(slots, MARGIN_BINS),
-            difficulty=np.zeros(DIFFICULTY_BINS.count),
-            kept=float(kept.sum()),
-            scores=np.zeros(1),
-        )
-        control = updated_control(control, signals, config, T, step + 1)
+        signals = told(count(slots, MARGIN_BINS), float(kept.sum()), step + 1)
+        control = updated_control(config.router, config, control, signals)
     after = np.array(means[5:]) / K - 1.0
     assert set(means[:5]) == {float(K)}
     assert np.abs(np.convolve(after, np.ones(100) / 100, "valid")).max() < 0.02 and np.abs(after).max() < 0.15
@@ -81,17 +84,11 @@ def test_a_frozen_threshold_keeps_the_budget_on_other_tokens():
     def mean_k(threshold: float, width: float) -> float:
         return float(np.mean([1 + (slots(width) > threshold).sum(1).mean() for _ in range(4)]))
 
-    control = np.zeros(num_controls(config), np.float32)
+    control = np.zeros(num_controls(config.router, config), np.float32)
     for step in range(200):
         margins = slots(0.5)
         kept = float(T + (margins > control[THRESHOLD]).sum()) if control[DYNAMIC] else float(T * K)
-        counted = Signals(
-            margins=count(margins, MARGIN_BINS),
-            difficulty=np.zeros(DIFFICULTY_BINS.count),
-            kept=kept,
-            scores=np.zeros(1),
-        )
-        control = updated_control(control, counted, config, T, step + 1)
+        control = updated_control(config.router, config, control, told(count(margins, MARGIN_BINS), kept, step + 1))
     assert mean_k(control[THRESHOLD], 0.5) == pytest.approx(K, rel=0.02)
     assert abs(mean_k(control[THRESHOLD], 0.6) / K - 1) > 0.03  # held-out text of another kind
     again = threshold_of(count(slots(0.6), MARGIN_BINS), MARGIN_BINS, T * (K - 1))
@@ -100,16 +97,17 @@ def test_a_frozen_threshold_keeps_the_budget_on_other_tokens():
 
 def test_groups_and_expert_thresholds_follow_their_targets():
     config = moe(groups={"num_groups": 4, "easy": 2, "hard": 4, "target": 2.5}, variant="expert_threshold")
-    assert num_controls(config) == NUM_CONTROLS + E
+    assert num_controls(config.router, config) == NUM_CONTROLS + E
     rng = np.random.default_rng(2)
     hard, scores = rng.normal(size=T), rng.beta(2, 5, (T, E))
-    signals = Signals(
-        margins=count(rng.normal(size=T), MARGIN_BINS),
+    signals = told(
+        count(rng.normal(size=T), MARGIN_BINS),
+        float(T * K),
+        1,
         difficulty=count(hard, DIFFICULTY_BINS),
-        kept=float(T * K),
         scores=np.stack([count(row, score_bins(config.router)) for row in scores.T]),
     )
-    control = updated_control(np.zeros(NUM_CONTROLS + E, np.float32), signals, config, T, 1)
+    control = updated_control(config.router, config, np.zeros(NUM_CONTROLS + E, np.float32), signals)
     assert (hard > control[GROUP_THRESHOLD]).mean() == pytest.approx(0.25, abs=0.01)
     np.testing.assert_allclose(
         control[NUM_CONTROLS:], np.quantile(scores, 1 - K / E, axis=0), atol=score_bins(config.router).width
@@ -117,15 +115,12 @@ def test_groups_and_expert_thresholds_follow_their_targets():
 
 
 def test_the_integral_term_pushes_against_an_excess():
-    config, empty = moe(budget={"mu": 0.1}), np.zeros(DIFFICULTY_BINS.count)
+    config = moe(budget={"mu": 0.1})
     start = np.zeros(NUM_CONTROLS, np.float32)
     start[DYNAMIC] = 1.0
     margins = count(np.random.default_rng(3).normal(size=7 * T), MARGIN_BINS)
     assert config.router.budget.mu == 0.1
-    high, even = (
-        updated_control(start, Signals(margins=margins, difficulty=empty, kept=k * T, scores=empty), config, T, 9)
-        for k in (5.0, 4.0)
-    )
+    high, even = (updated_control(config.router, config, start, told(margins, k * T, 9)) for k in (5.0, 4.0))
     assert high[THRESHOLD] - even[THRESHOLD] == pytest.approx(0.1)
 
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from mindmoe.moe.config import DmrConfig, MoeConfig, RouterConfig
-from mindmoe.moe.control import DYNAMIC, GROUP_THRESHOLD, NUM_CONTROLS, THRESHOLD
-from mindmoe.moe.difficulty import (
+from mindmoe.lab.dmr.config import Dmr
+from mindmoe.lab.dmr.control import DYNAMIC, GROUP_THRESHOLD, MARGIN_BINS, NUM_CONTROLS, THRESHOLD, threshold_of
+from mindmoe.lab.dmr.difficulty import (
     bigram_rows,
     build_regression,
     build_table_rows,
@@ -20,8 +20,10 @@ from mindmoe.moe.difficulty import (
     told_by,
     uniform_draw,
 )
-from mindmoe.moe.dispatch.slots import build_slot_limit, slot_rows
-from mindmoe.moe.router.build import build_router
+from mindmoe.lab.dmr.slots import build_slot_limit, slot_rows
+from mindmoe.moe.config import MoeConfig
+from mindmoe.moe.router.topk import TopK
+from mindmoe.moe.ties import undecided
 
 T, E, K = 200, 12, 3
 OFF = {"alpha": 0.0, "difficulty_head": False}
@@ -30,7 +32,24 @@ OFF = {"alpha": 0.0, "difficulty_head": False}
 def dmr(score: str = "sigmoid", **settings) -> MoeConfig:
     budget = {"k_min": 1, "k_max": 6} | settings.pop("budget", {})
     router = {"type": "dmr", "score": score, "budget": budget, "features": {"alpha": 0.5}} | settings
-    return MoeConfig(num_experts=E, num_experts_per_tok=K, router=DmrConfig.model_validate(router))
+    return MoeConfig(num_experts=E, num_experts_per_tok=K, router=Dmr.model_validate(router))
+
+
+def build_route(moe: MoeConfig):
+    """Returns route(logits, selection bias or None, control, difficulty or draw (T)) -> the assignment."""
+    route = moe.router.build(moe).route
+
+    def ask(x, bias, control, difficulty):
+        weights = {"control": control}
+        if bias is not None:
+            weights["selection_bias"] = bias
+        if moe.router.variant == "random_k":
+            return route(x, weights, {"draw": difficulty})
+        # A head that weighs hidden states of one dimension by 1 predicts them as they are.
+        weights |= {"difficulty.weight": Tensor([1.0, 0.0, 0.0]), "difficulty.bias": Tensor([0.0])}
+        return route(x, weights, {"hidden": difficulty.reshape((-1, 1))})
+
+    return ask
 
 
 def logits(seed: int = 0, tokens: int = T) -> Tensor:
@@ -47,34 +66,38 @@ def control(theta: float = 0.0, dynamic: float = 1.0, group: float = 0.0) -> Ten
 @pytest.mark.parametrize("budget", [{"k_min": K, "k_max": K}, {"k_min": 1, "k_max": 6}])
 def test_it_is_static_routing_to_the_bit_with_a_fixed_k_and_in_the_warm_up(score, budget):
     warm = budget["k_max"] != K
-    route = build_router(dmr(score, budget=budget))
-    static = build_router(MoeConfig(num_experts=E, num_experts_per_tok=K, router=RouterConfig(score=score)))
+    route = build_route(dmr(score, budget=budget))
+    plain = MoeConfig(num_experts=E, num_experts_per_tok=K, router=TopK(score=score))
+    static = plain.router.build(plain).route
     bias = Tensor(0.05 * np.random.default_rng(1).standard_normal(E), ms.float32)
     weight = Tensor(np.random.default_rng(2).standard_normal((T, K)), ms.float32)
     difficulty = Tensor(np.random.default_rng(3).standard_normal(T), ms.float32)
 
     def both(which):
         def loss(x):
-            arguments = (control(0.3, 0.0 if warm else 1.0), difficulty) if which is route else (None, None)
-            return (which(x, bias, *arguments)[0][:, :K] * weight).sum()
+            return (which(x)["gates"][:, :K] * weight).sum()
 
         return loss
 
-    ours, theirs = (
-        route(logits(), bias, control(0.3, 0.0 if warm else 1.0), difficulty),
-        static(logits(), bias, None, None),
-    )
-    np.testing.assert_array_equal(ours[1].asnumpy()[:, :K], theirs[1].asnumpy())
-    np.testing.assert_array_equal(ours[0].asnumpy()[:, :K], theirs[0].asnumpy())
-    assert (ours[1].asnumpy()[:, K:] == E).all()
-    np.testing.assert_array_equal(*(ms.grad(both(which))(logits()).asnumpy() for which in (route, static)))
+    def of_dmr(x):
+        return route(x, bias, control(0.3, 0.0 if warm else 1.0), difficulty)
+
+    def of_static(x):
+        return static(x, {"selection_bias": bias}, {})
+
+    ours, theirs = of_dmr(logits()), of_static(logits())
+    for name in ("ids", "gates"):
+        np.testing.assert_array_equal(ours[name].asnumpy()[:, :K], theirs[name].asnumpy())
+    assert (ours["ids"].asnumpy()[:, K:] == E).all()
+    np.testing.assert_array_equal(*(ms.grad(both(which))(logits()).asnumpy() for which in (of_dmr, of_static)))
 
 
 @pytest.mark.parametrize("variant", ["threshold", "null"])
 def test_kept_slots_equal_a_loop_over_tokens(variant):
     rng, theta = np.random.default_rng(4), -0.4
     difficulty = rng.standard_normal(T).astype(np.float32)
-    gates, ids, _, margins, _ = build_router(dmr(variant=variant))(logits(), None, control(theta), Tensor(difficulty))
+    found = build_route(dmr(variant=variant))(logits(), None, control(theta), Tensor(difficulty))
+    gates, ids = found["gates"], found["ids"]
     scores = 1 / (1 + np.exp(-logits().asnumpy().astype(np.float64)))
     for t in range(T):
         best = np.argsort(-scores[t])[:6]
@@ -91,13 +114,13 @@ def test_kept_slots_equal_a_loop_over_tokens(variant):
 @pytest.mark.parametrize("variant", ["threshold", "null"])
 def test_a_selection_bias_of_zero_mean_moves_the_mean_k_by_less_than_1_percent(variant):
     """A threshold that holds the budget without bias stays; the biases are what 20 steps of their update make."""
-    route, tokens, difficulty = build_router(dmr(variant=variant)), logits(12, 8000), Tensor(np.zeros(8000), ms.float32)
+    route, tokens, difficulty = build_route(dmr(variant=variant)), logits(12, 8000), Tensor(np.zeros(8000), ms.float32)
 
     def routed(bias: np.ndarray, theta: float) -> tuple[float, np.ndarray]:
         found = route(tokens, Tensor(bias, ms.float32), control(theta), difficulty)
-        return float((found[1].asnumpy() < E).sum(1).mean()), found[3].asnumpy()[:, 1:]
+        return float((found["ids"].asnumpy() < E).sum(1).mean()), found["margins"].asnumpy()
 
-    theta = float(np.quantile(routed(np.zeros(E), 0.0)[1], 1 - (K - 1) / 5))
+    theta = threshold_of(routed(np.zeros(E), 0.0)[1], MARGIN_BINS, 8000 * (K - 1))
     plain = routed(np.zeros(E), theta)[0]
     assert plain == pytest.approx(K, abs=0.01)
     for seed in range(5):
@@ -110,7 +133,7 @@ def test_a_selection_bias_of_zero_mean_moves_the_mean_k_by_less_than_1_percent(v
 def test_harder_tokens_get_more_experts_and_more_groups():
     groups = {"num_groups": 4, "easy": 2, "hard": 4, "target": 3.0}
     difficulty = Tensor(np.linspace(-2, 2, T), ms.float32)
-    ids = build_router(dmr(groups=groups))(logits(), None, control(-0.5), difficulty)[1].asnumpy()
+    ids = build_route(dmr(groups=groups))(logits(), None, control(-0.5), difficulty)["ids"].asnumpy()
     k = (ids < E).sum(1)
     assert k[T // 2 :].mean() > k[: T // 2].mean() + 1.0
     touched = np.array([len({expert // 3 for expert in row if expert < E}) for row in ids])
@@ -119,7 +142,7 @@ def test_harder_tokens_get_more_experts_and_more_groups():
 
 def test_random_k_follows_the_draw_alone():
     moe, draw = dmr(variant="random_k", features=OFF), np.random.default_rng(5).random(4000).astype(np.float32)
-    k = (build_router(moe)(logits(5, 4000), None, control(), Tensor(draw))[1].asnumpy() < E).sum(1)
+    k = (build_route(moe)(logits(5, 4000), None, control(), Tensor(draw))["ids"].asnumpy() < E).sum(1)
     np.testing.assert_array_equal(k, 1 + np.floor(draw * 5))
 
 
@@ -130,9 +153,9 @@ def test_random_k_follows_the_draw_alone():
 def test_random_k_holds_its_mean_whatever_bounds_it(k, k_min, k_max, drawn):
     """Over all draws that there are, each number comes as often as any other, but for the rounding of 65536 draws."""
     router = {"type": "dmr", "variant": "random_k", "budget": {"k_min": k_min, "k_max": k_max}, "features": OFF}
-    moe = MoeConfig(num_experts=E, num_experts_per_tok=k, router=DmrConfig.model_validate(router))
+    moe = MoeConfig(num_experts=E, num_experts_per_tok=k, router=Dmr.model_validate(router))
     draw = Tensor(np.arange(65536, dtype=np.float32) / 65536)
-    used = (build_router(moe)(logits(5, 65536), None, control(), draw)[1].asnumpy() < E).sum(1)
+    used = (build_route(moe)(logits(5, 65536), None, control(), draw)["ids"].asnumpy() < E).sum(1)
     counts = np.bincount(used)
     assert (used.min(), used.max()) == drawn
     assert np.ptp(counts[drawn[0] :]) <= 1
@@ -143,9 +166,9 @@ def test_random_k_holds_its_mean_in_groups_that_bound_it():
     """Two groups of three experts are chosen: no token can have more than six, whatever k_max is."""
     groups = {"num_groups": 4, "easy": 2, "hard": 2, "target": 2.0}
     router = {"type": "dmr", "variant": "random_k", "budget": {"k_min": 1, "k_max": 12}, "features": OFF}
-    moe = MoeConfig(num_experts=E, num_experts_per_tok=4, router=DmrConfig.model_validate(router | {"groups": groups}))
+    moe = MoeConfig(num_experts=E, num_experts_per_tok=4, router=Dmr.model_validate(router | {"groups": groups}))
     draw = Tensor(np.random.default_rng(8).random(20_000).astype(np.float32))
-    used = (build_router(moe)(logits(5, 20_000), None, control(), draw)[1].asnumpy() < E).sum(1)
+    used = (build_route(moe)(logits(5, 20_000), None, control(), draw)["ids"].asnumpy() < E).sum(1)
     assert (used.min(), used.max()) == (2, 6)
     assert used.mean() == pytest.approx(4, abs=5 * 2**0.5 / 20_000**0.5)  # five standard errors of numbers 2 to 6
 
@@ -233,7 +256,8 @@ def test_two_tables_lie_one_behind_the_other_and_the_pair_speaks_before_the_toke
     features = {"alpha": 0.5, "grad_ema": True, "bigram": True, "buckets": 7}
     moe, rng = dmr(features=features), np.random.default_rng(14)
     tokens = rng.integers(0, 5, (2, 3, 4)).astype(np.int32)
-    rows = build_table_rows(moe, 5)(Tensor(tokens))
+    read = {"token_id": Tensor(tokens[..., 0]), "previous": Tensor(tokens[..., 3])}
+    rows = build_table_rows(moe.router.features)(read, {"token_table": Tensor(np.zeros((5, 2), np.float32))})
     pairs = bigram_rows(Tensor(tokens[..., 0]), Tensor(tokens[..., 3]), 7).asnumpy()
     np.testing.assert_array_equal(rows.asnumpy(), np.concatenate([tokens[..., 0].ravel(), 5 + pairs.ravel()]))
     norms, mask = rng.standard_normal(6).astype(np.float32), np.array([1, 1, 0, 1, 1, 0], np.float32)
@@ -292,3 +316,13 @@ def test_log_gradient_norms_of_a_fresh_model_differ_by_little_and_that_little_is
     assert np.abs(want).max() < 1e-3
     np.testing.assert_allclose(got, want, rtol=1e-3)
     np.testing.assert_allclose(got - got.mean(), want - want.mean(), atol=2e-4 * want.std())
+
+
+@pytest.mark.parametrize(("above", "want"), [(1e-7, {3}), (-1e-7, {3}), (1e-2, set())])
+def test_rounding_decides_on_the_expert_at_the_threshold(above, want):
+    falling = np.array([2.0, 1.5, 1.0, 0.5, -0.5, -1.0, -1.5, -2.0], np.float32)
+    router = {"type": "dmr", "score": "softmax_after_topk", "budget": {"k_min": 1, "k_max": 6}, "features": OFF}
+    moe = MoeConfig.model_validate({"num_experts": 8, "num_experts_per_tok": 3, "router": router})
+    state = {"control": control(float(falling[3] - falling[0]) + above)}
+    found = undecided(moe.router.build(moe).route, (Tensor(falling[None]), state, {}), 1e-5)
+    assert set(np.flatnonzero(found[0])) == want

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from mindmoe.env import Place
-from mindmoe.moe.control import ALPHA_SHIFT, LOGIT_SHIFT
+from mindmoe.lab.dmr.control import ALPHA_SHIFT, LOGIT_SHIFT
+from mindmoe.lab.tune.run import Online, active_steps
 from mindmoe.train.folder import RunFolder
-from mindmoe.train.online import Online, active_steps
 from mindmoe.train.setup import build_trainer
 
 ALONE = Place(rank=0, world=1, local_world=1)
@@ -129,7 +129,7 @@ def test_settings_that_change_under_way_equal_settings_from_the_start(tuned_run,
             online = Online(run, trainer.step, trainer.groups, 0)
             online.apply(wanted)
             online.close()
-            control = next(iter(trainer.step.controllers.controls.values())).asnumpy()
+            control = next(iter(trainer.step.states.layers.values()))["control"].asnumpy()
             assert control[ALPHA_SHIFT] == -0.5 and control[LOGIT_SHIFT] == 1.0
         for step in range(2):
             rows = batch(4, step)

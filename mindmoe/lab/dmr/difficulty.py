@@ -11,8 +11,9 @@ from collections.abc import Callable
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from mindmoe.moe.config import DmrConfig, MoeConfig
-from mindmoe.moe.control import LEVEL, SEEN, table_sizes
+from mindmoe.lab.dmr.config import FeaturesConfig
+from mindmoe.lab.dmr.control import LEVEL, SEEN
+from mindmoe.moe.router.base import Named
 from mindmoe.ops.zeros import zeros_like
 
 _NONE = -1e9  # a logit whose exponential is 0
@@ -98,38 +99,32 @@ def bigram_rows(ids: Tensor, before: Tensor, buckets: int) -> Tensor:
     return total % _PRIME % buckets
 
 
-def build_table_keys(moe: MoeConfig) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """Returns keys(tokens) -> for each table the row (B, S) int32 of each token.
+def build_table_keys(features: FeaturesConfig) -> Callable[[Named], tuple[Tensor, ...]]:
+    """Returns keys(read) -> for each table the row of each token, int32 of the shape of what is read."""
 
-    `tokens` (B, S, 4) int32 are id, domain, place in the sequence, and the token before.
-    """
-    assert isinstance(moe.router, DmrConfig)
-    features = moe.router.features
-
-    def keys(tokens: Tensor) -> tuple[Tensor, ...]:
+    def keys(read: Named) -> tuple[Tensor, ...]:
         found: tuple[Tensor, ...] = ()
         if features.grad_ema:
-            found = (tokens[:, :, 0],)
+            found = (read["token_id"],)
         if features.bigram:
-            found = (*found, bigram_rows(tokens[:, :, 0], tokens[:, :, 3], features.buckets))
+            found = (*found, bigram_rows(read["token_id"], read["previous"], features.buckets))
         return found
 
     return keys
 
 
-def build_table_rows(moe: MoeConfig, vocab_size: int) -> Callable[[Tensor], Tensor]:
-    """Returns table_rows(tokens (B, S, 4)) -> (N * T) int32: rows of T tokens, as if N tables lay behind each other."""
-    sizes, keys = tuple(table_sizes(moe, vocab_size).values()), build_table_keys(moe)
+def build_table_rows(features: FeaturesConfig) -> Callable[[Named, Named], Tensor]:
+    """Returns rows(read, shared) -> (N * T) int32: rows of T tokens, as if the N tables lay behind each other."""
+    keys = build_table_keys(features)
 
-    def table_rows(tokens: Tensor) -> Tensor:
-        found = keys(tokens)
-        rows, start = found[0].reshape(-1), sizes[0]
-        for place in range(1, len(sizes)):
-            rows = ops.concat((rows, found[place].reshape(-1) + start))
-            start += sizes[place]
-        return rows
+    def rows(read: Named, shared: Named) -> Tensor:
+        found = keys(read)
+        first = found[0].reshape(-1)
+        if len(found) == 1:
+            return first
+        return ops.concat((first, found[1].reshape(-1) + shared["token_table"].shape[0]))
 
-    return table_rows
+    return rows
 
 
 def told_by(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,7 +140,7 @@ def token_features(table: Tensor, rows: Tensor) -> Tensor:
     """What a table says of tokens: (T, 2), the level standardised over known rows and 0 elsewhere, and known or not.
 
     Args:
-        table: (V, 2), see mindmoe/moe/control.py.
+        table: (V, 2), see mindmoe/lab/dmr/control.py.
         rows: of any shape with T elements.
     """
     level, seen = table[:, LEVEL], table[:, SEEN]

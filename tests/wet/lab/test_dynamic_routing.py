@@ -10,9 +10,9 @@ from mindspore import Tensor, ops
 from mindmoe.checkpoint import store
 from mindmoe.data.loader import Batch
 from mindmoe.env import Place
-from mindmoe.model.decoder import with_unknown_domain
-from mindmoe.moe.control import DYNAMIC, LEVEL, SEEN
-from mindmoe.moe.difficulty import bigram_rows
+from mindmoe.lab.dmr.control import DYNAMIC, LEVEL, SEEN
+from mindmoe.lab.dmr.difficulty import bigram_rows
+from mindmoe.model.reads import reads_of
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.persist import RankAgreement, Saver, reader_of, restore
 from mindmoe.train.setup import Trainer, build_trainer
@@ -43,6 +43,14 @@ def trace(trainer: Trainer, batches, lr: float = 3e-3, start: int = 0) -> list[t
         result = trainer.step.run(step, [rows], float(rows.loss_mask.sum()), lr, False)
         found.append((result.loss, result.grad_norm))
     return found
+
+
+def chosen(trainer: Trainer, rows: Batch) -> np.ndarray:
+    """The experts of each token (layers, B, S, K)."""
+    one = Tensor(1.0)
+    x, labels, mask, segments, token_weight, _, *read = trainer.step.arguments(rows, one, one)
+    told = trainer.nets[0](x, labels, mask, segments, token_weight, *read)[1]
+    return told["ids"].asnumpy().reshape(2, *rows.input_ids.shape, -1)
 
 
 def params(trainer: Trainer) -> dict[str, np.ndarray]:
@@ -79,7 +87,7 @@ def test_state_moves_and_mean_k_is_held(tiny_run, batch):
     for step in range(60):
         rows = batch(4, step)
         result = trainer.step.run(step, [rows], float(rows.loss_mask.sum()), 3e-3, False)
-        means.append(result.routing[0].sum(1) / rows.input_ids.size)
+        means.append(result.routing.counts.sum(1) / rows.input_ids.size)
     means = np.array(means)
     assert (means[:5] == 2.0).all() and means[10:].std() > 0
     assert means[30:].mean(0) == pytest.approx(2.0, rel=0.06)  # 64 tokens a step: the mean of 30 has 3% of noise
@@ -103,7 +111,7 @@ def test_a_varying_number_of_experts_compiles_nothing_anew(tiny_run, batch):
     for step in range(1, 200):
         rows = batch(4, step)
         result = trainer.step.run(step, [rows], float(rows.loss_mask.sum()), 3e-3, False)
-        kept.add(tuple(result.routing[0].sum(1)))
+        kept.add(tuple(result.routing.counts.sum(1)))
     assert len(kept) > 50 and graphs.ms_compile_cache == compiled
 
 
@@ -133,11 +141,9 @@ def test_labels_of_a_step_do_not_reach_its_routing_and_later_tokens_not_earlier_
     trainer = build_trainer(tiny_run(**moe(router(features))), ALONE)
     trace(trainer, [batch(4, seed) for seed in range(8)])
     rows = batch(4, 99)
-    net = trainer.step.parts[0].objective.net
 
     def routing(rows) -> np.ndarray:
-        arrays = trainer.step.as_tensors(rows)
-        return net(*arrays)[1][5].asnumpy().reshape(2, *rows.input_ids.shape, -1)
+        return chosen(trainer, rows)
 
     other_labels = replace(rows, labels=np.roll(rows.labels, 3, 1))
     np.testing.assert_array_equal(routing(rows), routing(other_labels))
@@ -201,7 +207,7 @@ def test_the_tap_measures_the_gradient_at_the_embedding(tiny_run, batch):
     once = seen[counts == 1][:3]
     count = float(rows.loss_mask.sum())
     grads, _ = trainer.step.gradients([rows], count)
-    occurred, sums = trainer.step.tapped[0]
+    occurred, sums = trainer.step.tapped[0]["norms"]
     np.testing.assert_array_equal(np.flatnonzero(occurred), seen)
     np.testing.assert_array_equal(occurred[seen], counts)
     names = [tensor.spec.name for tensor in trainer.step.parts[0].owned.tensors]
@@ -213,9 +219,9 @@ def test_the_tap_measures_the_gradient_at_the_embedding(tiny_run, batch):
 
     def loss() -> float:
         grads, reports = trainer.step.gradients([rows], count)
-        values = [float(part[0]) for part in reports[0][0][:3]]
-        balance = config.moe.balance
-        return values[0] + count * (balance.aux_coef * values[1] + balance.z_coef * values[2])
+        report, balance = reports[0][0], config.moe.balance
+        weighted = balance.aux_coef * report["aux"][0] + balance.z_coef * report["z"][0]
+        return float(report["cross_entropy"][0]) + count * float(weighted)
 
     direction = by_row[once[0]] / np.linalg.norm(by_row[once[0]])
     ends = []
@@ -252,24 +258,31 @@ def assert_pairs_of(batches: list[Batch], table: np.ndarray) -> None:
 def test_documents_of_a_row_begin_with_the_sentinel_and_a_context_rank_knows_the_token_before_its_part(tiny_run, batch):
     trainer, rows = build_trainer(tiny_run(**moe(router(BOTH))), ALONE), batch(2)
     rows.segment_ids[:, 6:] = 1
-    tokens = trainer.step.as_tensors(rows)[4].asnumpy()
-    ids = rows.input_ids
-    np.testing.assert_array_equal(tokens[:, 1:6, 3], ids[:, :5])
-    np.testing.assert_array_equal(tokens[:, 7:, 3], ids[:, 6:-1])
-    assert (tokens[:, [0, 6], 3] == -1).all()
-    inferred = with_unknown_domain(Tensor(ids), Tensor(rows.segment_ids)).asnumpy()
-    np.testing.assert_array_equal(tokens, inferred)
+
+    def read() -> dict[str, np.ndarray]:
+        given = trainer.step.arguments(rows, Tensor(1.0), Tensor(1.0))[6:]
+        return {name: value.asnumpy() for name, value in zip(trainer.step.reads, given, strict=True)}
+
+    found, ids = read(), rows.input_ids
+    assert set(found) == {"token_id", "previous"}
+    np.testing.assert_array_equal(found["token_id"], ids)
+    np.testing.assert_array_equal(found["previous"][:, 1:6], ids[:, :5])
+    np.testing.assert_array_equal(found["previous"][:, 7:], ids[:, 6:-1])
+    assert (found["previous"][:, [0, 6]] == -1).all()
+    names = ("token_id", "position", "previous", "domain")
+    for name, inferred in reads_of(names, Tensor(ids), Tensor(rows.segment_ids)).items():
+        np.testing.assert_array_equal(rows.read(name), inferred.asnumpy())
     trainer.step.positions = np.array([4, 5, 6, 7, 8])
-    np.testing.assert_array_equal(trainer.step.as_tensors(rows)[4].asnumpy(), tokens[:, 4:9])
+    np.testing.assert_array_equal(read()["previous"], found["previous"][:, 4:9])
 
 
 def test_a_domain_moves_the_routing_of_its_rows_alone(tiny_run, batch):
     trainer = build_trainer(tiny_run(**moe(router(OFF | {"domain": True}))), ALONE)
-    net, rows = trainer.nets[0], batch(4)
+    rows = batch(4)
     labelled = replace(rows, domains=np.array([0, 1, 2, 1], np.int32))
 
     def routing(rows) -> np.ndarray:
-        return net(*trainer.step.as_tensors(rows))[1][5].asnumpy().reshape(2, *rows.input_ids.shape, -1)
+        return chosen(trainer, rows)
 
     np.testing.assert_array_equal(routing(rows), routing(labelled))  # zeros at the start
     trace(trainer, [labelled] * 3, lr=0.3)
