@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,16 @@ RAM = Path("/dev/shm")  # fsync costs nothing there
 def root() -> Path:
     """The folder of the checkout."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def router_package(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which pip has installed examples/router-min-p."""
+    source, target = tmp_path_factory.mktemp("source") / "router-min-p", tmp_path_factory.mktemp("installed")
+    shutil.copytree(root / "examples" / "router-min-p", source)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--target", str(target), str(source)], check=True, timeout=300)
+    return target
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Layouts of every axis compute what one process computes; `make equiv` runs all of them."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -54,6 +55,18 @@ def test_routers_route_the_same_under_every_layout(equiv, tmp_path, words, layou
     for rank in (0, 1):
         sent = json.loads((folder / f"sent-{rank}.json").read_text())
         assert sent["ep"]["all_to_all_v"] == 2 * remote * 48 * 4  # forward and backward, 48 numbers of fp32
+
+
+def test_a_router_of_another_package_trains_under_expert_parallelism(equiv, tmp_path, router_package, monkeypatch):
+    paths = [str(router_package), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    words = ["moe.router={type: min_p, score: softmax, tau: 0.1, p: 0.5, k_max: 4}"]
+    code, output, found = equiv(tmp_path / "traces", 3, ["dp2,ep2"], *words)
+    assert code == 0, output
+    assert [(row["equal"], row["ranks"], row["routing"]) for row in found["layouts"]] == [(True, 2, 0)]
+    with np.load(tmp_path / "traces" / "one-process-0" / "rank-0.npz") as file:
+        used = np.concatenate([(file[key] < 16).sum(1) for key in file.files if key.startswith("r.")])
+    assert set(used) == {1, 2, 3, 4}
 
 
 def test_the_same_layout_twice_is_bitwise_equal(equiv, tmp_path):
