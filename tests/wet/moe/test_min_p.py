@@ -41,4 +41,4 @@ def test_it_keeps_the_contract(root: Path, router_package: Path):
         [*command, str(root / "tests/wet/moe/test_contract.py")], env=env, cwd=root, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "10 passed" in done.stdout, done.stdout[-300:]
+    assert "9 passed" in done.stdout, done.stdout[-300:]
