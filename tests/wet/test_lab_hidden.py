@@ -19,7 +19,8 @@ def test_the_core_works_where_the_lab_is_hidden(root: Path) -> None:
     chosen = ["tests/dry/moe", "tests/dry/model", "tests/wet/moe/test_router.py", "tests/wet/moe/test_ties.py"]
     chosen += ["tests/wet/moe/test_balance.py", "tests/wet/moe/test_contract.py", "tests/wet/model"]
     chosen += ["tests/wet/train/test_step.py"]
-    code = f"{HIDE}\nimport pytest\nsys.exit(pytest.main(['-q', '-x', '-k', 'not dynamic', '-p', 'no:cacheprovider', *{chosen!r}]))"
+    options = ["-q", "-x", "-k", "not dynamic", "-p", "no:cacheprovider"]
+    code = f"{HIDE}\nimport pytest\nsys.exit(pytest.main({options + chosen!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert " passed" in done.stdout
