@@ -2,6 +2,6 @@
 
 import sys
 
-from mindmoe.cli import main
+from mindmoe.cli.main import main
 
 sys.exit(main())

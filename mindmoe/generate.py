@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mindmoe.config import RunConfig
+from mindmoe.config.run import RunConfig
 from mindmoe.data.dataset import locate
 from mindmoe.data.inspect import harmless
 from mindmoe.data.tokenizer import Tokenizer, load_tokenizer
-from mindmoe.errors import UserError
-from mindmoe.files import shown
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import shown
 from mindmoe.train.folder import RunFolder
 
 

@@ -17,8 +17,8 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
-from mindmoe.errors import UserError
-from mindmoe.schema import Section
+from mindmoe.config.schema import Section
+from mindmoe.host.errors import UserError
 
 ROUTERS = "mindmoe.routers"
 """Entry points of this group are routers, by the `type` of their section (docs/add-a-router.md)."""

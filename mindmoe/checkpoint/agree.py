@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from mindmoe.errors import CheckpointError
+from mindmoe.host.errors import CheckpointError
 
 _FINE, _FAILED = "+", "-"  # what a shared text begins with
 

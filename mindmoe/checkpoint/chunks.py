@@ -22,9 +22,9 @@ from mindmoe.checkpoint import disk
 from mindmoe.checkpoint.digest import block_bytes, block_digests, num_blocks, tensor_sum
 from mindmoe.checkpoint.dtypes import DTYPES, numpy_dtype
 from mindmoe.checkpoint.manifest import ChunkRecord, CorruptCheckpoint, ShardRecord
-from mindmoe.files import shown
+from mindmoe.host.files import shown
+from mindmoe.host.strict_json import JsonError, parse
 from mindmoe.parallel.box import Box
-from mindmoe.strict_json import JsonError, parse
 
 MAX_HEADER = 100_000_000  # [bytes], the limit of the stock reader
 _SEALERS = 2  # threads: one core digests 2 to 3 GB/s, less than a fast disk writes

@@ -31,8 +31,8 @@ from mindmoe.checkpoint.identity import MOMENTS, stored_table, table_digest
 from mindmoe.checkpoint.manifest import ChunkRecord, Manifest, ShardRecord
 from mindmoe.checkpoint.reader import Checkpoint, total_digest
 from mindmoe.checkpoint.retention import PIN, SCORE, Retention, complete_manifest, prune, superfluous
-from mindmoe.errors import CheckpointError, UserError
-from mindmoe.files import shown
+from mindmoe.host.errors import CheckpointError, UserError
+from mindmoe.host.files import shown
 from mindmoe.parallel.box import Box
 
 DAMAGED = 1  # exit code

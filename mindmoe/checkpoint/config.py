@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mindmoe.schema import ByteSize, NonNegativeInt32, PositiveInt32, Section, Timeout
+from mindmoe.config.schema import ByteSize, NonNegativeInt32, PositiveInt32, Section, Timeout
 
 
 class DurableConfig(Section):

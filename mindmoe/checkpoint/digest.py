@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 import xxhash
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.ops.cpu.build import best_isa, built
 
 _MIX = tuple(np.uint64(word) for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindmoe.errors import CheckpointError
+from mindmoe.host.errors import CheckpointError
 
 TEMPORARY = ".tmp-"  # names with this prefix are unfinished and may be removed
 PAGE = 4096  # [bytes], what direct writes are aligned to

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mindmoe import files, strict_json
 from mindmoe.checkpoint import disk
-from mindmoe.errors import CheckpointError, UserError
+from mindmoe.host import files, strict_json
+from mindmoe.host.errors import CheckpointError, UserError
 
 _POLL = 0.02  # [s]
 _MAX_MESSAGE = 2**28  # [bytes]; a rank tells of every box that it holds

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mindmoe.checkpoint import disk
 from mindmoe.checkpoint.manifest import CorruptCheckpoint, Manifest, parse
-from mindmoe.errors import CheckpointError
-from mindmoe.files import FileError, FileMissing, read_bytes
+from mindmoe.host.errors import CheckpointError
+from mindmoe.host.files import FileError, FileMissing, read_bytes
 
 MANIFEST = "MANIFEST.json"
 OWNER = "WRITER"

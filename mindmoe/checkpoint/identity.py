@@ -14,10 +14,10 @@ import xxhash
 from pydantic import JsonValue
 
 from mindmoe.checkpoint.manifest import Manifest, Meta, TensorRecord
-from mindmoe.config import RunConfig
-from mindmoe.errors import CheckpointError
-from mindmoe.files import shown
-from mindmoe.load import dump_config, flat
+from mindmoe.config.load import dump_config, flat
+from mindmoe.config.run import RunConfig
+from mindmoe.host.errors import CheckpointError
+from mindmoe.host.files import shown
 from mindmoe.model.shapes import param_specs
 
 WEIGHTS_ONLY = "weights_only"  # key of Meta.state: imported weights, so the optimizer starts from nothing

@@ -22,13 +22,13 @@ from typing import Literal
 import xxhash
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from mindmoe import strict_json
 from mindmoe.checkpoint.digest import add
 from mindmoe.checkpoint.dtypes import DTYPES, numpy_dtype
-from mindmoe.errors import CheckpointError
-from mindmoe.files import shown
+from mindmoe.host import strict_json
+from mindmoe.host.errors import CheckpointError
+from mindmoe.host.files import shown
+from mindmoe.host.strict_json import JsonError
 from mindmoe.parallel.box import Box
-from mindmoe.strict_json import JsonError
 
 VERSION = "2.0"
 _MAJOR = VERSION.split(".")[0]

@@ -14,7 +14,7 @@ from mindmoe.checkpoint.folder import MANIFEST, STEP, list_steps, read_manifest,
 from mindmoe.checkpoint.manifest import CorruptCheckpoint, parse
 from mindmoe.checkpoint.reader import Checkpoint
 from mindmoe.checkpoint.retention import complete_manifest
-from mindmoe.errors import CheckpointError, UserError
+from mindmoe.host.errors import CheckpointError, UserError
 
 SCHEME = "s3://"
 

@@ -35,7 +35,7 @@ from mindmoe.checkpoint.manifest import (
     ShardRecord,
     TensorRecord,
 )
-from mindmoe.errors import CheckpointError
+from mindmoe.host.errors import CheckpointError
 from mindmoe.parallel.box import Box
 
 _PIECE = 2**23  # [bytes] fetched at once, a multiple of blocks; enough to keep a disk busy

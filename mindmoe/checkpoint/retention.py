@@ -10,7 +10,7 @@ from mindmoe.checkpoint import disk
 from mindmoe.checkpoint.config import CheckpointConfig
 from mindmoe.checkpoint.folder import list_steps, read_manifest, rename_away
 from mindmoe.checkpoint.manifest import Manifest
-from mindmoe.errors import CheckpointError
+from mindmoe.host.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
 

@@ -49,8 +49,8 @@ from mindmoe.checkpoint.folder import (
 from mindmoe.checkpoint.manifest import CorruptCheckpoint, Manifest, Meta, ShardRecord, check_tiling
 from mindmoe.checkpoint.reader import Checkpoint
 from mindmoe.checkpoint.retention import Retention, prune_after, require_space
-from mindmoe.errors import CheckpointError
-from mindmoe.files import FileError, FileMissing, read_text, shown
+from mindmoe.host.errors import CheckpointError
+from mindmoe.host.files import FileError, FileMissing, read_text, shown
 
 Tensors = dict[str, np.ndarray]
 

@@ -17,8 +17,8 @@ from mindmoe.checkpoint.folder import read_manifest, step_of
 from mindmoe.checkpoint.manifest import Manifest
 from mindmoe.checkpoint.reader import Checkpoint
 from mindmoe.checkpoint.retention import Retention, prune_after, require_space
-from mindmoe.errors import CheckpointError
-from mindmoe.files import open_regular
+from mindmoe.host.errors import CheckpointError
+from mindmoe.host.files import open_regular
 
 _PIECE = 2**23  # [bytes] copied at once
 _log = logging.getLogger(__name__)

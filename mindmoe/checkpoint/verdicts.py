@@ -10,11 +10,11 @@ from pathlib import Path
 import xxhash
 from pydantic import TypeAdapter
 
-from mindmoe import strict_json
 from mindmoe.checkpoint.folder import list_steps
 from mindmoe.checkpoint.retention import PIN
-from mindmoe.errors import UserError
-from mindmoe.files import replace_file
+from mindmoe.host import strict_json
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import replace_file
 
 FILE = "VERIFIED.json"  # in the checkpoint folder; it belongs to no step
 

@@ -27,7 +27,7 @@ from mindmoe.checkpoint.folder import inode_of, list_steps, shard_name, staging_
 from mindmoe.checkpoint.manifest import ChunkRecord, Manifest, Meta, ShardRecord
 from mindmoe.checkpoint.retention import Retention, prune_after, require_space
 from mindmoe.checkpoint.tier import Tier
-from mindmoe.errors import CheckpointError
+from mindmoe.host.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
 _EXIT_WAIT = 60.0  # [s] that the end of a process waits for a save under way

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 
 BLOCK = 1 << 16
 

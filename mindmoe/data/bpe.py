@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import sentencepiece
 
 from mindmoe.data.records import BadRecord, Input, Rejected, parse
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 
 EOD_PIECE = "<|endoftext|>"
 _MIN_SHARE = 64 << 10  # [bytes] the least an input may give to the sample

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import PurePath
 from typing import Any, BinaryIO, cast
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 
 _COMPRESSIONS = (".gz", ".zst")
 _MAX_WINDOW = 1 << 27  # [bytes] a frame that asks for more memory is refused

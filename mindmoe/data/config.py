@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from mindmoe.schema import ByteSize, Decay, NonNegativeInt64, PositiveInt32, Section, Seed, Threads
+from mindmoe.config.schema import ByteSize, Decay, NonNegativeInt64, PositiveInt32, Section, Seed, Threads
 
 
 class SourceConfig(Section):
@@ -53,7 +53,7 @@ class DataConfig(Section):
 
 
 class PrepareConfig(Section):
-    """`mindmoe data prepare`: raw text to a token folder. What each key means stands in cli_arguments.py."""
+    """`mindmoe data prepare`: raw text to a token folder. What each key means stands in cli/arguments.py."""
 
     tokenizer: str = "train"
     vocab_size: PositiveInt32 = 4096

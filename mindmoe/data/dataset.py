@@ -15,7 +15,7 @@ from mindmoe.data.files import file_digest
 from mindmoe.data.indexed import IndexedDataset, bin_path, idx_path
 from mindmoe.data.manifest import FILE_NAME, STAGING, DatasetManifest, load_manifest
 from mindmoe.data.tokenizer import Tokenizer
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 
 Split = Literal["train", "valid"]
 _SCAN_TOKENS = 1 << 22  # tokens of a set without a manifest that are checked when it is opened

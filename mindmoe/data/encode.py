@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mindmoe.data.indexed import token_dtype
 from mindmoe.data.records import BadRecord, Record, Rejected, parse
 from mindmoe.data.tokenizer import TextRefused, Tokenizer, load_tokenizer
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 
 _PIECE = 1 << 20  # [characters] encoded at a time; longer documents are cut behind a line break
 

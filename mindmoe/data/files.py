@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mindmoe.files import open_regular
+from mindmoe.host.files import open_regular
 
 _CHUNK = 1 << 20  # [bytes]
 

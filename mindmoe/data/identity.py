@@ -11,7 +11,7 @@ from mindmoe.data.dataset import Split, locate
 from mindmoe.data.files import file_digest
 from mindmoe.data.indexed import bin_path, idx_path
 from mindmoe.data.tokenizer import tokenizer_file
-from mindmoe.files import open_regular
+from mindmoe.host.files import open_regular
 
 _PIECE = 2**16  # [bytes]
 _PIECES = 256  # of a .bin are read; all of it would take hours for a large set

@@ -29,8 +29,8 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from mindmoe.data.files import fsync_folder, rename_durably
-from mindmoe.errors import UserError
-from mindmoe.files import FileMissing, open_regular, shown
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import FileMissing, open_regular, shown
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1

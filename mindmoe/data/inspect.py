@@ -14,8 +14,8 @@ from mindmoe.data.dataset import Split, locate
 from mindmoe.data.indexed import IndexedDataset
 from mindmoe.data.manifest import DatasetManifest, load_manifest
 from mindmoe.data.tokenizer import Tokenizer, load_tokenizer
-from mindmoe.errors import UserError
-from mindmoe.files import shown
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import shown
 
 _COUNTED = 100_000_000  # tokens that vocabulary statistics are taken from at most
 _CHUNK = 1 << 22

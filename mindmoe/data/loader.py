@@ -18,7 +18,7 @@ from mindmoe.data.dataset import Split, TokenSet
 from mindmoe.data.files import file_digest
 from mindmoe.data.permutation import Permutation
 from mindmoe.data.tokenizer import load_tokenizer, tokenizer_file
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 
 _DOMAINS = 7  # sets its random numbers apart from others of the same seed
 

@@ -5,11 +5,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from mindmoe import strict_json
+from mindmoe.config.schema import INT32_MAX, NonNegativeInt64, PositiveInt32, Section
 from mindmoe.data.files import write_json
-from mindmoe.errors import UserError
-from mindmoe.files import FileMissing, shown
-from mindmoe.schema import INT32_MAX, NonNegativeInt64, PositiveInt32, Section
+from mindmoe.host import strict_json
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import FileMissing, shown
 
 FILE_NAME = "dataset.json"
 STAGING = ".partial"  # the folder everything is written in before it gets its name

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, NamedTuple
 from mindmoe.data.compression import refuse_bomb
 from mindmoe.data.records import MAX_LINE, Record, Rejected
 from mindmoe.data.thrift import ThriftReader
-from mindmoe.errors import UserError
-from mindmoe.files import open_regular, shown
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import open_regular, shown
 
 _MAX_PAGE = 256 << 20  # [bytes] decompressed
 _BATCH = 32 << 20  # [bytes] of values decoded at a time, where they are no larger each

@@ -32,8 +32,8 @@ from mindmoe.data.sources import discover
 from mindmoe.data.split import SplitWriter
 from mindmoe.data.tokenizer import FILE_NAMES, MAX_FILE, Tokenizer, kind_of, load_tokenizer, tokenizer_file
 from mindmoe.data.tokenizers_file import MAX_SETTINGS
-from mindmoe.errors import UserError
-from mindmoe.files import FileMissing, read_bytes, shown
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import FileMissing, read_bytes, shown
 
 QUARANTINE = "quarantine.jsonl"
 _OUTPUTS = ("train.bin", "train.idx", "valid.bin", "valid.idx", *FILE_NAMES, "tokenizer_config.json")

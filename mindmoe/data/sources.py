@@ -19,8 +19,8 @@ from mindmoe.data.compression import decompressed, refuse_bomb, suffix_of_conten
 from mindmoe.data.parquet import read_parquet
 from mindmoe.data.records import MAX_LINE, MAX_TEXT, Input, Record, Rejected
 from mindmoe.data.stdlib import stdlib_inputs
-from mindmoe.errors import UserError
-from mindmoe.files import FileError, open_regular, shown
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import FileError, open_regular, shown
 
 Format = Literal["auto", "txt", "jsonl", "parquet"]
 JSONL_SUFFIXES = {".jsonl", ".ndjson"}

@@ -7,7 +7,7 @@ import numpy as np
 from mindmoe.data.encode import EncodedDocument
 from mindmoe.data.indexed import IndexedWriter
 from mindmoe.data.manifest import SplitStats
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 
 
 class SplitWriter:

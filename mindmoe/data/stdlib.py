@@ -17,8 +17,8 @@ from pathlib import Path
 from types import ModuleType
 
 from mindmoe.data.records import MAX_TEXT, Input, Record, Rejected
-from mindmoe.errors import UserError
-from mindmoe.files import FileError, read_bytes, shown
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import FileError, read_bytes, shown
 
 _LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "encodings"}
 _TOPICS = "pydoc_data/topics.py"

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindmoe.data.vocabulary import ByteTable, package_missing
-from mindmoe.errors import UserError
-from mindmoe.files import shown
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import shown
 
 
 class _Encoding(NamedTuple):

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindmoe.data.vocabulary import Vocabulary, guarded
-from mindmoe.errors import UserError
-from mindmoe.files import read_bytes, shown
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import read_bytes, shown
 
 FILE_NAMES = ("tokenizer.model", "tokenizer.json", "tokenizer.tiktoken")
 MAX_FILE = 1 << 28  # [bytes] of a tokenizer file

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mindmoe import strict_json
 from mindmoe.data.vocabulary import EOD_NAMES, ByteTable, package_missing
-from mindmoe.errors import UserError
-from mindmoe.files import FileMissing, shown
+from mindmoe.host import strict_json
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import FileMissing, shown
 
 MAX_SETTINGS = 1 << 24  # [bytes] of a tokenizer_config.json
 _MAX_IDS = 1 << 24

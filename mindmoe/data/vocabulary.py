@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mindmoe.errors import UserError
-from mindmoe.files import shown
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import shown
 
 # Names of the token that separates documents, the most specific first.
 EOD_NAMES = (

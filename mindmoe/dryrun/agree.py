@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from mindmoe.host.position import spans
 from mindmoe.parallel.ledger import Call
-from mindmoe.position import spans
 
 _TOLD = 5  # blocked ranks that a message names one by one
 

@@ -6,9 +6,9 @@ from time import perf_counter
 
 import numpy as np
 
-from mindmoe.config import RunConfig
+from mindmoe.config.run import RunConfig
 from mindmoe.data.loader import Batch
-from mindmoe.env import Place, quiet_mindspore, usable_cores
+from mindmoe.host.env import Place, quiet_mindspore, usable_cores
 from mindmoe.parallel.ledger import Call, recording
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mindmoe.config import RunConfig
+from mindmoe.config.run import RunConfig
 from mindmoe.moe.dispatch.sizes import capacity_rows, chunk_tokens, node_grid
 from mindmoe.parallel.ledger import Call
 from mindmoe.parallel.mesh import Mesh, MeshAxis

@@ -10,18 +10,18 @@ from time import perf_counter
 from rich.console import Console
 from rich.table import Table
 
-from mindmoe.config import RunConfig
+from mindmoe.config.run import RunConfig
 from mindmoe.dryrun.agree import agree
 from mindmoe.dryrun.execute import Executed, execute
 from mindmoe.dryrun.memory import held_parameters, rank_memory
 from mindmoe.dryrun.program import StepProgram
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
+from mindmoe.host.position import spans
 from mindmoe.observe.environment import memory
 from mindmoe.parallel.ledger import Call
 from mindmoe.parallel.mesh import Mesh
 from mindmoe.planner.auto import planned
 from mindmoe.planner.memory import Memory
-from mindmoe.position import spans
 
 GIB = 2.0**30
 _WIDTH = 160  # columns where there is no terminal to fit into

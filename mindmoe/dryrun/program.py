@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from mindmoe.config import RunConfig
+from mindmoe.config.run import RunConfig
 from mindmoe.dryrun.layer import BlockCalls, Op, RankGroups, forward_only, gather, scatter, zero_gather
 from mindmoe.model.shapes import ParamSpec, param_specs
 from mindmoe.moe.config import MoeConfig

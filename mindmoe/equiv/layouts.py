@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mindmoe.config import RunConfig, resolve
-from mindmoe.errors import ConfigError, UserError
-from mindmoe.load import dump_config
+from mindmoe.config.load import dump_config
+from mindmoe.config.run import RunConfig, resolve
+from mindmoe.host.errors import ConfigError, UserError
 
 _NUMBERED = {"dp", "tp", "pp", "ep", "cp", "etp", "zero", "chunks", "node_size", "recompute_layers"}
 _WORDS: Mapping[str, tuple[str, str, Any]] = {

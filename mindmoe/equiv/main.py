@@ -14,14 +14,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from mindmoe.config import RunConfig
-from mindmoe.env import threads_per_rank, worker_environment
+from mindmoe.config.load import dump_config
+from mindmoe.config.run import RunConfig
 from mindmoe.equiv.compare import GRADIENT, LOSS, TIE, WEIGHT, Difference, compare
 from mindmoe.equiv.layouts import LayoutRun, parse_layout
-from mindmoe.errors import UserError
+from mindmoe.host.env import threads_per_rank, worker_environment
+from mindmoe.host.errors import UserError
 from mindmoe.launch.local import Failure, LocalRanks, free_port
 from mindmoe.launch.ranks import Rank
-from mindmoe.load import dump_config
 
 _POLL = 0.2  # [s]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 def main(logs: Path, jobs_file: Path, device: str) -> int:
     """Runs every job of the file; a job is a config, an output folder, and the folder of the process alone, if any."""
-    from mindmoe.env import is_scheduler, place, quiet_mindspore, threads_per_rank
+    from mindmoe.host.env import is_scheduler, place, quiet_mindspore, threads_per_rank
     from mindmoe.launch.ranks import STACK_SIGNAL, Rank, leave_with_launcher
 
     at = place()
@@ -24,9 +24,9 @@ def main(logs: Path, jobs_file: Path, device: str) -> int:
     rank.begin()
     code, reason = 1, ""
     try:
-        from mindmoe import strict_json
+        from mindmoe.config.load import load_config
         from mindmoe.equiv.compare import TIE
-        from mindmoe.load import load_config
+        from mindmoe.host import strict_json
         from mindmoe.train.preflight import open_batches
         from mindmoe.train.setup import start_device
         from mindmoe.train.trace import trace

@@ -19,8 +19,8 @@ import numpy as np
 from mindmoe.checkpoint import disk
 from mindmoe.checkpoint.chunks import encode_header
 from mindmoe.checkpoint.dtypes import numpy_dtype
-from mindmoe.errors import UserError
-from mindmoe.files import shown
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import shown
 from mindmoe.interop.hf_config import check_representable, config_json
 from mindmoe.interop.hf_tokenizer import HfTokenizer, no_tokenizer
 from mindmoe.interop.mxfp4 import dequantize, packed_shapes, quantize

@@ -11,13 +11,13 @@ from typing import Annotated, Any, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mindmoe import strict_json
-from mindmoe.errors import UserError
-from mindmoe.files import FileMissing, shown
+from mindmoe.config.schema import FP32_MAX, Coefficient, PositiveFp32, PositiveInt32
+from mindmoe.host import strict_json
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import FileMissing, shown
 from mindmoe.model.config import LayerType, ModelConfig, YarnConfig
 from mindmoe.moe.config import BalanceConfig, MoeConfig
 from mindmoe.moe.router.topk import TopK
-from mindmoe.schema import FP32_MAX, Coefficient, PositiveFp32, PositiveInt32
 
 _SAME_NAME = (
     "vocab_size",

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mindmoe import strict_json
 from mindmoe.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_file, tokenizer_kind
-from mindmoe.errors import UserError
-from mindmoe.files import FileMissing, read_bytes, shown
+from mindmoe.host import strict_json
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import FileMissing, read_bytes, shown
 
 _MAX_FILE = 10**8  # [bytes] of a tokenizer
 _SPACE = "\u2581"  # SentencePiece writes a space as this character

@@ -13,9 +13,9 @@ from mindmoe.checkpoint.folder import list_steps, shard_name
 from mindmoe.checkpoint.identity import WEIGHTS_ONLY, run_meta
 from mindmoe.checkpoint.manifest import Manifest, ShardRecord
 from mindmoe.checkpoint.retention import Retention, require_space
-from mindmoe.config import RunConfig
-from mindmoe.errors import UserError
-from mindmoe.files import shown
+from mindmoe.config.run import RunConfig
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import shown
 from mindmoe.interop.export import BIAS, check_names, weight_shapes
 from mindmoe.interop.hf_config import layer_types, read_config, routing_differences
 from mindmoe.interop.source import Source

@@ -13,15 +13,15 @@ import re
 from pathlib import Path
 from typing import Any, get_args
 
-from mindmoe import strict_yaml
-from mindmoe.config import RunConfig
-from mindmoe.errors import UserError
-from mindmoe.files import replace_file, shown
+from mindmoe.config import strict_yaml
+from mindmoe.config.load import load_config
+from mindmoe.config.run import RunConfig
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import replace_file, shown
 from mindmoe.interop.mindformers_defaults import ALIASES, TRAINING_1, TRAINING_2
 from mindmoe.interop.mindformers_keys import DROPPED, MODEL_DROPPED
 from mindmoe.interop.mindformers_model import fill_in_model, take_model
 from mindmoe.interop.mindformers_rows import Fate, Import, leaves_of, number_of
-from mindmoe.load import load_config
 
 _SCHEDULES = {
     "ConstantWarmUpLR": "constant",

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mindmoe.errors import UserError
-from mindmoe.files import shown
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import shown
 
 Fate = Literal["kept", "renamed", "dropped", "lost"]
 _FLOAT = re.compile(r"[0-9]+\.?[0-9]*[eE][-+]?[0-9]+|[0-9]+\.[0-9]+")

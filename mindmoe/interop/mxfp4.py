@@ -7,7 +7,7 @@ is the even value, and scales (experts, out, in / 32).
 
 import numpy as np
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 
 BLOCK = 32
 _BIAS = 127  # of e8m0

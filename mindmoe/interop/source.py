@@ -10,12 +10,12 @@ from typing import BinaryIO, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from mindmoe import strict_json
 from mindmoe.checkpoint.chunks import MAX_HEADER, TensorInfo, parse_header
 from mindmoe.checkpoint.dtypes import numpy_dtype
 from mindmoe.checkpoint.reader import Checkpoint
-from mindmoe.errors import CheckpointError, UserError
-from mindmoe.files import open_regular, shown
+from mindmoe.host import strict_json
+from mindmoe.host.errors import CheckpointError, UserError
+from mindmoe.host.files import open_regular, shown
 from mindmoe.interop.mxfp4 import dequantize
 from mindmoe.parallel.box import Box
 

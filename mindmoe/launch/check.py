@@ -12,9 +12,9 @@ from pathlib import Path
 
 import psutil
 
-from mindmoe.config import RunConfig
-from mindmoe.errors import UserError
-from mindmoe.files import FileError, read_bytes, read_text, shown
+from mindmoe.config.run import RunConfig
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import FileError, read_bytes, read_text, shown
 from mindmoe.launch.command import HCCL_PORTS
 from mindmoe.launch.hosts import is_host
 from mindmoe.observe.environment import describe, memory, version

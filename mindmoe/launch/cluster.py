@@ -9,9 +9,9 @@ from typing import Annotated
 import psutil
 from pydantic import Field
 
-from mindmoe import strict_json
-from mindmoe.errors import UserError
-from mindmoe.files import replace_file
+from mindmoe.host import strict_json
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import replace_file
 from mindmoe.launch.hosts import Host, is_host
 
 Number = Annotated[int, Field(ge=1, lt=2**20)]

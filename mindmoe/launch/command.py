@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mindmoe.config import RunConfig
+from mindmoe.config.run import RunConfig
 from mindmoe.train.folder import RunFolder
 
 WORKER = Path(__file__).with_name("worker.py")

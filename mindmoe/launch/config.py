@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from mindmoe.schema import PositiveInt32, Seconds, Section, Threads, Timeout, TimeoutOrZero
+from mindmoe.config.schema import PositiveInt32, Seconds, Section, Threads, Timeout, TimeoutOrZero
 
 _WORD = r"^[A-Za-z0-9._:/@+-]{1,200}$"
 

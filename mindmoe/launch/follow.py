@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mindmoe import strict_json
-from mindmoe.errors import UserError
-from mindmoe.files import FileError, open_regular
+from mindmoe.host import strict_json
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import FileError, open_regular
 
 _MOST = 1 << 26  # [bytes] taken at a time
 

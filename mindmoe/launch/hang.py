@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 import psutil
 
+from mindmoe.host.position import Phase, Position, spans
 from mindmoe.launch.config import LaunchConfig
 from mindmoe.launch.local import EXIT_FAILED, Failure
 from mindmoe.launch.ranks import Rank, dump_stacks, indented, tail
-from mindmoe.position import Phase, Position, spans
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

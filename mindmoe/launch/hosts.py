@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from mindmoe.errors import ConfigError, UserError
-from mindmoe.files import read_text, shown
+from mindmoe.host.errors import ConfigError, UserError
+from mindmoe.host.files import read_text, shown
 
 _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*")

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from mindmoe.config import RunConfig
+from mindmoe.config.run import RunConfig
 from mindmoe.launch.cluster import Cluster
 from mindmoe.train.preflight import working_folder
 

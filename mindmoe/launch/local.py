@@ -13,12 +13,12 @@ from pathlib import Path
 from signal import SIGTERM
 from typing import Literal
 
-from mindmoe.env import LAUNCH_MARK, LAUNCHER
-from mindmoe.errors import UserError
-from mindmoe.files import FileError, open_append, read_bytes, replace_file, shown
+from mindmoe.host.env import LAUNCH_MARK, LAUNCHER
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import FileError, open_append, read_bytes, replace_file, shown
+from mindmoe.host.processes import birth, end_all, send
 from mindmoe.launch.ranks import Rank, tail
 from mindmoe.launch.restart import STOPPED
-from mindmoe.processes import birth, end_all, send
 
 EXIT_FAILED = 1  # a rank was killed, or hung
 State = Literal["running", "failing", "ended"]

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from mindmoe.config import RunConfig
-from mindmoe.env import LAUNCH_FOLDER, threads_per_rank, worker_environment
-from mindmoe.errors import UserError
-from mindmoe.files import printable
-from mindmoe.lasting import lasting_output
+from mindmoe.config.run import RunConfig
+from mindmoe.host.env import LAUNCH_FOLDER, threads_per_rank, worker_environment
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import printable
+from mindmoe.host.lasting import lasting_output
 from mindmoe.launch.command import msrun_command
 from mindmoe.launch.follow import follow
 from mindmoe.launch.hang import HangWatch, hang_failure

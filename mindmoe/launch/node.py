@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from mindmoe.config import RunConfig, resolve
-from mindmoe.env import LAUNCH_FOLDER, threads_per_rank, worker_environment
-from mindmoe.files import printable, replace_file
-from mindmoe.lasting import lasting_output
+from mindmoe.config.load import load_config
+from mindmoe.config.run import RunConfig, resolve
+from mindmoe.host.env import LAUNCH_FOLDER, threads_per_rank, worker_environment
+from mindmoe.host.files import printable, replace_file
+from mindmoe.host.lasting import lasting_output
 from mindmoe.launch.check import check_node
 from mindmoe.launch.cluster import Cluster
 from mindmoe.launch.command import exports, msrun_command, rank_table, variables
@@ -24,7 +25,6 @@ from mindmoe.launch.local import EXIT_FAILED, Failure, LocalRanks, free_port, ke
 from mindmoe.launch.ranks import Rank, dump_stacks
 from mindmoe.launch.restart import Restarts
 from mindmoe.launch.shared import NodeStatus, Orders, SharedFolder
-from mindmoe.load import load_config
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.guard import stop_signals
 from mindmoe.train.live import Hold

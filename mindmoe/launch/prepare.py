@@ -9,16 +9,16 @@ from typing import Any, Literal
 
 import jinja2
 
-from mindmoe.config import RunConfig
-from mindmoe.errors import UserError
-from mindmoe.files import replace_file, shown
+from mindmoe.config.run import RunConfig
+from mindmoe.config.strict_yaml import dump
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import replace_file, shown
 from mindmoe.launch.cluster import Cluster
 from mindmoe.launch.command import hccl_buffer, msrun_command, variables
 from mindmoe.launch.hosts import read_hosts
 from mindmoe.launch.kubernetes import NOTICE, VOLCANO_NOTICE, volcano_job
 from mindmoe.observe.environment import SOURCE_TREE
 from mindmoe.parallel.mesh import Mesh
-from mindmoe.strict_yaml import dump
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.live import Hold
 from mindmoe.train.preflight import UNPRINTABLE, path_problems, working_folder

@@ -12,12 +12,12 @@ from threading import Thread
 
 import psutil
 
-from mindmoe import position
-from mindmoe.env import LAUNCH_MARK, launcher
-from mindmoe.errors import UserError
-from mindmoe.files import FileError, open_regular, read_text, replace_file, shown
-from mindmoe.position import Position
-from mindmoe.processes import carries, is_rank, launcher_gone, marked, send
+from mindmoe.host import position
+from mindmoe.host.env import LAUNCH_MARK, launcher
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import FileError, open_regular, read_text, replace_file, shown
+from mindmoe.host.position import Position
+from mindmoe.host.processes import carries, is_rank, launcher_gone, marked, send
 from mindmoe.train.guard import EXIT_ORPHANED
 
 STACK_SIGNAL = signal.SIGUSR1

@@ -12,9 +12,9 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
-from mindmoe import strict_json
-from mindmoe.errors import UserError
-from mindmoe.files import replace_file
+from mindmoe.host import strict_json
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import replace_file
 from mindmoe.launch.hosts import is_host
 from mindmoe.launch.local import Failure
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def _rank() -> int:
-    from mindmoe.env import place
+    from mindmoe.host.env import place
     from mindmoe.launch.ranks import STACK_SIGNAL, Rank
 
     faulthandler.enable()
@@ -20,8 +20,8 @@ def _rank() -> int:
     rank.begin()
     code, reason = 1, ""
     try:
-        from mindmoe.errors import UserError
-        from mindmoe.load import load_config
+        from mindmoe.config.load import load_config
+        from mindmoe.host.errors import UserError
         from mindmoe.train.main import train
 
         try:
@@ -39,7 +39,7 @@ def _rank() -> int:
 
 def _scheduler(device: str) -> int:
     """MindSpore's rendezvous: joining the cluster in this role serves it until every rank has left."""
-    from mindmoe.env import quiet_mindspore
+    from mindmoe.host.env import quiet_mindspore
     from mindmoe.launch.ranks import leave_with_launcher
 
     leave_with_launcher(after_ranks=True)  # msrun, which waits for this process, then ends as well
@@ -53,6 +53,6 @@ def _scheduler(device: str) -> int:
 if __name__ == "__main__":
     # Not the folder of this file, but that of the package, so that workers run the very code of their launcher.
     sys.path[0] = str(Path(__file__).resolve().parents[2])
-    from mindmoe.env import is_scheduler
+    from mindmoe.host.env import is_scheduler
 
     sys.exit(_scheduler(sys.argv[3]) if is_scheduler() else _rank())

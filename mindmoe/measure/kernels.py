@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from mindmoe.env import quiet_mindspore, usable_cores
+from mindmoe.host.env import quiet_mindspore, usable_cores
 
 quiet_mindspore(1)
 

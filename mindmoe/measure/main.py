@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from mindmoe.env import usable_cores, worker_environment
-from mindmoe.errors import UserError
+from mindmoe.host.env import usable_cores, worker_environment
+from mindmoe.host.errors import UserError
 from mindmoe.launch.local import free_port
 from mindmoe.measure.fit import describe
 from mindmoe.observe.environment import cpu_model, disk_rate, memory

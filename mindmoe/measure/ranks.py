@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mindmoe.env import is_scheduler, place, quiet_mindspore, usable_cores
+from mindmoe.host.env import is_scheduler, place, quiet_mindspore, usable_cores
 
 _SIZES = (1 << 12, 1 << 19, 1 << 22)  # bytes of a tensor
 _REPEATS = 8

@@ -14,10 +14,10 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from mindmoe.env import place, quiet_mindspore
+from mindmoe.host.env import place, quiet_mindspore
 
 if TYPE_CHECKING:
-    from mindmoe.config import RunConfig
+    from mindmoe.config.run import RunConfig
     from mindmoe.measure.yardstick import Yardstick
 
 MODEL: dict[str, Any] = {
@@ -57,7 +57,7 @@ def sections(layers: int, micro_batches: int, length: int = LENGTH) -> dict[str,
 def main() -> int:
     """Runs all of them."""
     quiet_mindspore(1)
-    from mindmoe.config import RunConfig, resolve
+    from mindmoe.config.run import RunConfig, resolve
     from mindmoe.train.setup import start_device
 
     shortest, *configs = (resolve(RunConfig.model_validate(sections(*run)), 1) for run in ((1, 1, _SHORTEST), *RUNS))

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mindmoe.schema import Epsilon, PositiveInt32, Scale, Section, Share, Width
+from mindmoe.config.schema import Epsilon, PositiveInt32, Scale, Section, Share, Width
 
 LayerType = Literal["sliding_attention", "full_attention"]
 

@@ -4,9 +4,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from mindmoe.config.schema import Coefficient, NonNegativeInt32, PositiveInt32, Section
 from mindmoe.moe.router.topk import TopK
 from mindmoe.moe.router.types import AnyRouter
-from mindmoe.schema import Coefficient, NonNegativeInt32, PositiveInt32, Section
 
 
 class BalanceConfig(Section):

@@ -1,6 +1,6 @@
 """What is shown and recorded."""
 
-from mindmoe.schema import NonNegativeInt32, PositiveInt32, Section
+from mindmoe.config.schema import NonNegativeInt32, PositiveInt32, Section
 
 
 class ObserveConfig(Section):

@@ -18,7 +18,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Literal
 
-from mindmoe.env import usable_cores
+from mindmoe.host.env import usable_cores
 from mindmoe.observe.environment import SOURCE_TREE, cpu_model, disk_rate, memory, version
 
 _LITTLE_MEMORY = 4 * 2**30  # [bytes]

@@ -12,7 +12,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from mindmoe.env import usable_cores
+from mindmoe.host.env import usable_cores
 
 PACKAGES = (
     "mindspore",

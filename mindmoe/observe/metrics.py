@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 
 from pydantic_core import from_json
 
-from mindmoe.errors import UserError
-from mindmoe.files import FileError, FileMissing, open_append, open_regular
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import FileError, FileMissing, open_append, open_regular
 
 _MAX_LINE = 2**26  # [bytes]; the routing of a few hundred experts in a few hundred layers takes 2 MB
 _log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.observe import charts
 from mindmoe.observe.progress import duration
 from mindmoe.observe.report_template import PAGE

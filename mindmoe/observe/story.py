@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from mindmoe import strict_json, strict_yaml
-from mindmoe.errors import ConfigError, UserError
-from mindmoe.files import FileMissing, read_bytes, shown
+from mindmoe.config import strict_yaml
+from mindmoe.host import strict_json
+from mindmoe.host.errors import ConfigError, UserError
+from mindmoe.host.files import FileMissing, read_bytes, shown
 from mindmoe.observe.metrics import iterate_metrics
 
 TRAIN_KEYS = (

@@ -7,7 +7,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.ops.ascend import pack as ascend_pack
 from mindmoe.ops.contract import OpSet, OpShape
 from mindmoe.ops.cpu import pack as cpu_pack

@@ -4,7 +4,16 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from mindmoe.schema import Decay, Epsilon, Fraction, NonNegativeFp32, NonNegativeInt32, PositiveFp32, Section, Share
+from mindmoe.config.schema import (
+    Decay,
+    Epsilon,
+    Fraction,
+    NonNegativeFp32,
+    NonNegativeInt32,
+    PositiveFp32,
+    Section,
+    Share,
+)
 
 
 class OptimConfig(Section):

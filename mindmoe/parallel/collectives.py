@@ -14,13 +14,13 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
+from mindmoe.host.position import during
 from mindmoe.parallel import ledger
 from mindmoe.parallel.composed import Composed
 from mindmoe.parallel.groups import Group
 from mindmoe.parallel.native import Native
 from mindmoe.parallel.stand_in import StandIn
-from mindmoe.position import during
 
 Verb = Callable[[Tensor], Tensor]
 _FEW = 64  # pieces that are worth taking one by one

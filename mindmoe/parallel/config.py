@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from mindmoe.config.schema import PositiveInt32, Section
 from mindmoe.pipeline.schedule import ScheduleName
-from mindmoe.schema import PositiveInt32, Section
 
 Dispatcher = Literal["auto", "all_gather", "all_to_all", "two_hop"]
 Recompute = Literal["none", "selective", "full"]

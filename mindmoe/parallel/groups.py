@@ -7,7 +7,7 @@ from typing import get_args
 import mindspore as ms
 from mindspore.mint.distributed import distributed
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.parallel.mesh import Mesh, MeshAxis
 from mindmoe.parallel.sharding import ordered_groups
 

@@ -10,7 +10,7 @@ from math import prod
 
 import numpy as np
 
-from mindmoe.env import usable_cores
+from mindmoe.host.env import usable_cores
 from mindmoe.model.shapes import ParamSpec
 from mindmoe.parallel.box import Box
 

@@ -12,10 +12,10 @@ from functools import cached_property
 from inspect import signature
 from typing import Any
 
+from mindmoe.config.schema import INT32_MAX
 from mindmoe.model.config import ModelConfig
 from mindmoe.moe.config import MoeConfig
 from mindmoe.parallel.config import ParallelConfig
-from mindmoe.schema import INT32_MAX
 from mindmoe.train.config import TrainConfig
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.parallel.config import ParallelConfig
 
 MeshAxis = Literal["dp", "tp", "pp", "ep", "cp", "etp", "edp", "ep_etp", "dp_cp", "stage", "world"]

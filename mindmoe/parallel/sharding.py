@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.model.shapes import Axis, ParamSpec
 from mindmoe.parallel.box import Box
 from mindmoe.parallel.mesh import Coordinates, Mesh, MeshAxis

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from mindspore import Tensor
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.ops.cpu.pack import load, settings
 from mindmoe.parallel.groups import Group
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import Literal, cast, get_args
 
-from mindmoe.errors import UserError
-from mindmoe.files import read_text, shown
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import read_text, shown
 from mindmoe.pipeline.schedule import ScheduleName
 from mindmoe.planner.architecture import reference
 from mindmoe.planner.compute import Precision

@@ -9,9 +9,9 @@ from functools import cache, cached_property
 from importlib.resources import as_file, files
 from typing import Any, Literal
 
-from mindmoe import strict_yaml
-from mindmoe.errors import UserError
-from mindmoe.files import shown
+from mindmoe.config import strict_yaml
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import shown
 from mindmoe.model.config import ModelConfig
 from mindmoe.model.shapes import ParamSpec, layer_specs
 from mindmoe.moe.config import MoeConfig

@@ -3,8 +3,8 @@
 import sys
 from typing import Any
 
-from mindmoe.config import RunConfig, resolve
-from mindmoe.errors import UserError
+from mindmoe.config.run import RunConfig, resolve
+from mindmoe.host.errors import UserError
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.planner.architecture import from_config
 from mindmoe.planner.hardware import load_hardware

@@ -8,9 +8,9 @@ import re
 import sys
 from pathlib import Path
 
-from mindmoe.config import RunConfig
-from mindmoe.errors import UserError
-from mindmoe.load import load_config
+from mindmoe.config.load import load_config
+from mindmoe.config.run import RunConfig
+from mindmoe.host.errors import UserError
 from mindmoe.planner.anchors import compare, packaged_anchors
 from mindmoe.planner.auto import workload_of
 from mindmoe.planner.budget import Budget, budget

@@ -9,12 +9,12 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Literal
 
-from mindmoe.env import user_cache
-from mindmoe.errors import ConfigError, UserError
-from mindmoe.files import shown
-from mindmoe.load import load_section
+from mindmoe.config.load import load_section
+from mindmoe.config.schema import Fraction, NonNegativeFp32, PositiveFp32, PositiveInt32, Section, Share
+from mindmoe.host.env import user_cache
+from mindmoe.host.errors import ConfigError, UserError
+from mindmoe.host.files import shown
 from mindmoe.planner.host import HostConfig
-from mindmoe.schema import Fraction, NonNegativeFp32, PositiveFp32, PositiveInt32, Section, Share
 
 _FOLDER = files("mindmoe.planner").joinpath("hardware")
 THIS_MACHINE = "this machine"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from mindmoe.schema import NonNegativeFp32, PositiveFp32, PositiveInt32, Section
+from mindmoe.config.schema import NonNegativeFp32, PositiveFp32, PositiveInt32, Section
 
 OpName = Literal[
     "linear",

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mindmoe.config import RunConfig, resolve
-from mindmoe.errors import ConfigError, UserError
-from mindmoe.files import shown
+from mindmoe.config.run import RunConfig, resolve
+from mindmoe.host.errors import ConfigError, UserError
+from mindmoe.host.files import shown
 from mindmoe.planner.anchors import compare_rows, error_summary
 from mindmoe.planner.auto import layout_sections, planner_layout, workload_of
 from mindmoe.planner.budget import budget

@@ -14,8 +14,8 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from mindmoe.config import RunConfig
-from mindmoe.errors import UserError
+from mindmoe.config.run import RunConfig
+from mindmoe.host.errors import UserError
 from mindmoe.parallel.legality import facts, in_order, refusal
 from mindmoe.pipeline.schedule import ScheduleName
 from mindmoe.planner.layout import CONFIG_RECOMPUTE, DISPATCHERS, RECOMPUTES, ZEROS, Dispatcher, Layout

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from mindmoe.schema import NonNegativeInt32, PositiveInt32, Section
+from mindmoe.config.schema import NonNegativeInt32, PositiveInt32, Section
 
 
 class TrainConfig(Section):

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from mindmoe.config import RunConfig
+from mindmoe.config.run import RunConfig
 from mindmoe.data.entropy import unigram_bigram
 from mindmoe.data.loader import TokenBatches
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.parallel.collectives import host_sum
 from mindmoe.parallel.mesh import Coordinates, Mesh
 from mindmoe.train.step import TrainStep

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mindmoe.config import RunConfig
-from mindmoe.errors import UserError
-from mindmoe.files import FileMissing, replace_file, shown
-from mindmoe.load import dump_config, flat, load_config
+from mindmoe.config.load import dump_config, flat, load_config
+from mindmoe.config.run import RunConfig
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import FileMissing, replace_file, shown
 
 _MAY_CHANGE = (
     "train.steps",

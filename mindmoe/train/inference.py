@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mindmoe.checkpoint import store
-from mindmoe.config import RunConfig, resolve
-from mindmoe.env import Place, quiet_mindspore, usable_cores
-from mindmoe.errors import UserError
+from mindmoe.config.run import RunConfig, resolve
+from mindmoe.host.env import Place, quiet_mindspore, usable_cores
+from mindmoe.host.errors import UserError
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.train.folder import RunFolder
 

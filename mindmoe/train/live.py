@@ -23,13 +23,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mindmoe import strict_json
-from mindmoe.env import Place, launch_mark, launcher
-from mindmoe.errors import UserError
-from mindmoe.files import replace_file, shown
+from mindmoe.host import strict_json
+from mindmoe.host.env import Place, launch_mark, launcher
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import replace_file, shown
+from mindmoe.host.position import standing
+from mindmoe.host.processes import birth, end_all, kernel, launcher_gone, marked
 from mindmoe.launch.config import LaunchConfig
-from mindmoe.position import standing
-from mindmoe.processes import birth, end_all, kernel, launcher_gone, marked
 from mindmoe.train.guard import EXIT_ORPHANED, EXIT_OVERTAKEN
 
 _POLL = 0.5  # [s]

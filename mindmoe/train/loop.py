@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from mindmoe.data.loader import Batch, TokenBatches
-from mindmoe.errors import CheckpointError
+from mindmoe.host.errors import CheckpointError
+from mindmoe.host.position import during
 from mindmoe.moe.statistics import RoutingStatistics, Saturation, routing_statistics
 from mindmoe.optim.schedule import learning_rate
 from mindmoe.parallel.collectives import host_sum
 from mindmoe.parallel.sequence import token_positions
 from mindmoe.plugins import FLIGHT_RECORDER, Beside, find
-from mindmoe.position import during
 from mindmoe.train.evaluate import Evaluator
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.guard import EXIT_ORPHANED, EXIT_OVERTAKEN, StopRequest

@@ -6,16 +6,16 @@ from contextlib import ExitStack
 from typing import Any
 
 from mindmoe.checkpoint import store
-from mindmoe.config import RunConfig
+from mindmoe.config.run import RunConfig
 from mindmoe.data.identity import data_identity
-from mindmoe.env import Place, place, quiet_mindspore, threads_per_rank
-from mindmoe.errors import UserError
-from mindmoe.lasting import lasting_output
+from mindmoe.host.env import Place, place, quiet_mindspore, threads_per_rank
+from mindmoe.host.errors import UserError
+from mindmoe.host.lasting import lasting_output
+from mindmoe.host.position import during
 from mindmoe.observe.environment import describe
 from mindmoe.observe.metrics import MetricsLog
 from mindmoe.observe.progress import Progress
 from mindmoe.planner.auto import planned
-from mindmoe.position import during
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.guard import StopRequest
 from mindmoe.train.live import joined

@@ -5,7 +5,7 @@ from time import perf_counter
 import numpy as np
 from mindspore import Tensor
 
-from mindmoe.config import RunConfig
+from mindmoe.config.run import RunConfig
 from mindmoe.model.shapes import flops_per_token, recomputed_flops, utilization
 from mindmoe.ops.contract import OpSet
 from mindmoe.parallel.collectives import host_sum

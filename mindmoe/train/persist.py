@@ -17,9 +17,9 @@ from mindmoe.checkpoint.reader import Checkpoint
 from mindmoe.checkpoint.retention import SCORE, Retention
 from mindmoe.checkpoint.tier import Copied, Tier, folder_copier
 from mindmoe.checkpoint.writer import Outcome, SavePolicy, Writer
-from mindmoe.config import RunConfig
-from mindmoe.env import Place
-from mindmoe.errors import CheckpointError
+from mindmoe.config.run import RunConfig
+from mindmoe.host.env import Place
+from mindmoe.host.errors import CheckpointError
 from mindmoe.model.shapes import param_specs
 from mindmoe.parallel.collectives import host_sum
 from mindmoe.parallel.groups import Group

@@ -12,13 +12,13 @@ from mindmoe.checkpoint.folder import list_steps, step_of
 from mindmoe.checkpoint.identity import check_identity
 from mindmoe.checkpoint.objects import SCHEME
 from mindmoe.checkpoint.retention import complete_manifest
-from mindmoe.config import RunConfig
+from mindmoe.config.run import RunConfig
 from mindmoe.data.dataset import Split
 from mindmoe.data.identity import data_identity
 from mindmoe.data.loader import TokenBatches
-from mindmoe.env import usable_cores
-from mindmoe.errors import UserError
-from mindmoe.files import shown
+from mindmoe.host.env import usable_cores
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import shown
 from mindmoe.model.shapes import param_specs
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.resume import changes

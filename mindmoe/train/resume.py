@@ -7,13 +7,13 @@ from pydantic import JsonValue, ValidationError
 
 from mindmoe.checkpoint.identity import versions
 from mindmoe.checkpoint.manifest import Manifest
-from mindmoe.config import RunConfig
-from mindmoe.errors import UserError
-from mindmoe.files import shown
-from mindmoe.load import flat
+from mindmoe.config.load import flat
+from mindmoe.config.run import RunConfig
+from mindmoe.config.schema import Section
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import shown
 from mindmoe.optim.config import OptimConfig
 from mindmoe.optim.schedule import learning_rate
-from mindmoe.schema import Section
 
 _JUMP = 0.1  # of the rate, beyond what a schedule itself moves in a step
 _CONSENT = ("data.on_change", "optim.on_jump")  # keys that only say what may change

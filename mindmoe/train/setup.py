@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import mindspore as ms
 
-from mindmoe.config import RunConfig
-from mindmoe.env import Place, threads_per_rank
+from mindmoe.config.run import RunConfig
+from mindmoe.host.env import Place, threads_per_rank
 from mindmoe.model.decoder import CausalLM
 from mindmoe.model.shapes import param_specs, router_specs
 from mindmoe.moe.dispatch.sizes import node_grid

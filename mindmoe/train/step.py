@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, ops
 
 from mindmoe.data.loader import Batch
+from mindmoe.host.position import during
 from mindmoe.moe.balance import updated_selection_bias
 from mindmoe.moe.config import MoeConfig
 from mindmoe.moe.statistics import RoutingSums
@@ -21,7 +22,6 @@ from mindmoe.optim.reduction import Reduction
 from mindmoe.parallel.collectives import host_sum
 from mindmoe.parallel.groups import Groups
 from mindmoe.pipeline.executor import PipelineExecutor
-from mindmoe.position import during
 from mindmoe.train.objective import Objective, Report
 from mindmoe.train.routing import RouterStates, Sums
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor, ops
 
-from mindmoe.config import RunConfig
+from mindmoe.config.run import RunConfig
 from mindmoe.data.loader import TokenBatches
-from mindmoe.env import Place
+from mindmoe.host.env import Place
 from mindmoe.moe.ties import undecided
 from mindmoe.optim.schedule import learning_rate
 from mindmoe.parallel import ledger

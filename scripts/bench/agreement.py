@@ -34,9 +34,9 @@ def markov(steps: int, size: Size) -> np.ndarray:
 
 def train(kernels: str, precision: str, seed: int, rows: np.ndarray) -> list[float]:
     """Losses of every step."""
-    from mindmoe.config import RunConfig, resolve
+    from mindmoe.config.run import RunConfig, resolve
     from mindmoe.data.loader import Batch
-    from mindmoe.env import place
+    from mindmoe.host.env import place
     from mindmoe.train.setup import build_trainer
 
     sections = {**run_sections(SIZE, kernels, precision, 2), "seed": seed}
@@ -53,7 +53,7 @@ def train(kernels: str, precision: str, seed: int, rows: np.ndarray) -> list[flo
 
 def main() -> None:
     """Parses the command line and runs."""
-    from mindmoe.env import quiet_mindspore
+    from mindmoe.host.env import quiet_mindspore
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=200)

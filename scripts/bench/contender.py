@@ -22,10 +22,10 @@ Step = Callable[[], float]
 
 def ours(size: Size, kernels: str, precision: str, threads: int) -> Step:
     """A full step of mindmoe: forward, backward, clipping, AdamW."""
-    from mindmoe.env import place, quiet_mindspore
+    from mindmoe.host.env import place, quiet_mindspore
 
     quiet_mindspore(threads)
-    from mindmoe.config import RunConfig, resolve
+    from mindmoe.config.run import RunConfig, resolve
     from mindmoe.data.loader import Batch
     from mindmoe.train.setup import build_trainer, start_device
 

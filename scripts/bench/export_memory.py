@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mindmoe.config.load import load_config
 from mindmoe.interop.export import export, plan, predicted_size, weight_shapes
-from mindmoe.load import load_config
 
 
 class Synthetic:

@@ -21,7 +21,7 @@ Generate = Callable[[np.ndarray, int], tuple[float, float, list[int]]]
 
 def ours(folder: Path, threads: int, length: int, precision: str) -> Generate:
     """mindmoe with its cache."""
-    from mindmoe.env import quiet_mindspore
+    from mindmoe.host.env import quiet_mindspore
 
     quiet_mindspore(threads)
     import mindspore as ms

@@ -17,11 +17,11 @@ from contender import run_sections
 from sizes import TINY
 from warm import machine, write_figures
 
-from mindmoe.config import RunConfig
-from mindmoe.env import worker_environment
+from mindmoe.config.load import dump_config
+from mindmoe.config.run import RunConfig
 from mindmoe.equiv.layouts import LayoutRun, parse_layout
+from mindmoe.host.env import worker_environment
 from mindmoe.launch.local import free_port
-from mindmoe.load import dump_config
 
 MICRO = 4  # sequences of a micro-batch over all ranks
 ONE = ["dp1", "selective", "full"]

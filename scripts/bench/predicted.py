@@ -13,8 +13,8 @@ from pathlib import Path
 
 from layouts import base_config, run
 
-from mindmoe.env import usable_cores
 from mindmoe.equiv.layouts import LayoutRun, parse_layout
+from mindmoe.host.env import usable_cores
 from mindmoe.planner.auto import planner_layout, workload_of
 from mindmoe.planner.hardware import load_hardware
 from mindmoe.planner.step import CostModel, Estimate

@@ -15,12 +15,12 @@ import numpy as np
 
 def main() -> None:
     """Runs the steps on random tokens."""
-    from mindmoe.env import is_scheduler, place, quiet_mindspore
+    from mindmoe.host.env import is_scheduler, place, quiet_mindspore
 
     here = place()
     quiet_mindspore(1)
+    from mindmoe.config.load import load_config
     from mindmoe.data.loader import Batch
-    from mindmoe.load import load_config
     from mindmoe.parallel.groups import serve
     from mindmoe.train.setup import build_trainer, start_device
 

@@ -140,7 +140,7 @@ def trace(cli: Cli) -> Callable[[str], list[tuple]]:
 @pytest.fixture
 def start_ranks(tmp_path: Path) -> Callable[..., None]:
     """Runs a program of tests/dist/programs on some ranks; its words are handed on."""
-    from mindmoe.env import worker_environment
+    from mindmoe.host.env import worker_environment
     from mindmoe.launch.local import free_port
 
     def start(program: str, ranks: int, *words: str) -> None:
@@ -149,7 +149,9 @@ def start_ranks(tmp_path: Path) -> Callable[..., None]:
         command += [f"--local_worker_num={ranks}", f"--master_port={free_port('127.0.0.1')}"]
         command += [f"--log_dir={tmp_path / 'logs'}", "--tail_worker_log=-1", str(script), *words]
         env = {**worker_environment(1, ranks, str(Path(sys.executable).parent)), "GLOG_v": "3"}
-        done = subprocess.run(command, env=env, timeout=580, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = subprocess.run(
+            command, env=env, timeout=580, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         logs = [path.read_text(errors="replace")[-2000:] for path in sorted((tmp_path / "logs").glob("worker_*.log"))]
         assert done.returncode == 0, "\n".join([done.stdout[-2000:], *logs])
 

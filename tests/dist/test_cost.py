@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindmoe.load import load_config
+from mindmoe.config.load import load_config
 from mindmoe.model.shapes import param_specs
 
 LAYOUTS = ["dp2", "tp2", "pp2", "cp2,ring", "cp2,ulysses", "dp2,ep2", "dp2,ep2,all_gather", "dp2,zero1", "dp2,zero2"]

@@ -5,7 +5,7 @@ from math import prod
 
 import pytest
 
-from mindmoe.load import load_config
+from mindmoe.config.load import load_config
 from mindmoe.model.shapes import param_specs
 
 CONFIG = """

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mindmoe.cli import main
+from mindmoe.cli.main import main
 
 
 def test_ours_survives_and_the_table_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from mindmoe.config import resolve
-from mindmoe.env import Place, is_scheduler, place
-from mindmoe.load import load_config
+from mindmoe.config.load import load_config
+from mindmoe.config.run import resolve
+from mindmoe.host.env import Place, is_scheduler, place
 from mindmoe.parallel.groups import serve
 from mindmoe.train.preflight import open_batches
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mindmoe.data.indexed import IndexedWriter
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.ops.cpu.build import find_compiler
 
 HERE = Path(__file__).resolve().parent

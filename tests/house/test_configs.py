@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
+from mindmoe.config.load import load_config, load_section
 from mindmoe.lab.ablate.config import AblateConfig
 from mindmoe.lab.ablate.jobs import Plan
-from mindmoe.load import load_config, load_section
 
 
 def _runs(root: Path) -> list[Path]:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from mindmoe.checkpoint.config import CheckpointConfig
-from mindmoe.cli import _parser
+from mindmoe.cli.main import _parser
+from mindmoe.config.load import load_config, load_section
 from mindmoe.data.config import PrepareConfig
 from mindmoe.lab.ablate.config import AblateConfig
-from mindmoe.load import load_config, load_section
 
 SHELL_WORDS = {"cd", "git", "source"}  # taken as they are
 

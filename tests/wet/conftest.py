@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindmoe.config import RunConfig, resolve
+from mindmoe.config.run import RunConfig, resolve
 from mindmoe.data.loader import Batch
 
 VOCAB, SEQ = 96, 16

@@ -20,7 +20,7 @@ from typing import Any
 
 from mindmoe.checkpoint.torture.contenders import Contender
 from mindmoe.checkpoint.torture.state import plain
-from mindmoe.errors import CheckpointError
+from mindmoe.host.errors import CheckpointError
 
 _CALLS = ("open", "pwrite", "fsync", "rename", "mkdir", "unlink", "rmdir")
 

@@ -20,7 +20,7 @@ from mindmoe.checkpoint import store
 from mindmoe.checkpoint.folder import list_steps
 from mindmoe.checkpoint.retention import Retention
 from mindmoe.checkpoint.torture.state import is_state, meta, state
-from mindmoe.errors import CheckpointError
+from mindmoe.host.errors import CheckpointError
 
 Op = tuple[Any, ...]  # (kind, ...); folders and files are numbers, the checkpoint folder is 0
 Trace = tuple[list[Op], list[tuple[int, int]]]

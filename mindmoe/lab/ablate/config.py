@@ -4,10 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from mindmoe.config.schema import INT32_MAX, Coefficient, PositiveInt32, Section, Seed, Threads
 from mindmoe.lab.ablate.statistics import LOOKS
 from mindmoe.lab.ablate.verdict import Role
 from mindmoe.lab.tune.config import TuneConfig
-from mindmoe.schema import INT32_MAX, Coefficient, PositiveInt32, Section, Seed, Threads
 
 
 class ArmConfig(Section):

@@ -1,6 +1,6 @@
 """What a run costs at the number of experts that it really used (dry)."""
 
-from mindmoe.config import RunConfig
+from mindmoe.config.run import RunConfig
 from mindmoe.lab.dmr.config import Dmr
 from mindmoe.model.shapes import flops_per_token
 

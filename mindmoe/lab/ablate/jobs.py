@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from mindmoe import strict_json
-from mindmoe.config import RunConfig
-from mindmoe.env import run_environment
-from mindmoe.errors import UserError
+from mindmoe.config.load import dump_config, load_config
+from mindmoe.config.run import RunConfig
+from mindmoe.host import strict_json
+from mindmoe.host.env import run_environment
+from mindmoe.host.errors import UserError
 from mindmoe.lab.ablate.config import AblateConfig, ArmConfig
 from mindmoe.lab.dmr.config import Dmr
-from mindmoe.load import dump_config, load_config
 from mindmoe.observe.metrics import read_metrics
 
 

@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mindmoe.errors import UserError
-from mindmoe.files import open_append, shown
+from mindmoe.config.load import load_section
+from mindmoe.config.schema import StoredRecord
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import open_append, shown
 from mindmoe.lab.ablate import jobs
 from mindmoe.lab.ablate.config import AblateConfig
 from mindmoe.lab.ablate.cost import training_flops
@@ -22,8 +24,6 @@ from mindmoe.lab.ablate.verdict import GO, ArmResult, DecisionRule, Verdict, dec
 from mindmoe.lab.tune.log import read_log
 from mindmoe.lab.tune.search import Trial, Tuner
 from mindmoe.lab.tune.space import Space
-from mindmoe.load import load_section
-from mindmoe.schema import StoredRecord
 
 T = TypeVar("T")
 QUICK_SEEDS, QUICK_SHARE = 2, 0.25

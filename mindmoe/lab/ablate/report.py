@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from mindmoe.config.load import dump_config
 from mindmoe.lab.ablate.main import AblationOutcome
 from mindmoe.lab.ablate.statistics import Gain
 from mindmoe.lab.ablate.template import PAGE
 from mindmoe.lab.ablate.verdict import GO
-from mindmoe.load import dump_config
 from mindmoe.observe import charts
 
 

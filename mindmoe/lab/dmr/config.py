@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
+from mindmoe.config.schema import Coefficient, Decay, NonNegativeInt32, PositiveInt32, Scale, Section, Share
 from mindmoe.lab.dmr.control import (
     DIFFICULTY_BINS,
     MARGIN_BINS,
@@ -19,7 +20,6 @@ from mindmoe.lab.dmr.control import (
 from mindmoe.moe.router.base import Read, Router, RouterSpecs, RouterStep, Routing, Score, Weight
 from mindmoe.moe.router.problems import group_problems, slot_problems
 from mindmoe.parallel.config import ParallelConfig
-from mindmoe.schema import Coefficient, Decay, NonNegativeInt32, PositiveInt32, Scale, Section, Share
 
 if TYPE_CHECKING:
     from mindmoe.moe.config import MoeConfig

@@ -15,7 +15,7 @@ from mindmoe.checkpoint.commands import cut, step_folder
 from mindmoe.checkpoint.folder import shard_name
 from mindmoe.checkpoint.manifest import ChunkRecord
 from mindmoe.checkpoint.reader import Checkpoint
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.lab.flight.placement import expert_axis, permutation, renumbered
 from mindmoe.lab.flight.trace import read_traces
 from mindmoe.lab.flight.what_if import Placed, check_same, placed

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)

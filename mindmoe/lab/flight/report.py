@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mindmoe.config import RunConfig
+from mindmoe.config.run import RunConfig
 from mindmoe.lab.flight.trace import Trace, read_traces
 from mindmoe.lab.flight.what_if import FACTORS, balance, check_same, dropped, loads, placed
 from mindmoe.observe import charts

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mindmoe.errors import UserError
-from mindmoe.files import FileError, open_regular, replace_file, shown
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import FileError, open_regular, replace_file, shown
 
 _FILE = re.compile(r"step-(\d{8})-rank-(\d{5})\.npz")
 _MOST = 2**30  # decisions of a step that fit a report

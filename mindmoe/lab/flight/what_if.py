@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.lab.flight.placement import (
     ExpertPlacement,
     Prediction,

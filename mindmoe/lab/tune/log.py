@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TypeVar
 
-from mindmoe import strict_json
-from mindmoe.files import FileMissing, read_bytes, replace_file
+from mindmoe.host import strict_json
+from mindmoe.host.files import FileMissing, read_bytes, replace_file
 
 _LIMIT = 64 * 2**20  # [bytes]
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor, ops
 
-from mindmoe.config import RunConfig
-from mindmoe.errors import UserError
-from mindmoe.files import open_append, replace_file
+from mindmoe.config.run import RunConfig
+from mindmoe.config.schema import StoredRecord
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import open_append, replace_file
 from mindmoe.lab.dmr.config import Dmr
 from mindmoe.lab.dmr.control import ALPHA_SHIFT, LOGIT_SHIFT
 from mindmoe.lab.tune.config import ALPHA, AUX, BIAS, TAU, OnlineConfig
@@ -26,7 +27,6 @@ from mindmoe.lab.tune.search import Proposal, Trial, Tuner
 from mindmoe.lab.tune.space import Levels, Space
 from mindmoe.parallel.collectives import host_sum
 from mindmoe.parallel.groups import Groups
-from mindmoe.schema import StoredRecord
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.step import TrainStep
 

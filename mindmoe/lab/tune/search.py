@@ -10,7 +10,7 @@ from time import perf_counter
 
 import numpy as np
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.lab.tune.breaker import Breaker
 from mindmoe.lab.tune.config import SearchConfig
 from mindmoe.lab.tune.qubo import Qubo, fit_quadratic, to_qubo

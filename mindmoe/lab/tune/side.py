@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
-from mindmoe import strict_json
-from mindmoe.env import solver_environment
-from mindmoe.files import shown
+from mindmoe.host import strict_json
+from mindmoe.host.env import solver_environment
+from mindmoe.host.files import shown
 from mindmoe.lab.tune.qubo import Qubo
 from mindmoe.lab.tune.solver_process import encode_request
 

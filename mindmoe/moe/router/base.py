@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from mindmoe.config.schema import Scale, Section
 from mindmoe.parallel.config import ParallelConfig
-from mindmoe.schema import Scale, Section
 
 if TYPE_CHECKING:
     from mindspore import Tensor

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from mindmoe.config.schema import PositiveInt32
 from mindmoe.moe.router.base import Named, Router, Routing
 from mindmoe.moe.router.problems import slot_problems
-from mindmoe.schema import PositiveInt32
 
 if TYPE_CHECKING:
     from mindspore import Tensor

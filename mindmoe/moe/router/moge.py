@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from mindmoe.config.schema import PositiveInt32
 from mindmoe.moe.router.base import Named, Router, Routing
-from mindmoe.schema import PositiveInt32
 
 if TYPE_CHECKING:
     from mindspore import Tensor

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
+from mindmoe.config.schema import PositiveInt32
 from mindmoe.moe.router.base import Named, Router, Routing
 from mindmoe.moe.router.problems import group_problems
-from mindmoe.schema import PositiveInt32
 
 if TYPE_CHECKING:
     from mindspore import Tensor

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic_core import PydanticKnownError
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.moe.router.base import Router
 from mindmoe.moe.router.expert_choice import ExpertChoice
 from mindmoe.moe.router.moge import Moge

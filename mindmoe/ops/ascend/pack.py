@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import mindspore as ms
 from mindspore import ops
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 
 Op = tuple[ops.Custom, tuple]
 """A primitive, and what its calls end with."""

@@ -25,8 +25,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal, get_args
 
-from mindmoe.env import user_cache
-from mindmoe.errors import UserError
+from mindmoe.host.env import user_cache
+from mindmoe.host.errors import UserError
 
 _log = logging.getLogger(__name__)
 Isa = Literal["amx", "avx512_bf16", "avx512", "avx2", "portable"]

@@ -36,7 +36,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.ops.cpu.build import Isa, best_isa, fast_bf16, library, supported_isas
 from mindmoe.ops.zeros import zeros_like
 

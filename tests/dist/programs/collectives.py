@@ -1,6 +1,6 @@
 """Every collective on every group of this rank, in all dtypes, held against NumPy.
 
-    collectives.py OUT: writes OUT/rank-R.json with the largest difference of each check.
+collectives.py OUT: writes OUT/rank-R.json with the largest difference of each check.
 """
 
 import json
@@ -13,8 +13,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from mindmoe.env import is_scheduler, place, quiet_mindspore
-from mindmoe.errors import UserError
+from mindmoe.host.env import is_scheduler, place, quiet_mindspore
+from mindmoe.host.errors import UserError
 from mindmoe.parallel import collectives
 from mindmoe.parallel.collectives import (
     AllGather,
@@ -138,7 +138,9 @@ def check_rows(group: Group, found: dict[str, float]) -> None:
 
     wanted = np.concatenate([np.full_like(rows[group.index, target], target + 1) for target in range(group.size)])
     found[f"{group.ranks} all_to_all_v gradient"] = apart(ms.grad(weighted)(x).asnumpy(), wanted)
-    found[f"{group.ranks} exchanged_counts"] = apart(exchanged_counts(table[group.index][:, None], group)[:, 0], received)
+    found[f"{group.ranks} exchanged_counts"] = apart(
+        exchanged_counts(table[group.index][:, None], group)[:, 0], received
+    )
     values = [np.arange(5) + rank for rank in group.ranks]
     found[f"{group.ranks} host_sum"] = apart(host_sum(values[group.index], group), sum(values))
 
@@ -147,7 +149,10 @@ def check_large(group: Group, found: dict[str, float]) -> None:
     """What goes through shared memory, in one round of its slots and in several, one call after another."""
     assert primitives(group).shared is not None
     for columns in (16_384, 300_007):
-        given = [np.random.default_rng(rank).standard_normal((group.size, columns)).astype(np.float32) for rank in group.ranks]
+        given = [
+            np.random.default_rng(rank).standard_normal((group.size, columns)).astype(np.float32)
+            for rank in group.ranks
+        ]
         own = Tensor(given[group.index])
         for verb, call in verbs(group).items():
             if verb in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all"):

@@ -1,7 +1,7 @@
 """Every dispatcher on four expert ranks, under routings that leave experts, ranks and a whole node without tokens.
 
-    dispatch.py OUT CONFIG: writes OUT/rank-R.json with the largest difference of each from all experts on one rank, relative to the
-    largest number of the tensor.
+dispatch.py OUT CONFIG: writes OUT/rank-R.json with the largest difference of each from all experts on one rank, relative to the
+largest number of the tensor.
 """
 
 import json
@@ -12,15 +12,21 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from mindmoe.config import resolve
-from mindmoe.env import is_scheduler, place, quiet_mindspore
-from mindmoe.load import load_config
+from mindmoe.config.load import load_config
+from mindmoe.config.run import resolve
+from mindmoe.host.env import is_scheduler, place, quiet_mindspore
 from mindmoe.moe.dispatch.build import build_dispatcher
 from mindmoe.parallel.groups import serve
 from mindmoe.parallel.mesh import Mesh
 from mindmoe.train.setup import build_groups, build_kernels, start_device
 
-ROUTINGS = {"everywhere": (0, 8), "one node": (0, 4), "the other node": (4, 8), "one expert": (5, 6), "unused slots": (0, 9)}
+ROUTINGS = {
+    "everywhere": (0, 8),
+    "one node": (0, 4),
+    "the other node": (4, 8),
+    "one expert": (5, 6),
+    "unused slots": (0, 9),
+}
 TOKENS, TOP_K, RANKS = 12, 2, 4
 
 

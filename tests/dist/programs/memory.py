@@ -1,6 +1,6 @@
 """Memory of the state of one rank under each layout: what the process grew by when the trainer was built.
 
-    memory.py OUT CONFIG WORDS ...: each WORDS a layout such as `parallel.ep=2+parallel.zero=1`.
+memory.py OUT CONFIG WORDS ...: each WORDS a layout such as `parallel.ep=2+parallel.zero=1`.
 """
 
 import gc
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import psutil
 
-from mindmoe.config import resolve
-from mindmoe.env import is_scheduler, place, quiet_mindspore
-from mindmoe.load import load_config
+from mindmoe.config.load import load_config
+from mindmoe.config.run import resolve
+from mindmoe.host.env import is_scheduler, place, quiet_mindspore
 from mindmoe.parallel.groups import serve
 from mindmoe.train.setup import build_trainer, start_device
 

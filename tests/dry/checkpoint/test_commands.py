@@ -15,7 +15,7 @@ from mindmoe.checkpoint import store
 from mindmoe.checkpoint.chunks import Chunk
 from mindmoe.checkpoint.folder import list_steps
 from mindmoe.checkpoint.retention import Retention
-from mindmoe.cli import main
+from mindmoe.cli.main import main
 
 Save = Callable[..., Path]
 

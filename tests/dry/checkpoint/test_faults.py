@@ -27,7 +27,7 @@ from mindmoe.checkpoint import store
 from mindmoe.checkpoint.folder import list_steps
 from mindmoe.checkpoint.manifest import CorruptCheckpoint, Manifest
 from mindmoe.checkpoint.retention import Retention
-from mindmoe.errors import CheckpointError
+from mindmoe.host.errors import CheckpointError
 
 Save = Callable[..., Path]
 KILLS = int(os.environ.get("MINDMOE_TEST_KILLS", "20"))

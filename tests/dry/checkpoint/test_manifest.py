@@ -15,7 +15,7 @@ from mindmoe.checkpoint.manifest import (
     check_tiling,
     parse,
 )
-from mindmoe.errors import CheckpointError
+from mindmoe.host.errors import CheckpointError
 
 WHERE = Path("MANIFEST.json")
 

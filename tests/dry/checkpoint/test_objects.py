@@ -13,7 +13,7 @@ from mindmoe.checkpoint.folder import list_steps, step_of
 from mindmoe.checkpoint.manifest import CorruptCheckpoint
 from mindmoe.checkpoint.objects import ObjectStore
 from mindmoe.checkpoint.retention import Retention
-from mindmoe.errors import CheckpointError, UserError
+from mindmoe.host.errors import CheckpointError, UserError
 
 boto3 = pytest.importorskip("boto3", reason="object stores need the extra s3")
 server = pytest.importorskip("moto.server", reason="the server needs the extra dev")

@@ -9,7 +9,7 @@ import pytest
 from mindmoe.checkpoint import store
 from mindmoe.checkpoint.identity import check_identity, table_of
 from mindmoe.checkpoint.reader import total_digest
-from mindmoe.load import load_config
+from mindmoe.config.load import load_config
 
 VALUES = "6b77b7050baefcfd035f1584ad4900cfcbb7d6e4760d862c1ad9f57c23926c69"  # SHA-256, computed by d5266f2
 TENSORS = "49039250ab3ffe84"  # of names, shapes and digests

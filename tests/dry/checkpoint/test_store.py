@@ -14,7 +14,7 @@ from mindmoe.checkpoint import folder, retention, store
 from mindmoe.checkpoint.chunks import Chunk
 from mindmoe.checkpoint.manifest import CorruptCheckpoint, Manifest
 from mindmoe.checkpoint.retention import Retention
-from mindmoe.errors import CheckpointError
+from mindmoe.host.errors import CheckpointError
 
 Save = Callable[..., Path]
 

@@ -14,7 +14,7 @@ from mindmoe.checkpoint.manifest import ChunkRecord
 from mindmoe.checkpoint.retention import Retention
 from mindmoe.checkpoint.tier import Tier, copy_step, folder_copier
 from mindmoe.checkpoint.writer import SavePolicy, Writer
-from mindmoe.errors import CheckpointError
+from mindmoe.host.errors import CheckpointError
 
 
 def writer(root: Path, saver: ModuleType, second: Tier) -> Writer:

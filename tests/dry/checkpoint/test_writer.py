@@ -16,7 +16,7 @@ from mindmoe.checkpoint.folder import list_steps
 from mindmoe.checkpoint.manifest import ChunkRecord, ShardRecord
 from mindmoe.checkpoint.retention import Retention
 from mindmoe.checkpoint.writer import SavePolicy, Writer
-from mindmoe.errors import CheckpointError
+from mindmoe.host.errors import CheckpointError
 from mindmoe.parallel.box import Box
 
 

@@ -11,12 +11,12 @@ from pydantic import TypeAdapter, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 import mindmoe
-from mindmoe.errors import ConfigError
+from mindmoe.config.load import load_config
+from mindmoe.config.schema import FP32_MAX, Section
+from mindmoe.host.errors import ConfigError
 from mindmoe.lab.dmr.config import Dmr, FeaturesConfig
 from mindmoe.lab.tune.config import ALPHA, AUX, BIAS, LEVELS, TAU
-from mindmoe.load import load_config
 from mindmoe.moe.config import BalanceConfig
-from mindmoe.schema import FP32_MAX, Section
 
 Write = Callable[..., str]
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mindmoe.config import RunConfig
-from mindmoe.errors import ConfigError, UserError
-from mindmoe.load import dump_config, load_config
+from mindmoe.config.load import dump_config, load_config
+from mindmoe.config.run import RunConfig
+from mindmoe.host.errors import ConfigError, UserError
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 SHAPE = (CONFIGS / "model" / "quickstart.yaml").read_text()

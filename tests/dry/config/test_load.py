@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mindmoe.config.load import dump_config, load_config, load_section
 from mindmoe.data.config import PrepareConfig
-from mindmoe.errors import ConfigError, UserError
-from mindmoe.load import dump_config, load_config, load_section
+from mindmoe.host.errors import ConfigError, UserError
 
 Write = Callable[..., str]
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from mindmoe.errors import ConfigError
-from mindmoe.load import load_config
+from mindmoe.config.load import load_config
+from mindmoe.host.errors import ConfigError
 
 Write = Callable[..., str]
 

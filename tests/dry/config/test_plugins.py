@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mindmoe.errors import ConfigError
-from mindmoe.load import config_schema, dump_config, load_config
+from mindmoe.config.load import config_schema, dump_config, load_config
+from mindmoe.host.errors import ConfigError
 from mindmoe.moe.router.types import router_class, router_types
 
 QUICKSTART, MIN_P = "configs/quickstart.yaml", "examples/router-min-p/min-p.yaml"

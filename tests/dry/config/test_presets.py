@@ -7,9 +7,9 @@ import jsonschema
 import pytest
 import yaml
 
-from mindmoe.config import RunConfig, resolve
-from mindmoe.load import config_schema, dump_config, load_config
-from mindmoe.strict_yaml import parse, plain
+from mindmoe.config.load import config_schema, dump_config, load_config
+from mindmoe.config.run import RunConfig, resolve
+from mindmoe.config.strict_yaml import parse, plain
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 RUNS = sorted(path.name for path in CONFIGS.glob("*.yaml"))

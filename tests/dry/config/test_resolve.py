@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from mindmoe.config import RunConfig, resolve
-from mindmoe.errors import ConfigError
-from mindmoe.load import load_config
+from mindmoe.config.load import load_config
+from mindmoe.config.run import RunConfig, resolve
+from mindmoe.host.errors import ConfigError
 from mindmoe.moe.config import MoeConfig
 from mindmoe.moe.router.topk import TopK
 

@@ -8,9 +8,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindmoe import strict_yaml
-from mindmoe.errors import ConfigError
-from mindmoe.strict_yaml import MAX_ALIASES, MAX_DEPTH, MAX_NODES, dump, parse, plain, resolve_scalar
+from mindmoe.config import strict_yaml
+from mindmoe.config.strict_yaml import MAX_ALIASES, MAX_DEPTH, MAX_NODES, dump, parse, plain, resolve_scalar
+from mindmoe.host.errors import ConfigError
 
 CALLS = 150_000  # many keys make 80,000, everything else fewer
 

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
-from mindmoe.config import RunConfig
-from mindmoe.config_problems import _known_keys
-from mindmoe.config_synonyms import _KEYS, SYNONYMS
-from mindmoe.errors import ConfigError
-from mindmoe.load import load_config
+from mindmoe.config.load import load_config
+from mindmoe.config.problems import _known_keys
+from mindmoe.config.run import RunConfig
+from mindmoe.config.synonyms import _KEYS, SYNONYMS
+from mindmoe.host.errors import ConfigError
 
 KNOWN = set(_known_keys(RunConfig))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mindmoe.data.blend import BLOCK, Blend, block_counts
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 
 WEIGHTS = [[1.0], [1, 1], [0.7, 0.3], [3, 2, 1], [1e-3, 1, 10], [0.1] * 10, [5, 1e-4, 1e-4, 2.5, 1]]
 

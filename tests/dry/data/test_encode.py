@@ -145,7 +145,7 @@ encode._encode_record = deadly
 if {at_once}:
     encode.encode_job.__globals__["_tokenizer"] = lambda *_: os._exit(3)
 if __name__ == "__main__":
-    from mindmoe.cli import main
+    from mindmoe.cli.main import main
     sys.exit(main(sys.argv[1:]))
 """
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from mindmoe.cli import main
+from mindmoe.cli.main import main
 from mindmoe.data.config import PrepareConfig
 from mindmoe.data.dataset import locate
 from mindmoe.data.indexed import IndexedDataset
 from mindmoe.data.prepare import prepare
 from mindmoe.data.sources import discover
 from mindmoe.data.tokenizer import load_tokenizer
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 
 FILES = ["dataset.json", "tokenizer.model", "train.bin", "train.idx"]
 
@@ -56,7 +56,7 @@ def test_a_pipe_a_folder_or_nothing_in_place_of_a_file(
 
 UNREADABLE = """
 import os, sys
-from mindmoe.cli import main
+from mindmoe.cli.main import main
 folder, name = sys.argv[1:]
 assert main(["data", "inspect", folder]) == 0  # and everything is imported while it can be read
 os.chmod(os.path.join(folder, name), 0)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mindmoe.data.indexed import DTYPES, IndexedDataset, IndexedWriter, bin_path, idx_path, token_dtype
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 
 STRUCT_CODE = {1: "B", 2: "b", 3: "h", 4: "i", 5: "q", 6: "d", 7: "f", 8: "H"}
 DOCUMENTS = [[[1, 2, 3], [4]], [], [[5, 6], [], [7]], [[8, 9]]]  # documents of sequences

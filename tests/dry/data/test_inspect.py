@@ -11,7 +11,7 @@ from mindmoe.data.config import PrepareConfig
 from mindmoe.data.indexed import IndexedDataset, IndexedWriter
 from mindmoe.data.inspect import document_lengths, harmless, inspect, vocabulary_use
 from mindmoe.data.prepare import prepare
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 
 
 def test_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from mindmoe.data.config import DataConfig
 from mindmoe.data.loader import Batch, TokenBatches
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 
 Write = Callable[..., Path]
 S = 8  # sequence length

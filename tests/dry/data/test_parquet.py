@@ -8,7 +8,7 @@ import pytest
 
 from mindmoe.data.records import MAX_LINE, Record, Rejected, parse
 from mindmoe.data.sources import discover
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -166,7 +166,7 @@ def test_a_footer_that_ends_the_library_is_not_given_to_it(tmp_path: Path, root:
 NOISE = """
 import random, sys
 from mindmoe.data.sources import discover
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 whole = open(sys.argv[1], "rb").read()
 footer = int.from_bytes(whole[-8:-4], "little")
 rng = random.Random(0)

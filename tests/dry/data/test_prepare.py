@@ -20,7 +20,7 @@ from mindmoe.data.indexed import IndexedDataset
 from mindmoe.data.manifest import load_manifest
 from mindmoe.data.prepare import prepare
 from mindmoe.data.tokenizer import load_tokenizer
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 
 WORDS = [
     "alpha",

@@ -2,10 +2,10 @@
 
 import pytest
 
-from mindmoe.cli import main
-from mindmoe.cli_arguments import PREPARE_KEYS
+from mindmoe.cli.arguments import PREPARE_KEYS
+from mindmoe.cli.main import main
+from mindmoe.config.load import load_section
 from mindmoe.data.config import PrepareConfig
-from mindmoe.load import load_section
 
 
 def test_names_and_defaults() -> None:

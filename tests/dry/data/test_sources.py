@@ -14,7 +14,7 @@ import pytest
 
 from mindmoe.data.records import MAX_LINE, Record, Rejected, parse
 from mindmoe.data.sources import discover
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 
 
 def read(source: Path | str, text_key: str = "text", **options) -> tuple[list[str], list[tuple[str, int, str]]]:

@@ -12,7 +12,7 @@ from mindmoe.data.indexed import IndexedDataset
 from mindmoe.data.loader import TokenBatches
 from mindmoe.data.prepare import prepare
 from mindmoe.data.tokenizer import load_tokenizer
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 
 S = 16
 # ASCII, so that no token is a part of a character, except in the tests that say otherwise

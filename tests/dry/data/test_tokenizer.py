@@ -11,7 +11,7 @@ from mindmoe.data.bpe import EOD_PIECE, train_sentencepiece, training_sample
 from mindmoe.data.records import Input, Record, parse
 from mindmoe.data.sources import discover
 from mindmoe.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_kind
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 
 HARD_TEXTS = [
     "",

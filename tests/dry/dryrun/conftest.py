@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from mindmoe.config import RunConfig
+from mindmoe.config.load import load_config
+from mindmoe.config.run import RunConfig
 from mindmoe.equiv.layouts import parse_layout
-from mindmoe.load import load_config
 from mindmoe.parallel.mesh import Mesh
 
 Laid = tuple[RunConfig, Mesh]

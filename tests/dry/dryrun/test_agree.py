@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from mindmoe.config import resolve
+from mindmoe.config.load import load_config
+from mindmoe.config.run import resolve
 from mindmoe.dryrun.agree import agree
 from mindmoe.dryrun.program import StepProgram
-from mindmoe.load import load_config
 from mindmoe.parallel.ledger import Call
 from mindmoe.parallel.mesh import Mesh
 

@@ -5,14 +5,14 @@ import re
 
 import pytest
 
-from mindmoe.config import resolve
+from mindmoe.config.load import load_config
+from mindmoe.config.run import resolve
 from mindmoe.dryrun import main
 from mindmoe.dryrun.agree import CallCheck
 from mindmoe.dryrun.main import dryrun
 from mindmoe.dryrun.memory import held_parameters, rank_memory
 from mindmoe.dryrun.program import StepProgram
-from mindmoe.errors import UserError
-from mindmoe.load import load_config
+from mindmoe.host.errors import UserError
 from mindmoe.model.shapes import param_specs
 from mindmoe.parallel.mesh import Mesh
 from mindmoe.planner.auto import planned

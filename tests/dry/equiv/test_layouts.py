@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mindmoe.config.load import load_config
 from mindmoe.equiv.compare import compare
 from mindmoe.equiv.layouts import parse_layout
-from mindmoe.errors import UserError
-from mindmoe.load import load_config
+from mindmoe.host.errors import UserError
 
 CONFIG = load_config(Path(__file__).resolve().parents[3] / "configs" / "equiv.yaml")
 

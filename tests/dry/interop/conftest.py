@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindmoe.config import RunConfig
+from mindmoe.config.run import RunConfig
 from mindmoe.interop.export import weight_shapes
 
 CONFIG = {

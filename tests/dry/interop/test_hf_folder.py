@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mindmoe.errors import UserError
+from mindmoe.config.load import load_config
+from mindmoe.host.errors import UserError
 from mindmoe.interop.export import export, weight_shapes
 from mindmoe.interop.hf_config import read_config
 from mindmoe.interop.importing import check_same_model
 from mindmoe.interop.source import INDEX, FolderSource
-from mindmoe.load import load_config
 
 GATE = "model.layers.0.mlp.experts.gate_up_proj"
 

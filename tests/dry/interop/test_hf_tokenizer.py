@@ -14,7 +14,7 @@ import sentencepiece
 
 from mindmoe.data.bpe import train_sentencepiece
 from mindmoe.data.tokenizer import load_tokenizer
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.interop.hf_tokenizer import hf_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers", reason="converting tokenizers needs the extra hf")

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mindmoe.cli import main
-from mindmoe.errors import UserError
+from mindmoe.cli.main import main
+from mindmoe.config.load import load_config
+from mindmoe.host.errors import UserError
 from mindmoe.interop.mindformers import import_mindformers, write_import
-from mindmoe.load import load_config
 from mindmoe.optim.schedule import learning_rate
 
 FIRST = """

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mindmoe.config.load import load_config
 from mindmoe.data.indexed import IndexedDataset, IndexedWriter
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.interop.mindformers import import_mindformers, render
-from mindmoe.load import load_config
 from mindmoe.optim.config import OptimConfig
 from mindmoe.optim.schedule import learning_rate
 

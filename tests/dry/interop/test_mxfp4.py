@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.interop.mxfp4 import dequantize, packed_shapes, quantize
 
 GRID = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]

@@ -15,15 +15,15 @@ from mindmoe.checkpoint.chunks import Chunk
 from mindmoe.checkpoint.folder import list_steps
 from mindmoe.checkpoint.identity import run_meta
 from mindmoe.checkpoint.retention import Retention
-from mindmoe.cli import main
-from mindmoe.config import RunConfig
-from mindmoe.errors import UserError
+from mindmoe.cli.main import main
+from mindmoe.config.load import dump_config, load_config
+from mindmoe.config.run import RunConfig
+from mindmoe.host.errors import UserError
 from mindmoe.interop.export import export, plan, predicted_size, weight_shapes
 from mindmoe.interop.hf_config import read_config
 from mindmoe.interop.importing import check_same_model
 from mindmoe.interop.mxfp4 import dequantize, quantize
 from mindmoe.interop.source import FolderSource, to_bf16, widen
-from mindmoe.load import dump_config, load_config
 from mindmoe.train.folder import RunFolder
 
 Contents = Callable[[Path], dict[str, bytes]]

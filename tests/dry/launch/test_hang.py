@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from mindmoe.host.position import Phase, Position, _Record
 from mindmoe.launch.config import LaunchConfig
 from mindmoe.launch.hang import HangWatch, diagnose
 from mindmoe.launch.ranks import Rank
-from mindmoe.position import Phase, Position, _Record
 
 
 def at(count: int, *phases: Phase, calls: dict | None = None) -> Position:

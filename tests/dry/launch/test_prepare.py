@@ -12,9 +12,9 @@ import jsonschema
 import pytest
 import yaml
 
-from mindmoe.cli import main
+from mindmoe.cli.main import main
+from mindmoe.config.load import load_config
 from mindmoe.launch.command import hccl_buffer, rank_table, variables
-from mindmoe.load import load_config
 
 ASCEND = ("train.device=ascend", "parallel.pp=4", "parallel.ep=8", "train.global_batch_size=512")
 KUBERNETES = ("launch.kubernetes.image=registry.example/mindmoe:1", "launch.kubernetes.claim=shared")

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from mindmoe.env import LAUNCH_FOLDER, LAUNCH_MARK
-from mindmoe.errors import UserError
+from mindmoe.host.env import LAUNCH_FOLDER, LAUNCH_MARK
+from mindmoe.host.errors import UserError
+from mindmoe.host.processes import birth, end_all, launcher_gone, marked
 from mindmoe.launch.config import LaunchConfig
 from mindmoe.launch.hang import HangWatch
 from mindmoe.launch.local import LocalRanks
 from mindmoe.launch.ranks import Rank, dump_stacks
-from mindmoe.processes import birth, end_all, launcher_gone, marked
 
 MARK = "0123456789abcdef:0"
 

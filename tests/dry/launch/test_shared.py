@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
+from mindmoe.host.position import read
 from mindmoe.launch.check import device_addresses
 from mindmoe.launch.cluster import Cluster
 from mindmoe.launch.follow import follow
 from mindmoe.launch.hosts import Host
 from mindmoe.launch.local import Failure
 from mindmoe.launch.shared import NodeStatus, Orders, SharedFolder
-from mindmoe.position import read
 
 STATUS = NodeStatus(
     index=1,
@@ -152,7 +152,7 @@ def test_device_addresses_are_addresses(tmp_path, text, found):
     ],
 )
 def test_a_position_that_cannot_be_is_none(tmp_path, content):
-    from mindmoe.position import _HEAD, _TAIL
+    from mindmoe.host.position import _HEAD, _TAIL
 
     data = json.dumps(content).encode()
     (tmp_path / "x").write_bytes(_HEAD.pack(1, len(data)) + data + _TAIL.pack(1))

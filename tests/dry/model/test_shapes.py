@@ -2,7 +2,7 @@
 
 import pytest
 
-from mindmoe.load import load_config
+from mindmoe.config.load import load_config
 from mindmoe.model.config import ModelConfig
 from mindmoe.model.shapes import flops_per_token, layer_flops, param_specs, recomputed_flops, utilization
 from mindmoe.moe.config import BalanceConfig, MoeConfig

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindmoe.errors import UserError
+from mindmoe.config.load import load_config
+from mindmoe.host.errors import UserError
 from mindmoe.lab.flight.trace import read_traces, write_trace
-from mindmoe.load import load_config
 from mindmoe.observe.metrics import MetricsLog, read_metrics
 from mindmoe.observe.story import read_story
 from mindmoe.train.folder import RunFolder

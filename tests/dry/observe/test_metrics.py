@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.observe.metrics import MetricsLog, read_metrics
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.observe.charts import bands
 from mindmoe.observe.report import _state, _tiles, write_report
 from mindmoe.observe.story import TRAIN_KEYS, read_story

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.model.shapes import ParamSpec
 from mindmoe.parallel.box import Box
 from mindmoe.parallel.init import initial_value

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mindmoe.config import resolve
-from mindmoe.errors import UserError
-from mindmoe.load import load_config
+from mindmoe.config.load import load_config
+from mindmoe.config.run import resolve
+from mindmoe.host.errors import UserError
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs" / "equiv.yaml"
 

@@ -7,11 +7,11 @@ from typing import get_args
 
 import pytest
 
-from mindmoe.config import RunConfig, resolve
+from mindmoe.config.load import load_config
+from mindmoe.config.run import RunConfig, resolve
 from mindmoe.dryrun.agree import agree
 from mindmoe.dryrun.program import StepProgram
-from mindmoe.errors import ConfigError, UserError
-from mindmoe.load import load_config
+from mindmoe.host.errors import ConfigError, UserError
 from mindmoe.model.shapes import layer_specs, param_specs
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.legality import RULES, facts

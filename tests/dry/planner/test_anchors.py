@@ -2,7 +2,7 @@
 
 import pytest
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.planner.anchors import compare, compare_rows, error_summary, packaged_anchors, read_anchors
 from mindmoe.planner.step import split_layers
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mindmoe.errors import UserError
-from mindmoe.load import load_config
+from mindmoe.config.load import load_config
+from mindmoe.host.errors import UserError
 from mindmoe.model.config import ModelConfig
 from mindmoe.model.shapes import flops_per_token, layer_specs, param_specs
 from mindmoe.moe.config import MoeConfig

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mindmoe.errors import UserError
-from mindmoe.load import config_schema, dump_config, load_config
+from mindmoe.config.load import config_schema, dump_config, load_config
+from mindmoe.host.errors import UserError
 from mindmoe.planner.auto import laid_out, layout_sections, planned, workload_of
 from mindmoe.planner.document import example_model
 from mindmoe.planner.hardware import load_hardware

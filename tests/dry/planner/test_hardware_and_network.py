@@ -4,7 +4,7 @@ from importlib.resources import files
 
 import pytest
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.planner.hardware import hardware_names, load_hardware
 from mindmoe.planner.network import RankSpan, all_gather, all_to_all, send, two_hop
 

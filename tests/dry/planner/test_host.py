@@ -7,8 +7,8 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from mindmoe.errors import UserError
-from mindmoe.load import load_config
+from mindmoe.config.load import load_config
+from mindmoe.host.errors import UserError
 from mindmoe.measure.fit import around_ops, counted, describe, fit_rate
 from mindmoe.measure.main import measure, write
 from mindmoe.measure.steps import RUNS

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mindmoe.config import RunConfig, resolve
-from mindmoe.errors import UserError
-from mindmoe.load import dump_config, load_config
+from mindmoe.config.load import dump_config, load_config
+from mindmoe.config.run import RunConfig, resolve
+from mindmoe.host.errors import UserError
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.planner.auto import workload_of
 from mindmoe.planner.document import blocks, rewrite

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindmoe.load import load_config
+from mindmoe.config.load import load_config
 from mindmoe.planner.architecture import from_config, reference
 from mindmoe.planner.auto import workload_of
 from mindmoe.planner.hardware import load_hardware

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mindmoe.cli import main
-from mindmoe.load import load_config
+from mindmoe.cli.main import main
+from mindmoe.config.load import load_config
 from mindmoe.planner.architecture import from_config
 
 TOKENS, PEAK = 2.5e12, 163.8e15

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindmoe.config import RunConfig
-from mindmoe.errors import ConfigError, UserError
-from mindmoe.load import load_config
+from mindmoe.config.load import load_config
+from mindmoe.config.run import RunConfig
+from mindmoe.host.errors import ConfigError, UserError
 from mindmoe.planner.auto import laid_out, workload_of
 from mindmoe.planner.document import example_model, example_run
 from mindmoe.planner.hardware import load_hardware

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mindmoe.config import RunConfig
-from mindmoe.errors import UserError
-from mindmoe.load import load_config
+from mindmoe.config.load import load_config
+from mindmoe.config.run import RunConfig
+from mindmoe.host.errors import UserError
 from mindmoe.train.folder import RunFolder
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mindmoe.env import LAUNCH_MARK, LAUNCHER, Place
-from mindmoe.errors import UserError
+from mindmoe.host.env import LAUNCH_MARK, LAUNCHER, Place
+from mindmoe.host.errors import UserError
+from mindmoe.host.processes import birth
 from mindmoe.launch.config import LaunchConfig
-from mindmoe.processes import birth
 from mindmoe.train import live
 from mindmoe.train.guard import EXIT_ORPHANED, EXIT_OVERTAKEN
 from mindmoe.train.live import Hold, Member, joined

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from mindmoe.cli import main
+from mindmoe.cli.main import main
+from mindmoe.config.load import load_config
 from mindmoe.launch.check import check_node
-from mindmoe.load import load_config
 from mindmoe.train import preflight
 from mindmoe.train.folder import RunFolder
 

@@ -15,11 +15,11 @@ from mindmoe.checkpoint.folder import MANIFEST
 from mindmoe.checkpoint.identity import check_identity, run_meta, table_of
 from mindmoe.checkpoint.manifest import Meta
 from mindmoe.checkpoint.retention import Retention
-from mindmoe.config import RunConfig, resolve
+from mindmoe.config.load import load_config
+from mindmoe.config.run import RunConfig, resolve
 from mindmoe.data.identity import data_identity
 from mindmoe.data.indexed import IndexedWriter
-from mindmoe.errors import CheckpointError, UserError
-from mindmoe.load import load_config
+from mindmoe.host.errors import CheckpointError, UserError
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.preflight import finished_steps, preflight
 from mindmoe.train.resume import changes, differences

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from mindspore import ops
 
+from mindmoe.config.load import load_config
 from mindmoe.dryrun.execute import random_batch
 from mindmoe.dryrun.memory import held_parameters
 from mindmoe.dryrun.program import StepProgram
-from mindmoe.env import Place
 from mindmoe.equiv.layouts import parse_layout
-from mindmoe.load import load_config
+from mindmoe.host.env import Place
 from mindmoe.parallel.ledger import Call, recording
 from mindmoe.parallel.mesh import Mesh
 from mindmoe.parallel.stand_in import StandIn

@@ -11,8 +11,8 @@ from mindmoe.checkpoint import store
 from mindmoe.checkpoint.chunks import Chunk
 from mindmoe.checkpoint.identity import run_meta
 from mindmoe.checkpoint.retention import Retention
-from mindmoe.cli import main
-from mindmoe.config import RunConfig
+from mindmoe.cli.main import main
+from mindmoe.config.run import RunConfig
 from mindmoe.data.bpe import train_sentencepiece
 from mindmoe.data.tokenizer import load_tokenizer
 from mindmoe.interop.export import weight_shapes

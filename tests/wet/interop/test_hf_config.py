@@ -6,7 +6,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.interop import hf
 from mindmoe.interop.hf_config import _SAME_NAME, IRRELEVANT, _GptOss, read_config
 from mindmoe.ops.rope import rope_tables

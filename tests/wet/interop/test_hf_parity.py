@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.interop import hf
 from mindmoe.interop.hf_config import read_config
 from mindmoe.model.shapes import param_specs

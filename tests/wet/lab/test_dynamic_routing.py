@@ -9,7 +9,7 @@ from mindspore import Tensor, ops
 
 from mindmoe.checkpoint import store
 from mindmoe.data.loader import Batch
-from mindmoe.env import Place
+from mindmoe.host.env import Place
 from mindmoe.lab.dmr.control import DYNAMIC, LEVEL, SEEN
 from mindmoe.lab.dmr.difficulty import bigram_rows
 from mindmoe.model.reads import reads_of

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from mindmoe.env import Place
+from mindmoe.host.env import Place
 from mindmoe.lab.dmr.control import ALPHA_SHIFT, LOGIT_SHIFT
 from mindmoe.lab.tune.run import Online, active_steps
 from mindmoe.train.folder import RunFolder

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.model.config import ModelConfig
 from mindmoe.moe.config import MoeConfig
 from mindmoe.ops.ascend.pack import load

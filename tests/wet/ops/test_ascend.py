@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from each_sibling import HD, KV, B, H, S, ascend_pack, op_shape, run, tensor
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.ops.ascend import roofline, timing
 from mindmoe.ops.ascend.pack import InstalledPack, load
 from mindmoe.ops.ascend.routing import CapacityLimit, Permute

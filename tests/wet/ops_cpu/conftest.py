@@ -12,7 +12,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.ops.cpu.pack import Pack, load
 
 

@@ -4,7 +4,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.ops.cpu.attention import Attention
 from mindmoe.ops.cpu.cross_entropy import CrossEntropy
 from mindmoe.ops.cpu.embedding import Embedding

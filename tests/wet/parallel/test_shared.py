@@ -56,7 +56,7 @@ def test_a_second_rank_that_sees_something_else(change):
 
 @pytest.mark.parametrize("where", ["memory", "compiler"])
 def test_a_first_rank_that_cannot(monkeypatch, where):
-    from mindmoe.errors import UserError
+    from mindmoe.host.errors import UserError
 
     def refuse(*_):
         raise OSError("no memory") if where == "memory" else UserError("no compiler", "install one")

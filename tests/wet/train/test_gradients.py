@@ -3,7 +3,7 @@
 import numpy as np
 from mindspore import Tensor
 
-from mindmoe.env import Place
+from mindmoe.host.env import Place
 from mindmoe.train.setup import build_trainer
 
 

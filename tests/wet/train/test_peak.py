@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mindmoe.env import Place
+from mindmoe.host.env import Place
 from mindmoe.model.shapes import flops_per_token
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.mesh import Mesh

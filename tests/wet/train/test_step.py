@@ -8,7 +8,7 @@ import pytest
 from mindspore import Tensor
 
 from mindmoe.data.loader import Batch
-from mindmoe.env import Place
+from mindmoe.host.env import Place
 from mindmoe.train.loop import Loop
 from mindmoe.train.setup import Trainer, build_trainer
 

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mindmoe.errors import ConfigError, UserError
+from mindmoe.config.load import load_config
+from mindmoe.host.errors import ConfigError, UserError
 from mindmoe.lab.ablate import jobs
 from mindmoe.lab.ablate.main import main
-from mindmoe.load import load_config
 from mindmoe.observe import charts
 
 BASE = """
@@ -51,7 +51,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[str
     started: list[str] = []
 
     def train(command: list[str], **_):
-        from mindmoe.load import load_config
+        from mindmoe.config.load import load_config
 
         run = load_config(command[-1])
         started.append(run.name)
@@ -96,7 +96,7 @@ def test_searches_choose_the_best_setting_and_are_charged(lab):
 
 
 def test_pairs_share_seed_and_data_order(lab):
-    from mindmoe.load import load_config
+    from mindmoe.config.load import load_config
 
     file, started = lab
     main(file, [], report_only=False)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.lab.ablate.statistics import (
     LOOKS,
     Look,

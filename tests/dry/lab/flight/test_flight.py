@@ -11,14 +11,14 @@ from mindmoe.checkpoint import store
 from mindmoe.checkpoint.chunks import Chunk
 from mindmoe.checkpoint.manifest import Meta
 from mindmoe.checkpoint.retention import Retention
-from mindmoe.cli import main
-from mindmoe.config import RunConfig
-from mindmoe.errors import UserError
+from mindmoe.cli.main import main
+from mindmoe.config.load import dump_config
+from mindmoe.config.run import RunConfig
+from mindmoe.host.errors import UserError
 from mindmoe.lab.flight import trace as recorder
 from mindmoe.lab.flight.placement import predict, renumbered
 from mindmoe.lab.flight.trace import FOLDER, Trace, read_traces, write_trace
 from mindmoe.lab.flight.what_if import balance, check_same, dropped, noise_of, placed
-from mindmoe.load import dump_config
 from mindmoe.parallel.box import Box
 
 L, B, S, K, E = 3, 4, 96, 3, 8

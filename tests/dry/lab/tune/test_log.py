@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from mindmoe.errors import UserError
+from mindmoe.config.schema import Section
+from mindmoe.host.errors import UserError
 from mindmoe.lab.tune.log import read_log
-from mindmoe.schema import Section
 
 
 class Record(Section):

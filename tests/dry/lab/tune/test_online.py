@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindmoe.config import RunConfig
-from mindmoe.errors import ConfigError
+from mindmoe.config.load import load_config
+from mindmoe.config.run import RunConfig
+from mindmoe.host.errors import ConfigError
 from mindmoe.lab.tune.config import OnlineConfig
 from mindmoe.lab.tune.online import OnlineTuner, Window
 from mindmoe.lab.tune.search import Proposal
-from mindmoe.load import load_config
 
 CONFIGS = Path(__file__).resolve().parents[4] / "configs"
 SPACE = {"moe.router.tau": [0.5, 1.0, 1.5, 2.0], "moe.balance.aux_coef": [0.001, 0.01]}

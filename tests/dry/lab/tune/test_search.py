@@ -5,7 +5,7 @@ import builtins
 import numpy as np
 import pytest
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 from mindmoe.lab.tune.config import TuneConfig
 from mindmoe.lab.tune.search import Trial, Tuner
 from mindmoe.lab.tune.space import Space

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-from mindmoe.errors import UserError
-from mindmoe.files import shown
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import shown
 
 _REFUSALS = {
     errno.EACCES: "give this user permission, or name another place",

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from mindmoe.errors import UserError
+from mindmoe.host.errors import UserError
 
 SMALL = 10**6  # [bytes], what a file that people write by hand may have
 

@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from mindmoe import strict_yaml
-from mindmoe.config import RunConfig, cross_problems
-from mindmoe.config_problems import describe, located
-from mindmoe.errors import ConfigError, UserError
-from mindmoe.files import read_text, shown
-from mindmoe.schema import Section
-from mindmoe.strict_yaml import MAX_DEPTH, MAX_NODES, Node, plain, size
+from mindmoe.config import strict_yaml
+from mindmoe.config.problems import describe, located
+from mindmoe.config.run import RunConfig, cross_problems
+from mindmoe.config.schema import Section
+from mindmoe.config.strict_yaml import MAX_DEPTH, MAX_NODES, Node, plain, size
+from mindmoe.host.errors import ConfigError, UserError
+from mindmoe.host.files import read_text, shown
 
 _MAX_INCLUDES = 4
 _OVERRIDE_KEY = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")

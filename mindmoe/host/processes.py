@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from mindmoe.env import LAUNCH_FOLDER, LAUNCH_MARK
+from mindmoe.host.env import LAUNCH_FOLDER, LAUNCH_MARK
 
 
 def carries(process: psutil.Process, mark: str) -> bool:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mindmoe import position
-from mindmoe.position import during, ranks_in, read, record_in, spans
+from mindmoe.host import position
+from mindmoe.host.position import during, ranks_in, read, record_in, spans
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_reader_never_sees_a_half_written_record(tmp_path):
     """Another process enters and leaves nested phases of very different length as fast as it can."""
     path = tmp_path / "rank_0.position"
     writer = (
-        "import sys, pathlib\nfrom mindmoe.position import during, record_in\n"
+        "import sys, pathlib\nfrom mindmoe.host.position import during, record_in\n"
         "record_in(pathlib.Path(sys.argv[1]))\n"
         "while True:\n"
         "    with during('a' * 3000, range(3)), during('b', range(2)): pass\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mindmoe.files import FileError, FileMissing, open_append, read_bytes, read_text, replace_file
+from mindmoe.host.files import FileError, FileMissing, open_append, read_bytes, read_text, replace_file
 
 
 def _put(folder: Path, kind: str) -> Path:

@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
         if isinstance(action, argparse._SubParsersAction) and value not in (choices or ()):
             from difflib import get_close_matches
 
-            from mindmoe.files import shown
+            from mindmoe.host.files import shown
 
             names = list(choices or ())
             meant = _OTHER_NAMES.get(str(value).lower())

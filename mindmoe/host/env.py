@@ -84,8 +84,8 @@ def solver_environment() -> dict[str, str]:
     """Environment of the tuner's side process: one thread, and this package importable by any interpreter."""
     env = dict(os.environ)
     env["OMP_NUM_THREADS"] = "1"  # more make a small simulator slower on a busy host
-    package_parent = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [package_parent, env.get("PYTHONPATH")]))
+    package_parent = Path(__file__).resolve().parents[2]
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(package_parent), env.get("PYTHONPATH")]))
     return env
 
 

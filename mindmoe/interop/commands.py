@@ -5,15 +5,15 @@ from pathlib import Path
 from mindmoe.checkpoint import store
 from mindmoe.checkpoint.commands import size_text, step_folder
 from mindmoe.checkpoint.reader import total_digest
-from mindmoe.config import RunConfig, resolve
-from mindmoe.env import quiet_mindspore, usable_cores
-from mindmoe.errors import UserError
+from mindmoe.config.load import load_config
+from mindmoe.config.run import RunConfig, resolve
+from mindmoe.host.env import quiet_mindspore, usable_cores
+from mindmoe.host.errors import UserError
 from mindmoe.interop.export import Form, export, plan, predicted_size, weight_shapes
 from mindmoe.interop.hf_config import check_representable
 from mindmoe.interop.hf_tokenizer import HfTokenizer, hf_tokenizer, no_tokenizer
 from mindmoe.interop.importing import check_same_model, import_weights
 from mindmoe.interop.source import CheckpointSource, FolderSource
-from mindmoe.load import load_config
 from mindmoe.model.config import ModelConfig
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.preflight import open_held_out

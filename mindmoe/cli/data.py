@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mindmoe.cli_arguments import PREPARE_KEYS, add_command, add_group, add_settings, whole_number
-from mindmoe.errors import UserError
+from mindmoe.cli.arguments import PREPARE_KEYS, add_command, add_group, add_settings, whole_number
+from mindmoe.host.errors import UserError
 
 _OVERRIDE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
 
@@ -42,9 +42,9 @@ def add_data(commands: Any) -> None:
 
 def run_prepare(args: argparse.Namespace) -> int:
     """`data prepare`: the words that are no settings are the sources."""
+    from mindmoe.config.load import load_section
     from mindmoe.data.config import PrepareConfig
     from mindmoe.data.prepare import prepare
-    from mindmoe.load import load_section
 
     sources = [word for word in args.words if not _OVERRIDE.match(word)]
     if not sources:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mindmoe.cli import main
-from mindmoe.cli_answers import answered
-from mindmoe.errors import UserError
+from mindmoe.cli.answers import answered
+from mindmoe.cli.main import main
+from mindmoe.host.errors import UserError
 
 COMMAND = [sys.executable, "-m", "mindmoe"]
 

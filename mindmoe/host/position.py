@@ -18,8 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mindmoe import strict_json
-from mindmoe.files import FileError, read_bytes
+from mindmoe.host import strict_json
+from mindmoe.host.files import FileError, read_bytes
 
 _HEAD = struct.Struct("<QI")  # the count and the length of the content
 _TAIL = struct.Struct("<Q")  # the count again: a reader that finds two counts has read during a write

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mindmoe import cli_ckpt, cli_data
-from mindmoe.cli_answers import answered
-from mindmoe.cli_arguments import (
+from mindmoe.cli import ckpt as cli_ckpt
+from mindmoe.cli import data as cli_data
+from mindmoe.cli.answers import answered
+from mindmoe.cli.arguments import (
     Parser,
     Version,
     add_command,
@@ -25,7 +26,7 @@ from mindmoe.cli_arguments import (
 )
 
 if TYPE_CHECKING:
-    from mindmoe.config import RunConfig
+    from mindmoe.config.run import RunConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +47,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _resolved(args: argparse.Namespace) -> "RunConfig":
     """The config of a command, laid out on its cards where they are given."""
-    from mindmoe.load import load_config
+    from mindmoe.config.load import load_config
     from mindmoe.planner.auto import planned
 
     run = load_config(args.config, args.words)
@@ -54,7 +55,7 @@ def _resolved(args: argparse.Namespace) -> "RunConfig":
 
 
 def _train(args: argparse.Namespace) -> int:
-    from mindmoe.load import load_config
+    from mindmoe.config.load import load_config
 
     run = load_config(args.config, args.words)  # before MindSpore's slow import: mistakes are told at once
     from mindmoe.train.main import train
@@ -81,7 +82,7 @@ def _node(args: argparse.Namespace) -> int:
 
 
 def _config_show(args: argparse.Namespace) -> int:
-    from mindmoe.load import dump_config
+    from mindmoe.config.load import dump_config
 
     print(dump_config(_resolved(args)), end="")
     return 0
@@ -100,7 +101,7 @@ def _config_validate(args: argparse.Namespace) -> int:
 def _config_schema(args: argparse.Namespace) -> int:
     import json
 
-    from mindmoe.load import config_schema
+    from mindmoe.config.load import config_schema
 
     print(json.dumps(config_schema(), indent=2))
     return 0
@@ -128,14 +129,14 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from mindmoe.load import load_config
-    from mindmoe.transfer import import_main
+    from mindmoe.config.load import load_config
+    from mindmoe.interop.commands import import_main
 
     return import_main(args.folder, load_config(args.config, args.words))
 
 
 def _export(args: argparse.Namespace) -> int:
-    from mindmoe.transfer import export_main, size_main
+    from mindmoe.interop.commands import export_main, size_main
 
     if args.path.is_file():
         return size_main(str(args.path))
@@ -158,7 +159,7 @@ def _ablate(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from mindmoe.load import load_config
+    from mindmoe.config.load import load_config
     from mindmoe.planner.main import plan
 
     run = load_config(args.config, args.words) if args.config else None
@@ -167,15 +168,15 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _dryrun(args: argparse.Namespace) -> int:
+    from mindmoe.config.load import load_config
     from mindmoe.dryrun.main import dryrun
-    from mindmoe.load import load_config
 
     return dryrun(load_config(args.config, args.words), args.world, args.rank, args.all, args.out)
 
 
 def _equiv(args: argparse.Namespace) -> int:
+    from mindmoe.config.load import load_config
     from mindmoe.equiv.main import equiv
-    from mindmoe.load import load_config
 
     # Gradient descent is as smooth as its gradient; Adam divides small gradients by small ones.
     run = load_config(args.config, ["optim.type=sgd", *args.words])

@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from mindmoe.errors import ConfigError
-from mindmoe.files import read_text, shown
+from mindmoe.host.errors import ConfigError
+from mindmoe.host.files import read_text, shown
 
 MAX_DEPTH = 64
 MAX_ALIASES = 100

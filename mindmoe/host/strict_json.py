@@ -14,8 +14,8 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from mindmoe.errors import UserError
-from mindmoe.files import SMALL, read_bytes, shown
+from mindmoe.host.errors import UserError
+from mindmoe.host.files import SMALL, read_bytes, shown
 
 MAX_DEPTH = 64
 _MAX_DIGITS = 400  # a number of more digits is none, and int() is quadratic in them

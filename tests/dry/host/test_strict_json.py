@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindmoe.errors import UserError
-from mindmoe.schema import Section
-from mindmoe.strict_json import MAX_DEPTH, JsonError, checked, parse, read
+from mindmoe.config.schema import Section
+from mindmoe.host.errors import UserError
+from mindmoe.host.strict_json import MAX_DEPTH, JsonError, checked, parse, read
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

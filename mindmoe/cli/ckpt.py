@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mindmoe.cli_arguments import add_command, add_group, positive_number, whole_number
+from mindmoe.cli.arguments import add_command, add_group, positive_number, whole_number
 
 
 def add_ckpt(commands: Any) -> None:
@@ -97,7 +97,7 @@ def prune(args: argparse.Namespace) -> int:
     from mindmoe.checkpoint import commands
     from mindmoe.checkpoint.config import CheckpointConfig
     from mindmoe.checkpoint.retention import Retention
-    from mindmoe.load import load_section
+    from mindmoe.config.load import load_section
 
     rule = Retention.of(load_section(CheckpointConfig, args.words))
     return commands.prune_steps(args.path, rule, args.dry_run)

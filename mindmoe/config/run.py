@@ -6,8 +6,9 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from mindmoe.checkpoint.config import CheckpointConfig
+from mindmoe.config.schema import INT32_MAX, Section, Seed
 from mindmoe.data.config import DataConfig
-from mindmoe.errors import ConfigError
+from mindmoe.host.errors import ConfigError
 from mindmoe.launch.config import LaunchConfig
 from mindmoe.model.config import ModelConfig
 from mindmoe.model.shapes import layer_specs
@@ -17,7 +18,6 @@ from mindmoe.optim.config import OptimConfig
 from mindmoe.parallel import legality
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.plugins import ONLINE_TUNING, Companion, Named
-from mindmoe.schema import INT32_MAX, Section, Seed
 from mindmoe.train.config import TrainConfig
 
 MAX_PARAMS = 10**15
