@@ -117,13 +117,13 @@ def _eval(args: argparse.Namespace) -> int:
     from mindmoe.train.folder import RunFolder
 
     RunFolder(args.path).load_config()  # before MindSpore's slow import: mistakes are told at once
-    from mindmoe.train import evaluate
+    from mindmoe.inference import evaluate
 
     return evaluate.main(args.path, args.data)
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from mindmoe import generate
+    from mindmoe.inference import generate
 
     return generate.main(args.path, args.prompt, args.max_new_tokens, args.temperature, args.seed)
 

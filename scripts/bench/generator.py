@@ -26,11 +26,11 @@ def ours(folder: Path, threads: int, length: int, precision: str) -> Generate:
     quiet_mindspore(threads)
     import mindspore as ms
 
+    from mindmoe.inference.decoding import Generation
     from mindmoe.interop.hf import assign
     from mindmoe.interop.hf_config import read_config
     from mindmoe.interop.source import FolderSource
     from mindmoe.model.decoder import CausalLM
-    from mindmoe.model.generation import Generation
     from mindmoe.ops.contract import OpShape
     from mindmoe.ops.select import select_ops
 

@@ -1,7 +1,7 @@
 """Every dispatcher on four expert ranks, under routings that leave experts, ranks and a whole node without tokens.
 
-dispatch.py OUT CONFIG: writes OUT/rank-R.json with the largest difference of each from all experts on one rank, relative to the
-largest number of the tensor.
+dispatch.py OUT CONFIG: writes OUT/rank-R.json with the largest difference of each from all experts on one rank,
+relative to the largest number of the tensor.
 """
 
 import json

@@ -7,8 +7,8 @@ import pytest
 
 from mindmoe.data.bpe import train_sentencepiece
 from mindmoe.data.tokenizer import Tokenizer, load_tokenizer
-from mindmoe.generate import choose, encode_prompt
 from mindmoe.host.errors import UserError
+from mindmoe.inference.generate import choose, encode_prompt
 
 
 @pytest.fixture(scope="module")

@@ -105,10 +105,10 @@ def main(run: Path, prompt: str, max_new_tokens: int, temperature: float, seed: 
     window = config.train.seq_length
     if len(tokens) > window:
         print(f"the prompt has {len(tokens)} tokens: the model sees the last {window} of them", file=sys.stderr)
-    from mindmoe.train.inference import open_run
+    from mindmoe.inference.opened import open_run
 
     opened = open_run(run)
-    from mindmoe.model.generation import Generation
+    from mindmoe.inference.decoding import Generation
 
     generation = Generation(opened.net, window, graph=config.train.mode == "graph")
     unseen = tokens[-window:]

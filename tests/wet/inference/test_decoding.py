@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from mindmoe.inference.decoding import Generation
 from mindmoe.model.config import ModelConfig
 from mindmoe.model.decoder import CausalLM
-from mindmoe.model.generation import Generation
 from mindmoe.moe.config import MoeConfig
 from mindmoe.ops.contract import OpShape
 from mindmoe.ops.select import select_ops
