@@ -53,7 +53,7 @@ class DataConfig(Section):
 
 
 class PrepareConfig(Section):
-    """`mindmoe data prepare`: raw text to a token folder. What each key means stands in cli/arguments.py."""
+    """`mindmoe data prepare`: raw text to a token folder. What each key means stands in cli/data.py."""
 
     tokenizer: str = "train"
     vocab_size: PositiveInt32 = 4096

@@ -9,7 +9,7 @@ from mindmoe.inference.opened import open_run
 from mindmoe.train.preflight import open_held_out
 
 
-def main(run: Path, data: str | None) -> int:
+def evaluate(run: Path, data: str | None) -> int:
     """`mindmoe eval RUN [--data PATH]`: the newest checkpoint of a run on held-out text."""
     opened = open_run(run)
     config = opened.config

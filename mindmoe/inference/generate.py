@@ -88,7 +88,7 @@ def _tokenizer_of(config: RunConfig) -> Tokenizer:
     return load_tokenizer(prefix.parent / manifest.tokenizer)
 
 
-def main(run: Path, prompt: str, max_new_tokens: int, temperature: float, seed: int) -> int:
+def generate(run: Path, prompt: str, max_new_tokens: int, temperature: float, seed: int) -> int:
     """Prints the prompt and what the newest checkpoint of the run makes of it; stops at the end of a document."""
     if not 0 <= temperature < math.inf:
         raise UserError(f"--temperature {temperature} must be at least 0", "use 0 for the likeliest token")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mindmoe.checkpoint.config import CheckpointConfig
-from mindmoe.cli.main import _parser
+from mindmoe.cli.main import build_parser
 from mindmoe.config.load import load_config, load_section
 from mindmoe.data.config import PrepareConfig
 from mindmoe.lab.ablate.config import AblateConfig
@@ -43,7 +43,7 @@ def _problem(words: list[str], root: Path) -> str | None:
 
 def _cli_problem(argv: list[str], root: Path) -> str | None:
     try:
-        args, late = _parser().parse_known_args(argv)
+        args, late = build_parser().parse_known_args(argv)
     except SystemExit as end:
         return f"the command line refuses it (exit {end.code})" if end.code else None
     if any(word.startswith("-") for word in late):

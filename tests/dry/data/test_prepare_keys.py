@@ -2,7 +2,7 @@
 
 import pytest
 
-from mindmoe.cli.arguments import PREPARE_KEYS
+from mindmoe.cli.data import PREPARE_KEYS
 from mindmoe.cli.main import main
 from mindmoe.config.load import load_section
 from mindmoe.data.config import PrepareConfig
