@@ -12,7 +12,6 @@ def declare(parser: Parser) -> None:
     parser.add_argument("--world", type=positive_number, required=True, metavar="N", help="ranks of the cluster")
     parser.add_argument("--rank", type=whole_number, metavar="R", help="build this rank and run one step of it")
     parser.add_argument("--all", action="store_true", help="check that all ranks call the same, without building them")
-    parser.add_argument("--compile", action="store_true", help="compile the rank with native collectives, not run it")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write what the rank did as JSON")
 
 
@@ -20,4 +19,4 @@ def run(args: Args) -> int:
     from mindmoe.config.load import load_config
     from mindmoe.dryrun.main import dryrun
 
-    return dryrun(load_config(args.config, args.words), args.world, args.rank, args.all, args.out, args.compile)
+    return dryrun(load_config(args.config, args.words), args.world, args.rank, args.all, args.out)

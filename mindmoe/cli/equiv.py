@@ -4,13 +4,13 @@ from pathlib import Path
 
 from mindmoe.cli.arguments import Args, Parser
 
-EXAMPLE = 'mindmoe equiv configs/quickstart.yaml --layouts dp2 "tp2,ep2,graph" train.global_batch_size=4'
+EXAMPLE = 'mindmoe equiv configs/quickstart.yaml --layouts dp2 "tp2,ep2" train.global_batch_size=4'
 
 
 def declare(parser: Parser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file; its micro-batch is that of one process")
     parser.add_argument("words", nargs="*", metavar="key=value", help="settings that win over the file's")
-    parser.add_argument("--layouts", nargs="+", default=[], metavar="LAYOUT", help='such as dp2 or "tp2,pp2,graph"')
+    parser.add_argument("--layouts", nargs="+", default=[], metavar="LAYOUT", help='such as dp2 or "tp2,pp2"')
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="keep the traces and equiv.json here")
 
 
