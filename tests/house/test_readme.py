@@ -136,6 +136,11 @@ def test_the_file_tree_is_complete(root: Path, tracked: list[Path]) -> None:
     assert listed == top | packages
 
 
+def test_the_tour_passes_every_package(root: Path, tracked: list[Path]) -> None:
+    linked = set(re.findall(r"\]\(\.\./mindmoe/(\w+)/?", (root / "docs" / "tour.md").read_text("utf-8")))
+    assert linked == {path.parts[1] for path in tracked if path.parts[0] == "mindmoe" and len(path.parts) > 2}
+
+
 def test_links_lead_somewhere(root: Path) -> None:
     broken = [
         f"{path.relative_to(root)} -> {target}"
