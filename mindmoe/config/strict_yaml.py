@@ -5,6 +5,9 @@ PyYAML's parser supplies the events; the tree is built here because its own load
 follow the YAML 1.2 core schema (https://yaml.org/spec/1.2.2/#103-core-schema) with two deviations: `1_000` is a
 number, and infinities and NaN stay strings, since no setting may be either. Bounds on size, depth, aliases and
 nodes keep any input, hostile or not, within a fraction of a second.
+
+ruamel.yaml would not spare the tree: it follows 1.2, but makes dates and infinities, takes merge keys, stops at the
+first of several mistakes, bounds nothing, and without a parser in C needs 5 s where libyaml needs 0.2.
 """
 
 import re
