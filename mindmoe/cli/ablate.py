@@ -18,6 +18,6 @@ def declare(parser: Parser) -> None:
 
 
 def run(args: Args) -> int:
-    from mindmoe.ablate.main import main as ablate
+    from mindmoe.lab.ablate.main import main as ablate
 
     return ablate(args.config, args.words, args.report, args.configs, args.quick)

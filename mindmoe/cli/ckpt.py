@@ -75,7 +75,7 @@ def run(args: Args) -> int:
         case "repair":
             return commands.repair(args.path)
         case "place":
-            from mindmoe.flight.place import place
+            from mindmoe.lab.flight.place import place
 
             return place(args.path, args.step, args.ranks, args.out)
         case _:

@@ -15,7 +15,7 @@ def declare(parser: Parser) -> None:
 
 
 def run(args: Args) -> int:
-    from mindmoe.flight.report import write_routing_report
+    from mindmoe.lab.flight.report import write_routing_report
     from mindmoe.observe.report import write_report
 
     path, out = args.path, args.out
