@@ -16,10 +16,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from mindmoe.config.plugins import Elsewhere
 from mindmoe.config.strict_yaml import MAX_PROBLEMS, Node, resolve_scalar
 from mindmoe.config.synonyms import SYNONYMS
 from mindmoe.host.files import shown
-from mindmoe.plugins import Elsewhere
 
 _NAMED_KEY = re.compile(r"([A-Za-z_][A-Za-z0-9_.]*)=")
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from mindmoe.checkpoint.config import CheckpointConfig
+from mindmoe.config.plugins import ONLINE_TUNING, Companion, Named
 from mindmoe.config.schema import INT32_MAX, Section, Seed
 from mindmoe.data.config import DataConfig
 from mindmoe.host.errors import ConfigError
@@ -17,7 +18,6 @@ from mindmoe.observe.config import ObserveConfig
 from mindmoe.optim.config import OptimConfig
 from mindmoe.parallel import legality
 from mindmoe.parallel.config import ParallelConfig
-from mindmoe.plugins import ONLINE_TUNING, Companion, Named
 from mindmoe.train.config import TrainConfig
 
 MAX_PARAMS = 10**15

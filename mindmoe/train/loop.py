@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mindmoe.config.plugins import FLIGHT_RECORDER, Beside, find
 from mindmoe.data.loader import Batch, TokenBatches
 from mindmoe.host.errors import CheckpointError
 from mindmoe.host.position import during
@@ -14,7 +15,6 @@ from mindmoe.moe.statistics import RoutingStatistics, Saturation, routing_statis
 from mindmoe.optim.schedule import learning_rate
 from mindmoe.parallel.collectives import host_sum
 from mindmoe.parallel.sequence import token_positions
-from mindmoe.plugins import FLIGHT_RECORDER, Beside, find
 from mindmoe.train.evaluate import Evaluator
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.guard import EXIT_ORPHANED, EXIT_OVERTAKEN, StopRequest

@@ -5,12 +5,12 @@ from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from mindmoe.config.plugins import Beside, Companion
 from mindmoe.config.schema import INT32_MAX, Coefficient, Fp32, NonNegativeInt32, PositiveInt32, Scale, Section, Share
 from mindmoe.lab.dmr.config import Dmr
 from mindmoe.lab.tune.qubo import MAX_BITS
 from mindmoe.moe.config import MoeConfig
 from mindmoe.optim.config import OptimConfig
-from mindmoe.plugins import Beside, Companion
 
 TAU, ALPHA, AUX, BIAS = LIVE = (
     "moe.router.tau",

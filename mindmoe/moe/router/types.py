@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 from pydantic_core import PydanticKnownError
 
+from mindmoe.config.plugins import DYNAMIC_ROUTER, ROUTERS, Elsewhere, find, installed
 from mindmoe.host.errors import UserError
 from mindmoe.moe.router.base import Router
 from mindmoe.moe.router.expert_choice import ExpertChoice
 from mindmoe.moe.router.moge import Moge
 from mindmoe.moe.router.top_p import TopP
 from mindmoe.moe.router.topk import TopK
-from mindmoe.plugins import DYNAMIC_ROUTER, ROUTERS, Elsewhere, find, installed
 
 _BUILT_IN: dict[str, type[Router] | str] = {
     "static": TopK,
