@@ -73,7 +73,7 @@ equiv: setup
 	@scripts/equiv.sh $(VENV)
 
 docs: $(VENV)/.dev
-	$(RUN) mindmoe.planner.document docs/planner.md
+	$(RUN) mindmoe.plan.document docs/planner.md
 	$(RUN) pytest -q tests/house/test_readme.py
 
 mutants: $(VENV)/.dev

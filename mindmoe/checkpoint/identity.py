@@ -18,7 +18,7 @@ from mindmoe.config.load import dump_config, flat
 from mindmoe.config.run import RunConfig
 from mindmoe.host.errors import CheckpointError
 from mindmoe.host.files import shown
-from mindmoe.model.shapes import param_specs
+from mindmoe.models.gpt_oss.parameters import param_specs
 
 WEIGHTS_ONLY = "weights_only"  # key of Meta.state: imported weights, so the optimizer starts from nothing
 PARAMETERS = "parameters"  # key of Meta.model: the digest of the table

@@ -93,7 +93,7 @@ def add_takeover(parser: Parser) -> None:
 def resolved_config(args: Args) -> "RunConfig":
     """The config of a command, laid out on its cards where they are given."""
     from mindmoe.config.load import load_config
-    from mindmoe.planner.auto import planned
+    from mindmoe.plan.auto import planned
 
     run = load_config(args.config, args.words)
     return planned(run, args.cards) if args.cards else run

@@ -14,7 +14,7 @@ def declare(parser: Parser) -> None:
 
 def run(args: Args) -> int:
     if args.measure:
-        from mindmoe.measure.main import measure
+        from mindmoe.proof.measure.main import measure
 
         return measure(args.out)
     from mindmoe.observe import doctor

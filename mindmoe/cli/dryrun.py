@@ -17,6 +17,6 @@ def declare(parser: Parser) -> None:
 
 def run(args: Args) -> int:
     from mindmoe.config.load import load_config
-    from mindmoe.dryrun.main import dryrun
+    from mindmoe.proof.dryrun.main import dryrun
 
     return dryrun(load_config(args.config, args.words), args.world, args.rank, args.all, args.out)

@@ -26,7 +26,7 @@ def declare(parser: Parser) -> None:
 
 def run(args: Args) -> int:
     from mindmoe.config.load import load_config
-    from mindmoe.planner.main import plan
+    from mindmoe.plan.main import plan
 
     run = load_config(args.config, args.words) if args.config else None
     command = (args.config, *args.words) if args.config else ()

@@ -11,8 +11,8 @@ from mindmoe.config.schema import INT32_MAX, Section, Seed
 from mindmoe.data.config import DataConfig
 from mindmoe.host.errors import ConfigError
 from mindmoe.launch.config import LaunchConfig
-from mindmoe.model.config import ModelConfig
-from mindmoe.model.shapes import layer_specs
+from mindmoe.models.gpt_oss.config import ModelConfig
+from mindmoe.models.gpt_oss.parameters import layer_specs
 from mindmoe.moe.config import MoeConfig
 from mindmoe.observe.config import ObserveConfig
 from mindmoe.optim.config import OptimConfig

@@ -4,7 +4,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from mindmoe.model.decoder import CausalLM
+from mindmoe.models.decoder import CausalLM
 
 
 class Generation:

@@ -13,7 +13,7 @@ from mindmoe.parallel.config import ParallelConfig
 from mindmoe.train.folder import RunFolder
 
 if TYPE_CHECKING:
-    from mindmoe.model.decoder import CausalLM
+    from mindmoe.models.decoder import CausalLM
     from mindmoe.train.setup import Trainer
 
 _log = logging.getLogger(__name__)

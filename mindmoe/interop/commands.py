@@ -14,7 +14,7 @@ from mindmoe.interop.hf_config import check_representable
 from mindmoe.interop.hf_tokenizer import HfTokenizer, hf_tokenizer, no_tokenizer
 from mindmoe.interop.importing import check_same_model, import_weights
 from mindmoe.interop.source import CheckpointSource, FolderSource
-from mindmoe.model.config import ModelConfig
+from mindmoe.models.gpt_oss.config import ModelConfig
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.preflight import open_held_out
 

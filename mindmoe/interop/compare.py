@@ -8,7 +8,7 @@ from mindspore import Tensor
 
 from mindmoe.interop import hf
 from mindmoe.interop.source import Source
-from mindmoe.model.config import ModelConfig
+from mindmoe.models.gpt_oss.config import ModelConfig
 from mindmoe.moe.config import MoeConfig
 
 

@@ -25,8 +25,8 @@ from mindmoe.interop.hf_config import check_representable, config_json
 from mindmoe.interop.hf_tokenizer import HfTokenizer, no_tokenizer
 from mindmoe.interop.mxfp4 import dequantize, packed_shapes, quantize
 from mindmoe.interop.source import INDEX, Source, to_bf16
-from mindmoe.model.config import ModelConfig
-from mindmoe.model.shapes import param_specs
+from mindmoe.models.gpt_oss.config import ModelConfig
+from mindmoe.models.gpt_oss.parameters import param_specs
 from mindmoe.moe.config import MoeConfig
 
 Form = Literal["bf16", "mxfp4"]

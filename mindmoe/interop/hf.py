@@ -8,8 +8,8 @@ from mindspore import Tensor
 from mindmoe.interop.export import check_names, weight_shapes
 from mindmoe.interop.hf_config import read_config
 from mindmoe.interop.source import FolderSource, Source
-from mindmoe.model.config import ModelConfig
-from mindmoe.model.decoder import CausalLM
+from mindmoe.models.decoder import CausalLM
+from mindmoe.models.gpt_oss.config import ModelConfig
 from mindmoe.moe.config import MoeConfig
 from mindmoe.ops.contract import OpShape
 from mindmoe.ops.select import reference_ops

@@ -15,7 +15,7 @@ from mindmoe.config.schema import FP32_MAX, Coefficient, PositiveFp32, PositiveI
 from mindmoe.host import strict_json
 from mindmoe.host.errors import UserError
 from mindmoe.host.files import FileMissing, shown
-from mindmoe.model.config import LayerType, ModelConfig, YarnConfig
+from mindmoe.models.gpt_oss.config import LayerType, ModelConfig, YarnConfig
 from mindmoe.moe.config import BalanceConfig, MoeConfig
 from mindmoe.moe.router.topk import TopK
 

@@ -19,8 +19,8 @@ from mindmoe.host.files import shown
 from mindmoe.interop.export import BIAS, check_names, weight_shapes
 from mindmoe.interop.hf_config import layer_types, read_config, routing_differences
 from mindmoe.interop.source import Source
-from mindmoe.model.config import ModelConfig
-from mindmoe.model.shapes import param_specs
+from mindmoe.models.gpt_oss.config import ModelConfig
+from mindmoe.models.gpt_oss.parameters import param_specs
 
 _SHARD = 2**30  # [bytes] of fp32 weights in a shard, or one row
 _NOT_COMPARED = ("max_position_embeddings", "initializer_range", "layer_types", "attention_sinks")

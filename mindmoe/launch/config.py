@@ -46,7 +46,7 @@ class LaunchConfig(Section):
     until `restarts` starts in a row have brought no newer checkpoint. Between nodes, one that gives no sign of life for
     `node_timeout` is lost, and `interface` is the network interface that nodes are reached at; null leaves the choice
     to the system. `hardware` is what `parallel: auto` plans for: a name that `mindmoe plan --hardware` knows, or a file
-    of the same form as those under `planner/hardware`.
+    of the same form as those under `plan/hardware`.
     """
 
     port: int = Field(0, ge=0, le=65535)

@@ -21,7 +21,7 @@ STATISTICS = ("counts", "probs", "z", "entropy", "dropped", "ids")
 """What a layer tells, in this order: sums over this rank's tokens of assignments (E), of probabilities (E), of squared
 log-sum-exps, of entropies and of dropped assignments; and ids (T, K). Counts and probabilities are sums over each
 sequence, (B, E), where there is a loss of them. What the router tells of itself follows: its signals, its figures. A
-plain tuple, for a compiled block gives no gradient to other records; stack_layers (mindmoe/model/decoder.py) names it.
+plain tuple, for a compiled block gives no gradient to other records; stack_layers (mindmoe/models/decoder.py) names it.
 """
 
 RouterStats = tuple[Tensor, ...]

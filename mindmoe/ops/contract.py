@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 from mindspore import Parameter, Tensor
 
-from mindmoe.model.config import ModelConfig
+from mindmoe.models.gpt_oss.config import ModelConfig
 from mindmoe.moe.config import MoeConfig
 
 Precision = Literal["fp32", "bf16"]

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from mindmoe.model.config import ModelConfig
+from mindmoe.models.gpt_oss.config import ModelConfig
 
 
 def rope_tables(model: ModelConfig, seq_length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from math import prod
 import numpy as np
 
 from mindmoe.host.env import usable_cores
-from mindmoe.model.shapes import ParamSpec
+from mindmoe.models.gpt_oss.parameters import ParamSpec
 from mindmoe.parallel.box import Box
 
 _WORDS_PER_COUNTER = 4

@@ -13,7 +13,7 @@ from inspect import signature
 from typing import Any
 
 from mindmoe.config.schema import INT32_MAX
-from mindmoe.model.config import ModelConfig
+from mindmoe.models.gpt_oss.config import ModelConfig
 from mindmoe.moe.config import MoeConfig
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.train.config import TrainConfig

@@ -10,7 +10,7 @@ from functools import lru_cache
 from math import prod
 
 from mindmoe.host.errors import UserError
-from mindmoe.model.shapes import Axis, ParamSpec
+from mindmoe.models.gpt_oss.parameters import Axis, ParamSpec
 from mindmoe.parallel.box import Box
 from mindmoe.parallel.mesh import Coordinates, Mesh, MeshAxis
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn
 
-from mindmoe.model.shapes import ParamSpec
+from mindmoe.models.gpt_oss.parameters import ParamSpec
 from mindmoe.parallel.box import Box
 from mindmoe.parallel.collectives import AllGather
 from mindmoe.parallel.groups import Group, Groups

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mindmoe.model.config import ModelConfig
+from mindmoe.models.gpt_oss.config import ModelConfig
 from mindmoe.parallel.config import ParallelConfig
 
 

@@ -15,7 +15,7 @@ from mindmoe.host.position import during
 from mindmoe.observe.environment import describe
 from mindmoe.observe.metrics import MetricsLog
 from mindmoe.observe.progress import Progress
-from mindmoe.planner.auto import planned
+from mindmoe.plan.auto import planned
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.guard import StopRequest
 from mindmoe.train.live import joined

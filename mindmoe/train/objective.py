@@ -5,7 +5,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 
-from mindmoe.model.decoder import CausalLM
+from mindmoe.models.decoder import CausalLM
 from mindmoe.moe.balance import balance_loss, z_loss
 from mindmoe.moe.config import MoeConfig
 from mindmoe.moe.router.scores import named

@@ -6,11 +6,11 @@ import numpy as np
 from mindspore import Tensor
 
 from mindmoe.config.run import RunConfig
-from mindmoe.model.shapes import flops_per_token, recomputed_flops, utilization
+from mindmoe.models.gpt_oss.parameters import flops_per_token, recomputed_flops, utilization
 from mindmoe.ops.contract import OpSet
 from mindmoe.parallel.collectives import host_sum
 from mindmoe.parallel.groups import Group
-from mindmoe.planner.hardware import load_hardware
+from mindmoe.plan.hardware import load_hardware
 
 _SIZES = (256, 512, 1024)  # orders of the square products; which is fastest depends on caches and threads
 _REPEATS = 3

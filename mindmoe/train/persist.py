@@ -20,7 +20,7 @@ from mindmoe.checkpoint.writer import Outcome, SavePolicy, Writer
 from mindmoe.config.run import RunConfig
 from mindmoe.host.env import Place
 from mindmoe.host.errors import CheckpointError
-from mindmoe.model.shapes import param_specs
+from mindmoe.models.gpt_oss.parameters import param_specs
 from mindmoe.parallel.collectives import host_sum
 from mindmoe.parallel.groups import Group
 from mindmoe.parallel.unit import ShardedTensor

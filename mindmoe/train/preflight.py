@@ -19,7 +19,7 @@ from mindmoe.data.loader import TokenBatches
 from mindmoe.host.env import usable_cores
 from mindmoe.host.errors import UserError
 from mindmoe.host.files import shown
-from mindmoe.model.shapes import param_specs
+from mindmoe.models.gpt_oss.parameters import param_specs
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.resume import changes
 

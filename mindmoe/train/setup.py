@@ -7,8 +7,8 @@ import mindspore as ms
 
 from mindmoe.config.run import RunConfig
 from mindmoe.host.env import Place, threads_per_rank
-from mindmoe.model.decoder import CausalLM
-from mindmoe.model.shapes import param_specs, router_specs
+from mindmoe.models.decoder import CausalLM
+from mindmoe.models.gpt_oss.parameters import param_specs, router_specs
 from mindmoe.moe.dispatch.sizes import node_grid
 from mindmoe.ops.contract import OpSet, OpShape
 from mindmoe.ops.select import select_ops

@@ -30,7 +30,7 @@ def ours(folder: Path, threads: int, length: int, precision: str) -> Generate:
     from mindmoe.interop.hf import assign
     from mindmoe.interop.hf_config import read_config
     from mindmoe.interop.source import FolderSource
-    from mindmoe.model.decoder import CausalLM
+    from mindmoe.models.decoder import CausalLM
     from mindmoe.ops.contract import OpShape
     from mindmoe.ops.select import select_ops
 

@@ -43,9 +43,9 @@ def model_sections(size: Size) -> dict[str, Any]:
 
 
 def train_flops(size: Size) -> float:
-    """FLOPs of one train step by the project's rule (mindmoe.model.shapes.flops_per_token)."""
-    from mindmoe.model.config import ModelConfig
-    from mindmoe.model.shapes import flops_per_token
+    """FLOPs of one train step by the project's rule (mindmoe.models.gpt_oss.parameters.flops_per_token)."""
+    from mindmoe.models.gpt_oss.config import ModelConfig
+    from mindmoe.models.gpt_oss.parameters import flops_per_token
     from mindmoe.moe.config import MoeConfig
 
     sections = model_sections(size)

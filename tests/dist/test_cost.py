@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mindmoe.config.load import load_config
-from mindmoe.model.shapes import param_specs
+from mindmoe.models.gpt_oss.parameters import param_specs
 
 LAYOUTS = ["dp2", "tp2", "pp2", "cp2,ring", "cp2,ulysses", "dp2,ep2", "dp2,ep2,all_gather", "dp2,zero1", "dp2,zero2"]
 LAYOUTS += ["dp2,zero3"]

@@ -2,9 +2,9 @@
 
 from typing import get_args
 
-from mindmoe.measure.fit import verb_rates
-from mindmoe.measure.main import _verbs
-from mindmoe.planner.host import Verb
+from mindmoe.plan.host import Verb
+from mindmoe.proof.measure.fit import verb_rates
+from mindmoe.proof.measure.main import _verbs
 
 
 def test_collectives_of_two_ranks_are_timed() -> None:

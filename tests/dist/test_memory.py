@@ -6,7 +6,7 @@ from math import prod
 import pytest
 
 from mindmoe.config.load import load_config
-from mindmoe.model.shapes import param_specs
+from mindmoe.models.gpt_oss.parameters import param_specs
 
 CONFIG = """
 name: memory

@@ -5,7 +5,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-FOUND_BY_NAME = re.compile(r"mindmoe/ops/\w+/\w+\.py:build_\w+")  # by mindmoe/ops/select.py
+FOUND_BY_NAME = re.compile(  # by mindmoe/ops/select.py, and by mindmoe/cli/main.py
+    r"mindmoe/ops/\w+/\w+\.py:build_\w+|mindmoe/cli/\w+\.py:(EXAMPLE|declare|run)"
+)
 REFERENCE = re.compile(r"\b(mindmoe[\w.]*):(\w+)")  # an entry point, or a function to import on another process
 
 Name = tuple[str, str]

@@ -2,7 +2,7 @@
 
 from mindmoe.config.run import RunConfig
 from mindmoe.lab.dmr.config import Dmr
-from mindmoe.model.shapes import flops_per_token
+from mindmoe.models.gpt_oss.parameters import flops_per_token
 
 
 def training_flops(config: RunConfig, mean_k: float) -> float:

@@ -21,7 +21,7 @@ from mindmoe.moe.config import BalanceConfig
 Write = Callable[..., str]
 
 for _module in pkgutil.walk_packages(mindmoe.__path__, "mindmoe."):
-    if _module.name.endswith(".config") or _module.name in ("mindmoe.planner.hardware", "mindmoe.data.manifest"):
+    if _module.name.endswith(".config") or _module.name in ("mindmoe.plan.hardware", "mindmoe.data.manifest"):
         importlib.import_module(_module.name)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mindmoe.host.errors import UserError
-from mindmoe.model.shapes import ParamSpec
+from mindmoe.models.gpt_oss.parameters import ParamSpec
 from mindmoe.parallel.box import Box
 from mindmoe.parallel.init import initial_value
 from mindmoe.parallel.mesh import Mesh

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from mindmoe.model.shapes import ParamSpec
+from mindmoe.models.gpt_oss.parameters import ParamSpec
 from mindmoe.parallel.box import Box
 from mindmoe.parallel.mesh import Mesh
 from mindmoe.parallel.sharding import Placement, buckets, replica_groups, zero_part

@@ -6,8 +6,8 @@ import pytest
 from mindspore import Tensor
 
 from mindmoe.inference.decoding import Generation
-from mindmoe.model.config import ModelConfig
-from mindmoe.model.decoder import CausalLM
+from mindmoe.models.decoder import CausalLM
+from mindmoe.models.gpt_oss.config import ModelConfig
 from mindmoe.moe.config import MoeConfig
 from mindmoe.ops.contract import OpShape
 from mindmoe.ops.select import select_ops

@@ -9,7 +9,7 @@ from mindmoe.interop.compare import exported_difference
 from mindmoe.interop.export import export, weight_shapes
 from mindmoe.interop.mxfp4 import dequantize
 from mindmoe.interop.source import FolderSource
-from mindmoe.model.config import ModelConfig, YarnConfig
+from mindmoe.models.gpt_oss.config import ModelConfig, YarnConfig
 from mindmoe.moe.config import MoeConfig
 
 torch = pytest.importorskip("torch", reason="the parity oracle needs the extra hf")

@@ -10,7 +10,7 @@ from mindspore import Tensor
 from mindmoe.host.errors import UserError
 from mindmoe.interop import hf
 from mindmoe.interop.hf_config import read_config
-from mindmoe.model.shapes import param_specs
+from mindmoe.models.gpt_oss.parameters import param_specs
 
 torch = pytest.importorskip("torch", reason="the parity oracle needs the extra hf")
 transformers = pytest.importorskip("transformers", reason="the parity oracle needs the extra hf")

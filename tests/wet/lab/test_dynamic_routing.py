@@ -12,7 +12,7 @@ from mindmoe.data.loader import Batch
 from mindmoe.host.env import Place
 from mindmoe.lab.dmr.control import DYNAMIC, LEVEL, SEEN
 from mindmoe.lab.dmr.difficulty import bigram_rows
-from mindmoe.model.reads import reads_of
+from mindmoe.models.reads import reads_of
 from mindmoe.train.folder import RunFolder
 from mindmoe.train.persist import RankAgreement, Saver, reader_of, restore
 from mindmoe.train.setup import Trainer, build_trainer

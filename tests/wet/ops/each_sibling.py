@@ -10,7 +10,7 @@ import pytest
 from mindspore import Tensor
 
 from mindmoe.host.errors import UserError
-from mindmoe.model.config import ModelConfig
+from mindmoe.models.gpt_oss.config import ModelConfig
 from mindmoe.moe.config import MoeConfig
 from mindmoe.ops.ascend.pack import load
 from mindmoe.ops.contract import OpShape

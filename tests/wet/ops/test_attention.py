@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from mindmoe.model.config import ModelConfig, YarnConfig
+from mindmoe.models.gpt_oss.config import ModelConfig, YarnConfig
 from mindmoe.ops.contract import OpShape
 from mindmoe.ops.reference.attention import build_attention
 from mindmoe.ops.rope import rope_tables

@@ -3,7 +3,7 @@
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from mindmoe.model.config import ModelConfig
+from mindmoe.models.gpt_oss.config import ModelConfig
 from mindmoe.ops.contract import OpShape
 from mindmoe.ops.select import reference_ops
 from mindmoe.optim.optimizer import clip_scale

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mindmoe.model.shapes import ParamSpec
+from mindmoe.models.gpt_oss.parameters import ParamSpec
 from mindmoe.optim.owned import Owned
 from mindmoe.optim.reduction import Reduction
 from mindmoe.parallel.groups import Groups

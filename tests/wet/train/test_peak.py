@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from mindmoe.host.env import Place
-from mindmoe.model.shapes import flops_per_token
+from mindmoe.models.gpt_oss.parameters import flops_per_token
 from mindmoe.parallel.config import ParallelConfig
 from mindmoe.parallel.mesh import Mesh
-from mindmoe.planner.hardware import load_hardware
+from mindmoe.plan.hardware import load_hardware
 from mindmoe.train.peak import Peak
 from mindmoe.train.setup import build_groups, build_kernels
 
