@@ -60,7 +60,7 @@ def _bounds(rules: list[Any]) -> tuple[float, float]:
 
 def test_the_sections_are_found() -> None:
     names = {section.__name__ for section in SECTIONS}
-    assert {"RunConfig", "Dmr", "PrepareConfig", "AblateConfig", "TuneConfig", "Hardware", "Manifest"} <= names
+    assert {"RunConfig", "Dmr", "PrepareConfig", "AblateConfig", "TuneConfig", "Hardware", "DatasetManifest"} <= names
     assert sum(1 for section, name in FIELDS for _ in _numbers(*_field(section, name))) > 150
 
 
