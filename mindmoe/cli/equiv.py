@@ -16,7 +16,7 @@ def declare(parser: Parser) -> None:
 
 def run(args: Args) -> int:
     from mindmoe.config.load import load_config
-    from mindmoe.proof.equiv.main import equiv
+    from mindmoe.equiv.main import equiv
 
     # Gradient descent is as smooth as its gradient; Adam divides small gradients by small ones.
     run = load_config(args.config, ["optim.type=sgd", *args.words])

@@ -19,9 +19,9 @@ from warm import machine, write_figures
 
 from mindmoe.config.load import dump_config
 from mindmoe.config.run import RunConfig
+from mindmoe.equiv.layouts import LayoutRun, parse_layout
 from mindmoe.host.env import worker_environment
 from mindmoe.launch.local import free_port
-from mindmoe.proof.equiv.layouts import LayoutRun, parse_layout
 
 MICRO = 4  # sequences of a micro-batch over all ranks
 ONE = ["dp1", "selective", "full"]

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from layouts import base_config, run
 
+from mindmoe.equiv.layouts import LayoutRun, parse_layout
 from mindmoe.host.env import usable_cores
 from mindmoe.plan.auto import planner_layout, workload_of
 from mindmoe.plan.hardware import load_hardware
 from mindmoe.plan.step import CostModel, Estimate
-from mindmoe.proof.equiv.layouts import LayoutRun, parse_layout
 
 LAYOUTS = ["dp1", "full", "dp2", "dp2,zero1", "pp2", "tp2", "dp2,ep2", "dp4", "pp4", "dp2,pp2"]
 GIB = 2.0**30

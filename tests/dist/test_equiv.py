@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from mindmoe.proof.equiv.compare import compare
+from mindmoe.equiv.compare import compare
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_layout_that_goes_the_other_way_at_a_tie_goes_on_from_equal_weights(eq
     def verdicts(state: dict[str, np.ndarray]) -> list[tuple[str, int, int]]:
         np.savez(alone / "state-1.npz", **state)
         start_ranks(
-            "../../../mindmoe/proof/equiv/worker.py", 2, str(out / "logs-2"), str(out / "logs-2" / "jobs.json"), "cpu"
+            "../../../mindmoe/equiv/worker.py", 2, str(out / "logs-2"), str(out / "logs-2" / "jobs.json"), "cpu"
         )
         found = [compare(alone, out / name.replace(",", "-"), 2, 0.02) for name in layouts]
         return [(at.verdict, at.ties, at.steps) for at in found]

@@ -13,7 +13,7 @@ import pytest
 # The packages: each may import itself and those before a `<` on its left. Wherever an import stands, it counts.
 ORDER = (
     "host < config < data checkpoint observe plan < ops < parallel < moe < models < pipeline optim < train "
-    "< launch inference interop < proof < lab < cli"
+    "< launch inference interop < equiv proof < lab < cli"
 )
 SLOTS = [slot.split() for slot in ORDER.split(" < ")]
 SLOT = {package: number for number, slot in enumerate(SLOTS) for package in slot}
@@ -25,7 +25,7 @@ MODEL = {"ops", "parallel", "moe", "models", "pipeline", "optim"}
 
 # Packages that never load MindSpore: they work on a login node, and their tests take seconds. In the others a module is
 # dry or wet by itself: it is wet if it imports what is heavy, or a wet module, when it is imported.
-DRY = {package for package in SLOT if package not in MODEL | {"train", "inference", "interop", "proof", "lab"}}
+DRY = {package for package in SLOT if package not in MODEL | {"train", "inference", "interop", "equiv", "proof", "lab"}}
 NAMES_MINDSPORE = {"checkpoint.torture.contenders"}  # of those, in a process of their own
 
 HEAVY = {"mindspore", "torch", "transformers", "matplotlib", "optuna", "mindquantum"}

@@ -6,8 +6,8 @@ import pytest
 
 from mindmoe.config.load import load_config
 from mindmoe.config.run import RunConfig
+from mindmoe.equiv.layouts import parse_layout
 from mindmoe.parallel.mesh import Mesh
-from mindmoe.proof.equiv.layouts import parse_layout
 
 Laid = tuple[RunConfig, Mesh]
 

@@ -6,6 +6,7 @@ import pytest
 from mindspore import ops
 
 from mindmoe.config.load import load_config
+from mindmoe.equiv.layouts import parse_layout
 from mindmoe.host.env import Place
 from mindmoe.parallel.ledger import Call, recording
 from mindmoe.parallel.mesh import Mesh
@@ -13,7 +14,6 @@ from mindmoe.parallel.stand_in import StandIn
 from mindmoe.plan.calls.program import StepProgram
 from mindmoe.plan.rank_memory import held_parameters
 from mindmoe.proof.dryrun.execute import random_batch
-from mindmoe.proof.equiv.layouts import parse_layout
 from mindmoe.train.setup import build_trainer
 
 CASES = [

@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 from mindmoe.config.load import dump_config
 from mindmoe.config.run import RunConfig
+from mindmoe.equiv.compare import GRADIENT, LOSS, TIE, WEIGHT, Difference, compare
+from mindmoe.equiv.layouts import LayoutRun, parse_layout
 from mindmoe.host.env import threads_per_rank, worker_environment
 from mindmoe.host.errors import UserError
 from mindmoe.launch.local import Failure, LocalRanks, free_port
 from mindmoe.launch.ranks import Rank
-from mindmoe.proof.equiv.compare import GRADIENT, LOSS, TIE, WEIGHT, Difference, compare
-from mindmoe.proof.equiv.layouts import LayoutRun, parse_layout
 
 _POLL = 0.2  # [s]
 

@@ -25,8 +25,8 @@ def main(logs: Path, jobs_file: Path, device: str) -> int:
     code, reason = 1, ""
     try:
         from mindmoe.config.load import load_config
+        from mindmoe.equiv.compare import TIE
         from mindmoe.host import strict_json
-        from mindmoe.proof.equiv.compare import TIE
         from mindmoe.train.preflight import open_batches
         from mindmoe.train.setup import start_device
         from mindmoe.train.trace import trace
@@ -48,5 +48,5 @@ def main(logs: Path, jobs_file: Path, device: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[3])  # the package, not this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])  # the package, not this folder
     sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))

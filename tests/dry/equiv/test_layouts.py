@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from mindmoe.config.load import load_config
+from mindmoe.equiv.compare import compare
+from mindmoe.equiv.layouts import parse_layout
 from mindmoe.host.errors import UserError
-from mindmoe.proof.equiv.compare import compare
-from mindmoe.proof.equiv.layouts import parse_layout
 
-CONFIG = load_config(Path(__file__).resolve().parents[4] / "configs" / "equiv.yaml")
+CONFIG = load_config(Path(__file__).resolve().parents[3] / "configs" / "equiv.yaml")
 
 
 def test_words_become_a_run():
