@@ -38,6 +38,7 @@ _KEYS = {
     "moe.router.tau": "temperature router_temperature",
     "moe.balance.aux_coef": "aux_loss aux_loss_coef aux_loss_coeff moe_aux_loss_coeff router_aux_loss_coef "
     "load_balancing_loss aux_loss_factor",
+    "moe.balance.aux_over": "global_aux_loss gbs_aux_loss moe_router_load_balancing_type",
     "moe.balance.z_coef": "z_loss z_loss_coef moe_z_loss_coeff router_z_loss_coef",
     "moe.balance.bias_rate": "moe_router_bias_update_rate bias_update_rate bias_update_speed",
     "moe.dispatch.capacity_factor": "moe_expert_capacity_factor expert_capacity_factor",

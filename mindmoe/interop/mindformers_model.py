@@ -107,9 +107,11 @@ def _balance(found: Import, prefix: str) -> None:
         found.tell(kind, "lost", "it is over each rank's part of a sequence there, over whole sequences here", ours)
     elif over_sequences:
         found.tell(kind, "renamed", "over each sequence", ours)
+    elif form == "gbs_aux_loss":
+        found.set("moe.balance.aux_over", "running")
+        found.tell(kind, "renamed", "running: counts of all ranks, of the micro-batches of a step so far", ours)
     else:
-        other = "the counts of experts are of the global batch there" if form == "gbs_aux_loss" else "no such loss"
-        note = f"{other}; aux_coef is over each micro-batch of all ranks, averaged over micro-batches"
+        note = "no such loss; aux_coef is over each micro-batch of all ranks, averaged over micro-batches"
         found.tell(kind, "lost", note, ours)
     found.take(prefix + "moe_z_loss_coeff", "moe.balance.z_coef", found.number(prefix + "moe_z_loss_coeff"))
     enabled = prefix + "moe_router_enable_expert_bias"

@@ -8,12 +8,18 @@ from mindmoe.config.schema import Coefficient, NonNegativeInt32, PositiveInt32, 
 from mindmoe.moe.router.topk import TopK
 from mindmoe.moe.router.types import AnyRouter
 
+AuxOver = Literal["micro", "running", "exact"]
+
 
 class BalanceConfig(Section):
     """Load balancing; every term may be combined with every router, 0 switches a term off.
 
-    `aux_coef`: Switch load-balancing loss (arXiv 2101.03961 eq. 4) over each micro-batch of all data ranks together,
-    averaged over the micro-batches of a step; with one micro-batch a step it is over the global batch.
+    `aux_coef`: Switch load-balancing loss (arXiv 2101.03961 eq. 4) of the tokens of all data ranks together, averaged
+    over the micro-batches of a step. `aux_over` says of which tokens each expert's share of the load is: those of
+    the micro-batch (`micro`), of the micro-batches of this step up to it (`running`, Megatron's global_aux_loss), or of
+    the whole global batch (`exact`, which costs a forward pass more); with one micro-batch a step they are the same.
+    The default is the loss of the papers and of Hugging Face, which existing coefficients were chosen for; the share
+    of a wider batch balances less strictly, to the benefit of specialised experts (arXiv 2501.11873).
     `seq_aux_coef`: the same loss over each sequence by itself (arXiv 2412.19437 eq. 17-20); a sequence is a row of the
     batch, with all documents that are packed into it.
     `z_coef`: router z-loss (arXiv 2202.08906 eq. 5).
@@ -21,6 +27,7 @@ class BalanceConfig(Section):
     """
 
     aux_coef: Coefficient = 0.0
+    aux_over: AuxOver = "micro"
     seq_aux_coef: Coefficient = 0.0
     z_coef: Coefficient = 0.0
     bias_rate: Coefficient = 0.0

@@ -314,6 +314,15 @@ def _zero_bubble(pp: int, schedule: str, recompute: str) -> str | None:
     )
 
 
+def _counts_first(moe: MoeConfig | None, pp: int, schedule: str) -> str | None:
+    if moe is None or moe.balance.aux_over != "exact" or pp == 1 or schedule == "gpipe":
+        return None
+    return (
+        f"parallel.schedule={schedule} must be gpipe with parallel.pp={pp} and moe.balance.aux_over=exact, which takes "
+        "all forward passes first: set parallel.schedule=gpipe or moe.balance.aux_over=running"
+    )
+
+
 # What the router says of it.
 
 
@@ -349,6 +358,7 @@ RULES = (
     Rule("stages that share tied embeddings have no zero 2", _tied),
     Rule("stages recompute anyway, a policy is of use under zero 3 alone", _stages_recompute),
     Rule("the zb_h1 schedule has no recomputation", _zero_bubble),
+    Rule("several stages count the whole batch first under gpipe alone", _counts_first),
     Rule("the router must allow dp", lambda moe, dp: _router(moe, "dp", dp)),
     Rule("the router must allow tp", lambda moe, tp: _router(moe, "tp", tp)),
     Rule("the router must allow cp", lambda moe, cp: _router(moe, "cp", cp)),

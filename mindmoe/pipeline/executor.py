@@ -2,7 +2,8 @@
 
 A process alone is a pipeline of one stage. A stage keeps the input of each micro-batch that is in flight and computes
 the forward pass of its piece again in the backward pass, so a stage's memory is that of one piece and one micro-batch,
-whatever the schedule. The last piece, whose output nobody waits for, does both at once and computes nothing twice.
+whatever the schedule. The last piece, whose output nobody waits for, does both at once and computes nothing twice,
+unless the balancing loss is of the counts of the whole batch: then every forward pass comes before any backward pass.
 """
 
 from collections.abc import Callable
@@ -36,13 +37,15 @@ class StageProgram:
     that is the loss.
 
     Args:
-        objective: of the piece: `parts` makes its output and its share of the balancing losses.
+        objective: of the piece: `parts` makes its output and its share of the balancing losses, `step_counts` what
+            its micro-batches tell each other.
         params: its trainable parameters.
         compiled_with: the ops, where passes are compiled whole, as those of a process alone may be.
     """
 
     def __init__(self, objective: Any, params: list[ms.Parameter], compiled_with: OpSet | None):
         self.first, self.last = objective.net.first, objective.net.last
+        self.step_counts, self.counts_first = objective.step_counts, objective.over == "exact"
         weights = ms.ParameterTuple(params)
 
         def share(*arguments: Tensor) -> tuple[Tensor, Report]:
@@ -83,8 +86,13 @@ def _compiled(gradients: Callable[..., Any], kernels: OpSet) -> Callable[..., An
 
 @dataclass
 class _InFlight:
-    """What a stage keeps of the micro-batches under way, and messages between their making and their use."""
+    """What a stage keeps of the micro-batches under way, and messages between their making and their use.
 
+    `counts` are by chunk. What they tell a micro-batch stays with its arguments, so that computing its forward pass
+    again neither counts it twice nor sees those that came after it.
+    """
+
+    counts: list[Any]
     arguments: dict[tuple[int, int], Arguments] = field(default_factory=dict)
     arrived: dict[Transfer | None, Tensor] = field(default_factory=dict)
     leaving: dict[Transfer | None, Tensor] = field(default_factory=dict)
@@ -105,6 +113,7 @@ class PipelineExecutor:
         self.schedule, self.programs, self.group, self.message = schedule, programs, group, message
         self.stage, self.stages, self.chunks = group.index, group.size, len(programs)
         self.split_backward = group.size > 1 and schedule == "zb_h1"
+        self.counts_first = programs[0].counts_first
 
     def run(self, micro_batches: list[Arguments], absorb: Absorb) -> dict[tuple[int, int], Report]:
         """One step.
@@ -116,8 +125,9 @@ class PipelineExecutor:
         Returns:
             What each chunk reported of each micro-batch, by (micro-batch, chunk).
         """
-        flight = _InFlight()
-        for step in steps_of(self.schedule, self.stages, len(micro_batches), self.chunks)[self.stage]:
+        flight = _InFlight([program.step_counts() for program in self.programs])
+        steps = steps_of(self.schedule, self.stages, len(micro_batches), self.chunks, self.counts_first)
+        for step in steps[self.stage]:
             if isinstance(step, Action):
                 self._act(step, flight, micro_batches, absorb)
             elif step.source == self.stage:
@@ -129,25 +139,33 @@ class PipelineExecutor:
     def _act(self, action: Action, flight: _InFlight, micro_batches: list[Arguments], absorb: Absorb) -> None:
         """Computes; arguments as for `run`."""
         key, program = (action.microbatch, action.chunk), self.programs[action.chunk]
+        counts, told_late = flight.counts[action.chunk], program.last or self.counts_first
         before = receive_before(action, self.stage, self.stages, self.chunks)
         after = transfer_after(action, self.stage, self.stages, self.chunks)
         if action.kind == "F":
             ids, *rest = micro_batches[action.microbatch]
             flight.arguments[key] = (ids if program.first else flight.arrived.pop(before), *rest)
-            if not program.last:
-                (flight.leaving[after], _), flight.reports[key] = program.forward(*flight.arguments[key])
+            if not told_late:
+                flight.arguments[key] += counts.known()
+            if self.counts_first or not program.last:
+                (y, _), flight.reports[key] = program.forward(*flight.arguments[key])
+                counts.add(flight.reports[key])
+                if after is not None:
+                    flight.leaving[after] = y
         elif action.kind == "B":
+            if told_late:
+                flight.arguments[key] += counts.known()
             if not program.last:
                 flight.arguments[key] += (flight.arrived.pop(before),)
-            if self.split_backward:
-                if after is not None:
-                    (_, flight.reports[key]), dx = program.input_gradient(*flight.arguments[key])
-                    flight.leaving[after] = dx
-                return
-            dx, grads, flight.reports[key] = program.gradients(*flight.arguments.pop(key))
+            if not self.split_backward:
+                dx, grads, flight.reports[key] = program.gradients(*flight.arguments.pop(key))
+                absorb(action.chunk, grads)
+            elif after is not None:
+                (_, flight.reports[key]), dx = program.input_gradient(*flight.arguments[key])
+            if program.last and not self.counts_first:
+                counts.add(flight.reports[key])
             if after is not None:
                 flight.leaving[after] = dx
-            absorb(action.chunk, grads)
         else:
             absorb(action.chunk, program.weight_gradients(*flight.arguments.pop(key))[1])
 

@@ -159,9 +159,21 @@ def stage_steps(schedule: Schedule) -> list[list[Action | Transfer]]:
 
 
 @lru_cache(maxsize=8)
-def steps_of(name: ScheduleName, stages: int, microbatches: int, chunks: int) -> list[list[Action | Transfer]]:
-    """`stage_steps` of a schedule by its name; a process alone has one stage, which needs no schedule but 1F1B."""
-    return stage_steps(build_schedule(name if stages > 1 else "1f1b", stages, microbatches, chunks))
+def steps_of(
+    name: ScheduleName, stages: int, microbatches: int, chunks: int, forward_first: bool = False
+) -> list[list[Action | Transfer]]:
+    """`stage_steps` of a schedule by its name.
+
+    One stage needs no schedule but 1F1B, or GPipe where all forward passes must come before the first backward pass.
+
+    Raises:
+        ValueError: the sizes are illegal for this schedule, or it does not begin with all forward passes.
+    """
+    if stages == 1:
+        name = "gpipe" if forward_first else "1f1b"
+    if forward_first and name != "gpipe":
+        raise ValueError(f"schedule {name} has backward passes before the last forward pass: use gpipe")
+    return stage_steps(build_schedule(name, stages, microbatches, chunks))
 
 
 def receive_before(action: Action, stage: int, stages: int, chunks: int) -> Transfer | None:

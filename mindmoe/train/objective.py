@@ -11,6 +11,7 @@ from mindmoe.moe.config import MoeConfig
 from mindmoe.moe.router.scores import named
 from mindmoe.parallel.collectives import build_all_reduce
 from mindmoe.parallel.groups import Groups
+from mindmoe.train.counts import StepCounts
 
 Report = tuple[Tensor, ...]
 """Sums over this rank's tokens, named by `Objective.names`: `cross_entropy` (1); with experts also `aux`, where
@@ -48,6 +49,8 @@ class Objective(nn.Cell):
         self.context = groups["cp"].size
         self.none = Tensor(0.0)
         self.aux_coef: Any = moe.balance.aux_coef if moe is not None else 0.0
+        self.balanced = live or self.aux_coef > 0
+        self.over = moe.balance.aux_over if moe is not None and self.balanced else "micro"
         if live:
             self.aux_coef = Parameter(Tensor(self.aux_coef, ms.float32), name="aux_coef", requires_grad=False)
         self.learn, self.names = net.learn, self.report_names(net)
@@ -60,6 +63,11 @@ class Objective(nn.Cell):
         more = (*more, *net.signals, *net.learned_sums, *(("ids",) if self.record_routing else ()))
         return ("cross_entropy", "aux", "z", "counts", "entropy", "dropped", *more)
 
+    def step_counts(self) -> StepCounts:
+        """What the micro-batches of a step tell each other about this piece."""
+        size = (len(self.net.layers), self.moe.num_experts) if self.moe is not None else (0, 0)
+        return StepCounts(self.over, self.names, size, self.all_reduce)
+
     def construct(
         self,
         x: Tensor,
@@ -68,10 +76,10 @@ class Objective(nn.Cell):
         segment_ids: Tensor,
         token_weight: Tensor,
         micro_weight: Tensor,
-        *read: Tensor,
+        *more: Tensor,
     ) -> tuple[Tensor, Report]:
         """The share of the loss of a network in one piece, and what is reported; arguments as for `parts`."""
-        (y, balance), report = self.parts(x, labels, loss_mask, segment_ids, token_weight, micro_weight, *read)
+        (y, balance), report = self.parts(x, labels, loss_mask, segment_ids, token_weight, micro_weight, *more)
         return y + balance, report
 
     def parts(
@@ -82,7 +90,7 @@ class Objective(nn.Cell):
         segment_ids: Tensor,
         token_weight: Tensor,
         micro_weight: Tensor,
-        *read: Tensor,
+        *more: Tensor,
     ) -> tuple[tuple[Tensor, Tensor], Report]:
         """What the piece makes, its share of the balancing losses, and what is reported.
 
@@ -93,11 +101,14 @@ class Objective(nn.Cell):
             segment_ids: (B, S) int32 document of each token.
             token_weight: 1 / number of counted tokens of the whole batch, over all ranks and micro-batches.
             micro_weight: 1 / number of micro-batches.
-            read: (B, S) int32 each, what the router reads of the tokens.
+            more: (B, S) int32 each, what the router reads of the tokens; behind them what other micro-batches tell, as
+                `StepCounts.known` says. Without that, only the counts of the report are of use under `exact`, and
+                `running` takes the micro-batch for the first of its step.
 
         Returns:
             The share of the cross-entropy from the last piece, else hidden states.
         """
+        read, known = more[: len(self.net.reads)], more[len(self.net.reads) :]
         y, told = self.net(x, labels, loss_mask, segment_ids, token_weight, *read)
         cross_entropy = self.none.reshape(1)
         if self.net.last:
@@ -110,8 +121,12 @@ class Objective(nn.Cell):
         if self.seq_coef > 0:
             counts, prob_sum = counts.sum(1), prob_sum.sum(1)
         everywhere = counts
-        if self.moe.balance.aux_coef > 0:
-            everywhere = self.all_reduce(ops.stop_gradient(counts))
+        if self.over == "running" and known:
+            everywhere = counts + known[0]
+        if self.balanced and self.over != "exact":
+            everywhere = self.all_reduce(ops.stop_gradient(everywhere))
+        if known:
+            everywhere = (known[0] if self.over == "exact" else everywhere) * known[1]
         aux = balance_loss(self.moe, everywhere, prob_sum, num_tokens, num_tokens) * micro_weight
         z = z_loss(told["z"], num_tokens) * micro_weight
         layers = counts.shape[0]

@@ -102,7 +102,8 @@ class _Watched:
     def ties(self, step: int, rows: range, rounding: float) -> Iterator[tuple[str, np.ndarray]]:
         """Keys and values of `u.STEP.LAYER|ROW` for the step that was run last; `rows` begin its micro-batches."""
         given, self.given = self.given, []
-        for place, (x, weights) in enumerate(given):  # by micro-batch, then by layer
+        last = given[-len(rows) * len(self.layers) :]  # passes that only count come first, and are given the same
+        for place, (x, weights) in enumerate(last):  # by micro-batch, then by layer
             micro, number = divmod(place, len(self.layers))
             layer = self.layers[number]
             found = undecided(layer.route, layer.deciding(x, weights), rounding)

@@ -69,6 +69,21 @@ def test_a_router_of_another_package_trains_under_expert_parallelism(equiv, tmp_
     assert set(used) == {1, 2, 3, 4}
 
 
+@pytest.mark.parametrize(
+    ("over", "layouts"),
+    [
+        ("running", ["dp2,ep2", "dp2", "cp2,ring", "pp2,zb_h1", "pp2,interleaved,chunks2"]),
+        ("exact", ["dp2,ep2", "dp2", "tp2", "pp2,gpipe"]),
+    ],
+)
+def test_the_balance_over_micro_batches_is_the_same_under_every_layout(equiv, tmp_path, over, layouts):
+    """Four micro-batches a step, and a weight that is felt."""
+    words = [f"moe.balance={{aux_coef: 0.3, aux_over: {over}, bias_rate: 0}}", "train.micro_batch_size=2"]
+    code, output, found = equiv(tmp_path / "traces", 3, layouts, *words)
+    assert code == 0, output
+    assert all(row["equal"] and row["routing"] == 0 for row in found["layouts"])
+
+
 def test_the_same_layout_twice_is_bitwise_equal(equiv, tmp_path):
     # The same layout under another name: one run of one process serves both.
     code, output, _ = equiv(tmp_path / "traces", 2, ["dp2,ep2", "ep2,dp2"])

@@ -10,7 +10,7 @@ from math import prod
 
 from mindmoe.config.run import RunConfig
 from mindmoe.models.gpt_oss.parameters import ParamSpec, param_specs
-from mindmoe.moe.config import MoeConfig
+from mindmoe.moe.config import BalanceConfig, MoeConfig
 from mindmoe.parallel.ledger import Call
 from mindmoe.parallel.mesh import Mesh
 from mindmoe.parallel.sharding import Placement, buckets, zero_columns
@@ -47,6 +47,10 @@ class StepProgram:
         self.all_pieces = build_pieces(config.model, config.parallel)
         self.pieces = stage_pieces(self.all_pieces, self.stage, mesh.pp)
         self.tied = config.model.tie_word_embeddings
+        balance = config.moe.balance if config.moe is not None else BalanceConfig()
+        live = config.qea is not None and config.qea.changes("moe.balance.aux_coef")
+        self.balanced = live or balance.aux_coef > 0
+        self.counts_first = self.balanced and balance.aux_over == "exact"
         self.specs = param_specs(config.model, config.moe)
         self.block = BlockCalls(self.config, self.on)
         train = config.train
@@ -96,16 +100,21 @@ class StepProgram:
 
     def balance(self, moe: MoeConfig, layers: int) -> list[Call]:
         """Sums of the counts of experts for the balancing losses: of all tokens, and of sequences that are split."""
-        found = self.on.of("all_reduce", "stage", (layers, moe.num_experts)) if moe.balance.aux_coef > 0 else []
+        each = self.balanced and not self.counts_first
+        found = self.on.of("all_reduce", "stage", (layers, moe.num_experts)) if each else []
         if moe.balance.seq_aux_coef > 0:
             counts = (layers, self.tokens[0], moe.num_experts)
             found += [*self.on.of("all_reduce", "tp", counts), *self.on.of("all_reduce", "cp", counts)]
         return found
 
     def pipeline(self, passes: Sequence[Passes], reductions: Sequence[list[Call]]) -> list[Call]:
-        """The calls of a schedule: pieces compute their forward pass again in a backward pass; the last, only there."""
+        """The calls of a schedule: pieces compute their forward pass again in a backward pass; the last, only there.
+
+        Where the balancing loss is of the counts of the whole batch, the last does both too, and in between the counts
+        are summed once.
+        """
         parallel, stages = self.config.parallel, self.mesh.pp
-        steps = steps_of(parallel.schedule, stages, self.num_micro_batches, parallel.chunks)
+        steps = steps_of(parallel.schedule, stages, self.num_micro_batches, parallel.chunks, self.counts_first)
         split = stages > 1 and parallel.schedule == "zb_h1"
         found: list[Call] = []
         for step in steps[self.stage]:
@@ -114,8 +123,11 @@ class StepProgram:
                 found += self.message("send" if sends else "receive", step.target if sends else step.source)
                 continue
             piece, at = self.pieces[step.chunk], passes[step.chunk]
+            if self.counts_first and (step.kind, step.microbatch) == ("B", 0):
+                counts = (len(piece.layers), self.config.moe.num_experts if self.config.moe else 0)
+                found += self.on.of("all_reduce", "stage", counts)
             if step.kind == "F":
-                found += [] if piece.last else at.forward
+                found += [] if piece.last and not self.counts_first else at.forward
             elif step.kind == "B" and split:
                 found += [] if piece.first else at.forward + self.to_input(at)
             else:

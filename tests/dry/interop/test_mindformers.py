@@ -388,7 +388,7 @@ def test_the_loss_over_sequences_has_its_own_coefficient(imported):
     assert row_of(found, "moe_aux_loss_coeff").target == "moe.balance.seq_aux_coef"
     found, run = imported(FIRST)
     assert (run.moe.balance.aux_coef, run.moe.balance.seq_aux_coef) == (1e-4, 0.0)
-    assert "each micro-batch of all ranks, averaged" in row_of(found, "load_balancing_type").note
+    assert run.moe.balance.aux_over == "running" and row_of(found, "load_balancing_type").fate == "renamed"
 
 
 @pytest.mark.parametrize("sizes", ["[0, 0, 0]", "[-1, 0, 0]", "[3, 0, 0]", "[]", "[many]", "[True]", "0"])

@@ -17,6 +17,7 @@ PLACEBO = DMR + "variant: random_k, features: {alpha: 0, difficulty_head: false}
 HEAD = DMR + "features: {difficulty_head: true}}"
 TABLE = DMR + "difficulty: {target: table}, features: {difficulty_head: true, grad_ema: true}}"
 PAIRS = DMR + "difficulty: {target: table}, features: {difficulty_head: true, bigram: true}}"
+EXACT = "moe.balance.aux_over=exact"
 DOMAIN = DMR + "domain: {num: 2}, features: {domain: true}}"
 
 
@@ -65,6 +66,11 @@ DOMAIN = DMR + "domain: {num: 2}, features: {domain: true}}"
             2,
             ["chunks=2", "bigram", "1f1b"],
         ),
+        ([EXACT], 1, []),
+        ([EXACT, "parallel.pp=2"], 2, ["parallel.schedule=1f1b", "schedule=gpipe", "aux_over=running"]),
+        ([EXACT, "parallel.pp=2", "parallel.schedule=zb_h1"], 2, ["parallel.schedule=zb_h1", "aux_over=exact"]),
+        ([EXACT, "parallel.pp=2", "parallel.schedule=gpipe"], 2, []),
+        (["moe.balance.aux_over=running", "parallel.pp=2"], 2, []),
         ([DOMAIN, "data.sources=[a,b,c]"], 1, ["data.sources=3", "domain.num=2"]),
         ([DOMAIN, "data.sources=[a,b]"], 1, []),
     ],

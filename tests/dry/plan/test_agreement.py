@@ -16,7 +16,7 @@ from mindmoe.parallel.legality import RULES, facts
 from mindmoe.parallel.mesh import Mesh
 from mindmoe.parallel.sequence import token_positions
 from mindmoe.parallel.sharding import Placement
-from mindmoe.pipeline.schedule import ScheduleName, build_schedule
+from mindmoe.pipeline.schedule import ScheduleName, steps_of
 from mindmoe.pipeline.split import build_pieces
 from mindmoe.plan.auto import workload_of
 from mindmoe.plan.calls.agree import agree
@@ -37,6 +37,7 @@ ODD = [  # each breaks one rule where the shipped models would not
     "moe.num_experts=12 parallel.ep=1",
     "model.num_hidden_layers=3",
     "train.seq_length=20",
+    "moe.balance.aux_over=exact",
 ]
 UNSUPPORTED = {
     "tp x cp must divide seq_length (twice where cp > 1)": "a tensor rank's tokens are to lie in one piece",
@@ -88,7 +89,8 @@ def fails(run: RunConfig, layout: Layout) -> str | None:
     if layout.ep > 1 and run.moe is None:
         return "no experts"
     try:
-        build_schedule(layout.schedule, layout.pp, count // rows, layout.chunks)
+        counts_first = run.moe is not None and run.moe.balance.aux_over == "exact"
+        steps_of(layout.schedule, layout.pp, count // rows, layout.chunks, counts_first)
         mesh = Mesh.build(config.parallel, layout.cards)
         table = param_specs(run.model.model_copy(update={"num_hidden_layers": 0}), run.moe).values()
         for rank in (0, layout.cards - 1):
@@ -144,10 +146,10 @@ def test_what_the_table_allows_can_be_built_and_what_it_refuses_cannot(cards, mo
 
 
 @pytest.mark.parametrize("cards", [4, pytest.param(8, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("model", [*MODELS, "moe-10b-a1b tied"])
+@pytest.mark.parametrize("model", [*MODELS, "moe-10b-a1b tied", "moe-10b-a1b exact"])
 def test_planner_and_config_agree_about_every_layout(model, cards):
-    name, _, tied = model.partition(" ")
-    words = ["model.tie_word_embeddings=true"] if tied else []
+    name, _, more = model.partition(" ")
+    words = {"": [], "tied": ["model.tie_word_embeddings=true"], "exact": ["moe.balance.aux_over=exact"]}[more]
     run = run_of(name, "train.global_batch_size=24", "train.micro_batch_size=1", *words)
     costs = CostModel(load_hardware("ascend-910b2"), workload_of(run))
     legality, seen = Legality(run, costs, cards), set[bool]()

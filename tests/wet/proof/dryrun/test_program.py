@@ -31,6 +31,10 @@ CASES = [
     ("pp2,interleaved,chunks2", 1, []),
     ("pp2,dp2,zero3,full", 2, ["model.tie_word_embeddings=true"]),
     ("pp2,dp2,zero2,ep2", 3, []),
+    ("dp2,zero3,full", 1, ["moe.balance.aux_over=exact", "train.micro_batch_size=2"]),
+    ("pp2,dp2,zero2,gpipe", 0, ["moe.balance.aux_over=exact"]),
+    ("pp2,dp2,ep2,gpipe", 3, ["moe.balance.aux_over=exact"]),
+    ("pp2,tp2,zb_h1", 3, ["moe.balance.aux_over=running"]),
 ]
 
 
