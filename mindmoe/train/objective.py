@@ -49,7 +49,7 @@ class Objective(nn.Cell):
         self.context = groups["cp"].size
         self.none = Tensor(0.0)
         self.aux_coef: Any = moe.balance.aux_coef if moe is not None else 0.0
-        self.balanced = live or self.aux_coef > 0
+        self.balanced = self.aux_coef > 0
         self.over = moe.balance.aux_over if moe is not None and self.balanced else "micro"
         if live:
             self.aux_coef = Parameter(Tensor(self.aux_coef, ms.float32), name="aux_coef", requires_grad=False)

@@ -48,8 +48,7 @@ class StepProgram:
         self.pieces = stage_pieces(self.all_pieces, self.stage, mesh.pp)
         self.tied = config.model.tie_word_embeddings
         balance = config.moe.balance if config.moe is not None else BalanceConfig()
-        live = config.qea is not None and config.qea.changes("moe.balance.aux_coef")
-        self.balanced = live or balance.aux_coef > 0
+        self.balanced = balance.aux_coef > 0
         self.counts_first = self.balanced and balance.aux_over == "exact"
         self.specs = param_specs(config.model, config.moe)
         self.block = BlockCalls(self.config, self.on)
