@@ -45,6 +45,7 @@ class OptimConfig(Section):
     def _check(self) -> "OptimConfig":
         if self.lr > 1.0:
             raise ValueError(f"lr={self.lr} must be at most 1: AdamW rates are usually 1e-5 to 1e-2")
+        # decoupled decay multiplies a weight by 1 - lr * weight_decay
         if self.lr * self.weight_decay > 1.0:
             raise ValueError(
                 f"weight_decay={self.weight_decay} times lr={self.lr} must be at most 1, or a step takes more from a "

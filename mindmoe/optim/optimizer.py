@@ -63,6 +63,7 @@ class Sgd:
             done = step
             for i in range(len(params)):
                 change = lr * (scale * grads[i] + decay[i] * params[i])
+                # the step returned depends on every assignment: whoever waits for it waits for them all
                 done = ops.depend(done, ops.assign_sub(params[i], change))
             return done
 
@@ -83,4 +84,5 @@ def _zeros_like(param: Parameter, prefix: str) -> Parameter:
 
 def clip_scale(norm: float, clip_norm: float) -> float:
     """Factor that brings a gradient of this norm to at most `clip_norm`; 0 switches clipping off."""
+    # a norm of NaN compares as false and makes the factor NaN: clipping hides nothing
     return 1.0 if not clip_norm or norm <= clip_norm else clip_norm / norm

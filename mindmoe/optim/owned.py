@@ -28,19 +28,23 @@ class Owned:
     """
 
     def __init__(self, tensors: list[ShardedTensor], reduction: Reduction):
+        # by place, so that masters stand where their parameters do, in the order of the reduced gradients
         updated = {place: tensors[place] for place in reduction.updated}
         masters = {place: _master(tensor) for place, tensor in updated.items() if tensor.placement.zero in (1, 2)}
         self.tensors = list((updated | masters).values())
+        # Parts differ, so each rank counts its own; a whole gradient is equal on all replicas: the first counts it.
         self.counted = [
             i for i, tensor in enumerate(self.tensors) if tensor.placement.zero or tensor.placement.index == 0
         ]
         self._published: list[tuple[ZeroBuffer, AllGather, tuple[Parameter, ...], tuple[Parameter, ...]]] = []
         for group, places in reduction.groups.items():
+            # all of a group are under the same stage of ZeRO, and none is under 3 (see Reduction)
             if not tensors[places[0]].placement.zero:
                 continue
             for bucket in buckets([tensors[place].box.size for place in places]):  # bounds what is whole at a time
                 chosen = [places[i] for i in bucket]
                 buffer = ZeroBuffer([tensors[place].box.shape for place in chosen], group.size, group.index)
+                # empty parts have no master; ZeroBuffer.row fills in for them
                 own = tuple(masters[place].param for place in chosen if place in masters)
                 targets = tuple(tensors[place].param for place in chosen)
                 self._published.append((buffer, AllGather(group), own, targets))
@@ -62,6 +66,7 @@ class Owned:
 def _master(tensor: ShardedTensor) -> ShardedTensor:
     """An fp32 copy of this rank's part."""
     part = tensor.placement.part
+    # `part` counts from the whole tensor's first element, the array from the box's
     values = tensor.param.asnumpy()[part.inside(tensor.box).index].copy()
     param = Parameter(Tensor(values), name=f"master.{tensor.param.name}", requires_grad=False)
     return replace(tensor, box=part, param=param)

@@ -35,18 +35,21 @@ class Reduction:
         self.groups: dict[Group, list[int]] = {}
         for place, tensor in enumerate(tensors):
             replicas = tensor.placement.replicas
+            # under ZeRO 3 the backward of the gather has summed already; without replicas the own gradient is the sum
             if len(replicas) > 1 and tensor.placement.zero != 3:
                 self.groups.setdefault(groups.of(replicas, "replicas"), []).append(place)
         self.updated = [place for place, tensor in enumerate(tensors) if tensor.placement.part.size]
 
     def build(self) -> Callable[..., tuple[Tensor, ...]]:
         """Returns reduce(*gradients) -> the gradients of those in `updated`; it runs op by op."""
+        # in the order of the model's parameters, which is the same on all ranks of a stage
         steps = [step for group, places in self.groups.items() for step in self._steps(group, places)]
         updated = tuple(self.updated)
 
         def reduce(*gradients: Tensor) -> tuple[Tensor, ...]:
             summed = list(gradients)
             for places, pack, collective, unpack in steps:
+                # one bucket at a time bounds what is packed
                 parts = unpack(collective(pack(tuple(gradients[place] for place in places))))
                 for place, part in zip(places, parts, strict=True):
                     summed[place] = part
@@ -69,6 +72,7 @@ class Reduction:
 
 
 def _flat(tensors: tuple[Tensor, ...]) -> Tensor:
+    # no copy for a tensor that is alone in its bucket, as large ones are
     return ops.concat([tensor.reshape(-1) for tensor in tensors]) if len(tensors) > 1 else tensors[0].reshape(-1)
 
 

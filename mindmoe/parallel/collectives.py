@@ -30,6 +30,7 @@ def _on_cpu() -> bool:
     return ms.get_context("device_target") == "CPU"
 
 
+# One object for each group: its operators are made, and its memory is shared, once.
 @cache
 def primitives(group: Group) -> Any:
     """The collectives of a group on this device, without gradients."""
@@ -43,6 +44,8 @@ def table() -> dict[str, str]:
     return (Composed if _on_cpu() else Native).table
 
 
+# Verbs are Cells for the sake of `bprop`, their own backward pass: it gets the inputs, the output and the gradient of
+# the output, and returns a gradient for each input.
 class _Verb(nn.Cell):
     """Base of the verbs: runs a primitive, records the position and counts what is sent."""
 
@@ -83,6 +86,7 @@ def recorded(
     """
     if ledger.is_open():
         shape, dtype = (args[0], args[1]) if isinstance(args[0], tuple) else (args[0].shape, args[0].dtype)
+        # the number of rows follows the routing, which a list made dry does not know
         if kind == "all_to_all_v":
             shape = (-1, *shape[1:])
         other = -1 if peer is None else group.ranks[peer]
@@ -165,11 +169,12 @@ class AllToAllV(_Verb):
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
         """Every row goes back where it came from."""
+        # rows of x that stayed here had no part in the result: `move` fills their gradient with zeros
         return (self.move(dout, self.received, self.sent, x.shape[0]),)
 
     def move(self, x: Tensor, sent: list[int], received: list[int], rows: int) -> Tensor:
         """Rows there."""
-        count, away = sum(received), sum(sent) - sent[self.group.index]
+        count, away = sum(received), sum(sent) - sent[self.group.index]  # own rows do not travel
         if x.shape[0] < sum(sent) or rows < count:
             raise ValueError(f"all_to_all_v: {x.shape[0]} rows to send sent={sent}, {rows} for received={received}")
         x = x if x.shape[0] == sum(sent) else x[: sum(sent)]
@@ -206,6 +211,7 @@ def build_all_gather(group: Group, dim: int) -> Verb:
     """Returns all_gather(x) -> x of every rank laid one after the other along `dim`; backward: reduce-scatter."""
     if group.size == 1:
         return _identity
+    # Collectives stack on a new first dimension, which is one piece of memory for each rank; `lay` moves it to `dim`.
     gather, lay = AllGather(group), _Relaid(dim, group.size, stack=False)
 
     def all_gather(x: Tensor) -> Tensor:
@@ -252,11 +258,14 @@ def stacked(x: Tensor, dim: int, parts: int) -> Tensor:
     """x cut into `parts` along `dim`, the parts on a new first dimension."""
     shape, size = x.shape, x.shape[dim] // parts
     inner = (*shape[:dim], size, *shape[dim + 1 :])
+    # the parts lie one after the other already: a view
     if dim == 0:
         return x.reshape((parts, *inner))
+    # (.., parts * size, ..) -> (.., parts, size, ..) -> (parts, .., size, ..)
     if prod(shape[:dim]) > _FEW or not copies_are_slow(x):
         x = x.reshape((*shape[:dim], parts, size, *shape[dim + 1 :]))
         return x.transpose((dim, *range(dim), *range(dim + 1, len(x.shape))))
+    # Part by part, and row by row in each: every piece is contiguous, and end to end they are the result.
     rows = x.reshape((-1, *shape[dim:]))
     pieces = [rows[row, part * size : (part + 1) * size] for part in range(parts) for row in range(rows.shape[0])]
     return ops.concat(pieces, 0).reshape((parts, *inner))
@@ -268,6 +277,7 @@ def unstacked(x: Tensor, dim: int) -> Tensor:
     full = (*shape[:dim], x.shape[0] * shape[dim], *shape[dim + 1 :])
     if dim == 0:
         return x.reshape(full)
+    # (P, .., n, ..) -> (.., P, n, ..) -> (.., P * n, ..)
     if not copies_are_slow(x):
         return x.transpose((*range(1, dim + 1), 0, *range(dim + 1, len(shape) + 1))).reshape(full)
     return ops.concat([x[part] for part in range(x.shape[0])], dim)
@@ -283,6 +293,7 @@ def exchanged_counts(counts: np.ndarray, group: Group) -> np.ndarray:
     """Row p of counts (P, ...) int goes to rank p; row q of the result comes from rank q. On the host."""
     if group.size == 1:
         return counts
+    # in fp32, which has no need of halves (see composed) and is exact for counts below 2^24
     on, sent = primitives(group), ledger.exchange_bytes(counts.size * 4.0, group.size)
     wire = Tensor(np.ascontiguousarray(counts, np.float32))
     return recorded(group, "all_to_all", sent, on.all_to_all, wire).asnumpy().astype(np.int64)
@@ -301,6 +312,7 @@ def host_sum(values: np.ndarray, group: Group) -> np.ndarray:
 
 def barrier(group: Group) -> None:
     """Returns once every rank of the group has called it."""
+    # the host reads the sum, so it has been made when this returns
     host_sum(np.zeros(1, np.float32), group)
 
 
@@ -313,6 +325,7 @@ def probe(groups: list[Group]) -> None:
     for group in groups:
         if group.size == 1:
             continue
+        # not the bare rank: rank 0 must differ from zeros that nobody has written
         word = Tensor(np.array([group.ranks[group.index] + 1.0], np.float32))
         with during(f"probe of {group.axis}", group.ranks):
             heard = primitives(group).all_gather(word).asnumpy().reshape(-1)

@@ -36,7 +36,9 @@ class Composed(Primitives):
     def __init__(self, group: Group):
         super().__init__(group)
         self.reduce = ops.AllReduce(group=group.name)
+        # (P): 1 at this rank's place, else 0
         self.mine = Tensor((np.arange(group.size) == group.index).astype(np.float32))
+        # mccl gathers in its group of all ranks only
         self.gather = ops.AllGather(group.name) if group.name == WORLD["cpu"] else None
 
     @cached_property
@@ -46,6 +48,8 @@ class Composed(Primitives):
 
     def memory_for(self, x: Tensor) -> Shared | None:
         """The memory that x goes through; None where MindSpore's own collective takes no longer, or there is none."""
+        # By type and size alone, which are the same on all ranks of a collective: ranks that chose differently would
+        # wait for each other for ever. All that is not int32 travels as fp32, 4 bytes an element.
         return None if x.dtype == ms.int32 or 4 * x.size < MIN_BYTES else self.shared
 
     def all_reduce(self, x: Tensor) -> Tensor:
@@ -66,12 +70,15 @@ class Composed(Primitives):
     def all_to_all(self, x: Tensor) -> Tensor:
         """x (P, ...) -> (P, ...): row p goes to rank p, row q of the result comes from rank q."""
         memory = self.memory_for(x)
+        # without memory, (P, P, ...) by source and target: the column of this rank
         return (memory("all_to_all", wire(x)) if memory else self.gathered(wire(x))[:, self.index]).astype(x.dtype)
 
     def summed(self, x: Tensor) -> Tensor:
         """The sum over the group of fp32 or int32."""
         if x.dtype == ms.float32:
             return self.reduce(x)
+        # x = 2^16 * high + low with 0 <= low < 2^16, for negative x too. fp32 holds integers below 2^24 exactly, so the
+        # sum of low is exact for up to 256 ranks.
         low = ops.bitwise_and(x, ops.full_like(x, _HALF - 1))
         high = self.reduce(((x - low) // _HALF).astype(ms.float32)).astype(ms.int32)
         return high * _HALF + self.reduce(low.astype(ms.float32)).astype(ms.int32)
@@ -84,6 +91,7 @@ class Composed(Primitives):
 
     def placed(self, x: Tensor) -> Tensor:
         """x (...), finite, -> (P, ...): x in this rank's row, zeros in the others."""
+        # finite: 0 * inf would put NaN into the rows of others, and the sum would carry it there
         return x.expand_dims(0) * self.mine.astype(x.dtype).reshape((self.size,) + (1,) * x.ndim)
 
     def all_to_all_v(self, x: Tensor, sent: list[int], received: list[int]) -> Tensor:
@@ -92,12 +100,15 @@ class Composed(Primitives):
         Without shared memory, in round r ranks i and r - i exchange, the lower one sending first, so that no cycle of
         ranks waits in sending.
         """
+        # Whatever the size: it differs from rank to rank, and all must go the same way.
         if self.size > 1 and x.dtype != ms.int32 and self.shared is not None:
+            # the op takes at least one row in and out, even where nothing is sent or received
             there = wire(x) if x.shape[0] else ops.zeros((1, *x.shape[1:]), ms.float32)
             return self.shared.all_to_all_v(there, sent, max(1, sum(received)))[: sum(received)].astype(x.dtype)
         starts = [sum(sent[:place]) for place in range(self.size)]
         parts = {self.index: x[starts[self.index] : starts[self.index] + sent[self.index]]}
         for turn in range(self.size):
+            # so peer + index = turn modulo P: both ends of a pair meet in the same round
             peer = (turn - self.index) % self.size
             if peer == self.index:
                 continue
@@ -112,8 +123,10 @@ class Composed(Primitives):
 
     def send(self, x: Tensor, to: int) -> None:
         """Sends x to the rank in place `to`."""
+        # Cut where `receive` cuts, so that message meets message; of an empty tensor there is none at either end.
         flat = x.reshape(-1).contiguous()
         for start in range(0, flat.shape[0], _MESSAGE):
+            # mint names the other end by its global rank, in a group too
             mint.distributed.send(flat[start : start + _MESSAGE].contiguous(), self.ranks[to], group=self.group.name)
 
     def receive(self, shape: tuple[int, ...], dtype: ms.Type, source: int) -> Tensor:

@@ -48,11 +48,12 @@ class ParallelConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _auto(cls, value: Any) -> Any:
-        return {"planned": True} if value == "auto" else value
+        return {"planned": True} if value == "auto" else value  # the short form `parallel: auto`
 
     @model_validator(mode="after")
     def _check(self) -> "ParallelConfig":
         fields = type(self).model_fields
+        # by value: a default that is written out is no choice of layout
         given = ", ".join(key for key, field in fields.items() if getattr(self, key) != field.default)
         if self.planned and given != "planned":
             raise ValueError(

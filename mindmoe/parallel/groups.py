@@ -18,6 +18,7 @@ _BACKEND = {"cpu": "mccl", "ascend": "hccl"}
 _TARGET = {"cpu": "CPU", "ascend": "Ascend"}
 
 
+# Frozen because groups are keys: of the cached primitives, and of the gradients to sum.
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
     """A communicator and this rank's place in it. In a group of one every collective is the identity.
@@ -91,8 +92,11 @@ class Groups:
         self, mesh: Mesh, rank: int, device: str, more: Iterable[tuple[int, ...]] = (), stand_in: bool = False
     ):
         self.mesh, self.rank, self.stand_in = mesh, rank, stand_in
+        # An axis that holds all ranks uses the group that MindSpore made itself.
         self._names: dict[tuple[int, ...], str] = {tuple(range(mesh.world)): WORLD[device]}
         wanted = {group for axis in get_args(MeshAxis) for group in mesh.groups(axis)} | set(more)
+        # All ranks go through the same sorted list, so the members of a group meet at its creation. The name says the
+        # ranks: it is the same on all of them, and axes of equal ranks share one communicator.
         for ranks in ordered_groups(wanted):
             if rank in ranks and ranks not in self._names:
                 self._names[ranks] = "mindmoe_" + "_".join(map(str, ranks))

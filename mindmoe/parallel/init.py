@@ -20,9 +20,11 @@ _CHUNK = 1 << 16  # elements drawn at a time: their fp64 temporaries stay in the
 
 def _normal_run(key: int, start: int, count: int) -> np.ndarray:
     """Standard normal values (count) fp32 of the stream's words start .. start + count, by Box-Muller."""
+    # The stream can be entered at any counter, which makes four words: draw from there and drop those before `start`.
     skip = start % _WORDS_PER_COUNTER
     philox = np.random.Philox(key=key, counter=start // _WORDS_PER_COUNTER)
     words = philox.random_raw(skip + count)[skip:]
+    # One word makes one value: u, its upper half, lies in (0, 1), for its logarithm is taken; v, the lower, in [0, 1).
     u = ((words >> np.uint64(32)).astype(np.float64) + 0.5) / 2.0**32
     v = (words & np.uint64(0xFFFFFFFF)).astype(np.float64) / 2.0**32
     return (np.sqrt(-2.0 * np.log(u)) * np.cos(2.0 * np.pi * v)).astype(np.float32)
@@ -54,13 +56,16 @@ def initial_value(spec: ParamSpec, box: Box, seed: int, std: float) -> np.ndarra
     """
     if spec.init != "normal":
         return np.full(box.shape, 1.0 if spec.init == "ones" else 0.0, np.float32)
+    # 128 bits, as many as a key of Philox has
     key = int.from_bytes(hashlib.sha256(f"{seed}/{spec.name}".encode()).digest()[:16], "little")
     # Trailing dimensions that are held whole make contiguous runs of the global array.
     split = max((dim for dim, size in enumerate(box.shape) if size != spec.shape[dim]), default=0)
     run = prod(box.shape[split:])
     stride = np.array([prod(spec.shape[dim + 1 :]) for dim in range(len(spec.shape))], np.int64)
+    # index of the box's first element in the flat parameter
     base = int(np.dot(stride, box.offset))
     out = np.empty((prod(box.shape[:split]), run), np.float32)
+    # one run for each index of the dimensions before `split`, the last one that is cut
     for row, place in enumerate(np.ndindex(*box.shape[:split])):
         out[row] = _normal(key, base + int(np.dot(stride[:split], place)), run)
     return out.reshape(box.shape) * np.float32(std)

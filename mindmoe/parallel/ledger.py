@@ -58,6 +58,7 @@ def is_open() -> bool:
 def note(call: Call) -> None:
     """Adds a call; a group of one exchanges nothing."""
     if len(call.ranks) > 1:
+        # recordings may be nested: an outer one hears what an inner one hears
         for calls in _OPEN:
             calls.append(call)
 
@@ -74,4 +75,5 @@ def exchange_bytes(num_bytes: float, ranks: int) -> float:
 
 def gather_bytes(num_bytes: float, ranks: int) -> float:
     """Bytes that a rank sends for an all-gather where it contributes `num_bytes`."""
+    # round the ring a rank sends its own part and passes on all others but that of the rank after it
     return num_bytes * (ranks - 1)

@@ -19,6 +19,7 @@ from mindmoe.parallel.config import ParallelConfig
 from mindmoe.train.config import TrainConfig
 
 
+# no slots: `reads` is kept in the instance's dictionary
 @dataclass(frozen=True)
 class Rule:
     """What a layout must respect.
@@ -54,6 +55,7 @@ def facts(sections: Mapping[str, Any], **more: int) -> dict[str, Any]:
     if "parallel" in sections:
         parallel = sections["parallel"]
         found |= dict(parallel) | {"etp": parallel.expert_tp}
+        # rules that read dp then wait until the cards are known
         if parallel.dp == "auto":
             del found["dp"]
     return found | more
@@ -67,6 +69,7 @@ def problems(known: Mapping[str, Any]) -> list[str]:
 
 def in_order(*groups: Collection[str]) -> list[list[Rule]]:
     """The rules that can be asked once the names of each group are known too, group by group."""
+    # A planner that fixes one group of choices after the other asks each rule once, at the first level that can answer.
     levels, known, asked = [], set[str](), set[Rule]()
     for group in groups:
         known |= set(group)
@@ -90,6 +93,7 @@ def _cards(cards: int, tp: int, pp: int, cp: int) -> str | None:
     if cards % replica == 0:
         return None
     degrees = {"tp": tp, "pp": pp, "cp": cp}
+    # degrees that do not even divide the cards by themselves; none if only their product does not
     culprits = [f"parallel.{axis}={degree}" for axis, degree in degrees.items() if cards % degree]
     return (
         f"cards={cards} must be a multiple of tp*pp*cp={replica} ({tp}*{pp}*{cp}): use "
@@ -99,6 +103,7 @@ def _cards(cards: int, tp: int, pp: int, cp: int) -> str | None:
 
 def _data_parallel(cards: int, dp: int, tp: int, pp: int, cp: int) -> str | None:
     replica = tp * pp * cp
+    # where the replicas do not fit, `_cards` says so
     if cards % replica or dp == cards // replica:
         return None
     return (
@@ -111,6 +116,7 @@ def _batch(train: TrainConfig, micro_batch_size: int, dp: int) -> str | None:
     rows = micro_batch_size * dp
     if train.global_batch_size % rows == 0:
         return None
+    # the multiple that is closest, but no batch of nothing
     nearest = max(round(train.global_batch_size / rows), 1) * rows
     return (
         f"train.global_batch_size={train.global_batch_size} must be a multiple of train.micro_batch_size * parallel.dp "
@@ -120,6 +126,8 @@ def _batch(train: TrainConfig, micro_batch_size: int, dp: int) -> str | None:
 
 def _rows(moe: MoeConfig | None, train: TrainConfig, micro_batch_size: int) -> str | None:
     tokens = micro_batch_size * train.seq_length
+    # Rows that experts compute for a token: what the router asks for, or all slots of the buffers if these are more,
+    # but never more than one for each expert.
     slots = 1.0 if moe is None else float(moe.router.slots(moe))
     if moe is not None and moe.dispatch.kind == "capacity":
         slots = max(slots, min(moe.num_experts, moe.dispatch.capacity_factor * moe.num_experts_per_tok))
@@ -156,6 +164,7 @@ def _vocabulary(model: ModelConfig, tp: int) -> str | None:
 
 
 def _dense_ffn(model: ModelConfig, moe: MoeConfig | None, tp: int) -> str | None:
+    # a dense model has one FFN; with experts the shared ones form one wide FFN, of width 0 if there is none
     shared = 1 if moe is None else moe.num_shared_experts
     return _cut("tp", tp, "the width of the dense FFN", shared * model.intermediate_size)
 
@@ -176,6 +185,7 @@ def _sequence(train: TrainConfig, tp: int, cp: int) -> str | None:
 
 
 def _ulysses(model: ModelConfig, tp: int, cp: int, cp_method: str) -> str | None:
+    # What a tensor rank has; with fewer key heads than tensor ranks it has one, which it shares.
     heads, kv_heads = model.num_attention_heads // tp, max(1, model.num_key_value_heads // tp)
     if cp == 1 or cp_method != "ulysses" or (heads % cp == 0 and (kv_heads % cp == 0 or cp % kv_heads == 0)):
         return None
@@ -208,6 +218,7 @@ def _expert_grid(dp: int, tp: int, cp: int, ep: int, etp: int) -> str | None:
     stage = dp * cp * tp
     if stage % (ep * etp) == 0:
         return None
+    # tp cancels out, so the rule is about fewer numbers
     if etp == tp:
         return f"parallel.ep={ep} must divide dp*cp={dp * cp} ({dp}*{cp}): lower parallel.ep or raise parallel.dp"
     return (
@@ -236,6 +247,7 @@ def _capacity(moe: MoeConfig | None, train: TrainConfig, tp: int, cp: int) -> st
         return None
     chunk = moe.dispatch.capacity_chunk or train.seq_length
     held = train.seq_length // (cp * tp)
+    # a context rank has two pieces from different places of the sequence, and a chunk must lie in one of them
     if cp > 1:
         held = min(held, train.seq_length // (2 * cp))
     if held % chunk == 0:
@@ -278,6 +290,7 @@ def _pieces(model: ModelConfig, pp: int, chunks: int, split: Any) -> str | None:
 
 
 def _interleaved(train: TrainConfig, micro_batch_size: int, dp: int, pp: int, schedule: str) -> str | None:
+    # rounded down: `_batch` says where it does not divide
     count = train.global_batch_size // (micro_batch_size * dp)
     if pp == 1 or schedule != "interleaved" or count % pp == 0:
         return None

@@ -50,6 +50,7 @@ _FIXED: dict[MeshAxis, tuple[MeshAxis, ...]] = {
 """Which coordinates the ranks of one group share. `stage` holds all ranks of a pipeline stage."""
 
 
+# no slots: `places` is kept in the instance's dictionary
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
     """The degrees of all axes of a legal layout; see `legality`."""
@@ -105,9 +106,11 @@ class Mesh:
         """The place of a rank on every axis."""
         if not 0 <= rank < self.world:
             raise UserError(f"rank {rank} is outside the mesh of {self.world} ranks", "check RANK_ID")
+        # The first grid, (pp, dp, cp, tp) with tp innermost.
         pp, stage = divmod(rank, self.stage)
         dp_cp, tp = divmod(stage, self.tp)
         dp, cp = divmod(dp_cp, self.cp)
+        # The second one numbers the same ranks of the stage as (edp, ep, etp).
         edp, ep_etp = divmod(stage, self.ep_etp)
         ep, etp = divmod(ep_etp, self.etp)
         return Coordinates(
@@ -129,6 +132,7 @@ class Mesh:
 
     def partition(self, key: Callable[[Coordinates], Hashable]) -> list[tuple[int, ...]]:
         """The ranks grouped by equal keys, ascending in each group."""
+        # Ranks come in ascending order, which along one axis, all others being fixed, is that of their places on it.
         members: dict[Hashable, list[int]] = {}
         for place in self.places:
             members.setdefault(key(place), []).append(place.world)
@@ -139,6 +143,7 @@ class Mesh:
         return _membership(self, axis)[rank]
 
 
+# by the degrees, not by instance: equal meshes share an entry
 @lru_cache(maxsize=256)
 def _membership(mesh: Mesh, axis: MeshAxis) -> dict[int, tuple[int, ...]]:
     return {rank: group for group in mesh.groups(axis) for rank in group}

@@ -33,10 +33,12 @@ class Native(Primitives):
 
     def all_gather(self, x: Tensor) -> Tensor:
         """x of every rank, stacked on a new first dimension."""
+        # HCCL lays the parts one after the other along the first dimension: of size 1, it becomes the stack
         return self.gather(x.expand_dims(0))
 
     def reduce_scatter(self, x: Tensor) -> Tensor:
         """x (P, ...) -> the sum over the group of row `index`."""
+        # (P, ...) -> (1, ...): HCCL cuts the first dimension and keeps it
         return self.scatter(x)[0]
 
     def all_to_all(self, x: Tensor) -> Tensor:
@@ -46,6 +48,7 @@ class Native(Primitives):
     def all_to_all_v(self, x: Tensor, sent: list[int], received: list[int]) -> Tensor:
         """Rows of x (R, ...) in order of their target."""
         out = ops.zeros((sum(received), *x.shape[1:]), x.dtype)
+        # the output comes first, and its splits before those of the input
         mint.distributed.all_to_all_single(out, x, received, sent, group=self.group.name)
         return out
 

@@ -24,6 +24,8 @@ class Primitives(nn.Cell):
     def shift(self, x: Tensor) -> Tensor:
         """x of the rank one place before, round the ring; even places send first."""
         following, before = (self.index + 1) % self.size, (self.index - 1) % self.size
+        # A send may wait for its receive: if all sent first, the ring would stand still. Place 1, which there always
+        # is, receives first, so the ring never closes, odd sizes included.
         if self.index % 2 == 0:
             self.send(x, following)
             return self.receive(x.shape, x.dtype, before)

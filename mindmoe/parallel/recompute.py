@@ -21,6 +21,7 @@ class Recomputed(nn.Cell):
     def __init__(self, function: Callable[..., Any]):
         super().__init__(auto_prefix=False)
         self.function = function
+        # Of the inputs alone: weights must be among them, one that the function closes over would get no gradient.
         self.gradient = ops.GradOperation(get_all=True, sens_param=True)
 
     def construct(self, *inputs: Tensor) -> Any:
@@ -29,5 +30,6 @@ class Recomputed(nn.Cell):
 
     def bprop(self, *given: Any) -> tuple[Tensor, ...]:
         """Gradients of all inputs."""
+        # MindSpore hands over the inputs, the output, and the gradient of the output
         *inputs, _, dout = given
         return self.gradient(self.function)(*inputs, dout)

@@ -13,6 +13,7 @@ def context_positions(seq_length: int, cp: int, index: int) -> np.ndarray:
     """Global positions (S / cp) int64 of the tokens of a context rank, in the order in which it holds them."""
     if cp == 1:
         return np.arange(seq_length)
+    # row i is chunk i: an early one has few keys before it, and its late partner makes up for that
     chunks = np.arange(seq_length).reshape(2 * cp, -1)
     return np.concatenate([chunks[index], chunks[2 * cp - 1 - index]])
 
@@ -26,4 +27,5 @@ def token_positions(seq_length: int, mesh: Mesh, rank: int) -> np.ndarray:
 def context_order(seq_length: int, cp: int) -> np.ndarray:
     """Where each global position stands when the context ranks' tokens are laid one after the other (S) int64."""
     held = np.concatenate([context_positions(seq_length, cp, index) for index in range(cp)])
+    # `held` gives the position at each place; sorting a permutation by its values inverts it
     return np.argsort(held)

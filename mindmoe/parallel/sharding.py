@@ -85,6 +85,7 @@ def _box(spec: ParamSpec, mesh: Mesh, place: Coordinates) -> Box:
         mesh_axis = MESH_AXIS[axis] if axis else None
         degree = mesh.degree(mesh_axis) if mesh_axis else 1
         at = getattr(place, mesh_axis) if mesh_axis else 0
+        # tp / heads neighbours hold the same head, and so become replicas, whose gradients are summed
         if axis == "kv_heads" and spec.heads and degree > spec.heads and degree % spec.heads == 0:
             at, degree = at * spec.heads // degree, spec.heads
         if size % degree:
@@ -102,6 +103,7 @@ def replica_groups(spec: ParamSpec, mesh: Mesh, stages: tuple[int, ...]) -> set[
     return set(_replicas(spec.shape, spec.axes, spec.heads, mesh, stages).values())
 
 
+# By what the answer depends on, not by spec: the same weight of a stage's layers is one entry.
 @lru_cache(maxsize=1024)
 def _replicas(
     shape: tuple[int, ...], axes: tuple[Axis, ...], heads: int, mesh: Mesh, stages: tuple[int, ...]
@@ -110,6 +112,7 @@ def _replicas(
     members: dict[tuple[int, ...], list[int]] = {}
     for place in mesh.places:
         if place.pp in stages:
+            # boxes of a parameter are of one size, so the offset tells them apart
             members.setdefault(_box(spec, mesh, place).offset, []).append(place.world)
     return {rank: tuple(group) for group in members.values() for rank in group}
 
@@ -121,6 +124,7 @@ def zero_part(box: Box, count: int, index: int) -> Box:
     """
     dim = zero_dim(box.shape, count)
     size = box.shape[dim]
+    # rounded up, so what is short is at the end, where `zero_depth` pads it
     depth = -(-size // count)
     start = min(size, depth * index)
     return box.cut(dim, start, min(size, start + depth) - start)
@@ -128,6 +132,7 @@ def zero_part(box: Box, count: int, index: int) -> Box:
 
 def zero_dim(shape: tuple[int, ...], count: int) -> int:
     """The dimension that ZeRO cuts into `count` parts."""
+    # the first that needs no padding: the further out the cut, the longer the contiguous pieces
     even = [dim for dim, size in enumerate(shape) if size % count == 0]
     return even[0] if even else max(range(len(shape)), key=lambda dim: shape[dim])
 
@@ -139,6 +144,7 @@ def zero_depth(shape: tuple[int, ...], count: int) -> int:
 
 def zero_columns(shape: tuple[int, ...], count: int) -> int:
     """Elements of each of `count` parts, padded to equal sizes."""
+    # everything but the cut dimension, times what a part has of that
     return prod(shape) // shape[zero_dim(shape, count)] * zero_depth(shape, count)
 
 
@@ -157,6 +163,7 @@ def buckets(sizes: list[int], limit: int = _BUCKET, alone: int = _ALONE) -> list
         if size >= min(alone, limit):
             result.append([index])
             continue
+        # `small` stays open across large tensors: those in between have buckets of their own
         if not small or held + size > limit:
             small, held = [], 0
             result.append(small)

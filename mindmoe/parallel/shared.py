@@ -21,7 +21,7 @@ from mindmoe.parallel.groups import Group
 log = logging.getLogger(__name__)
 MIN_BYTES = 1 << 15  # below, MindSpore's own collective takes no longer
 _SLOT = 1 << 18  # elements of a rank's slot: those of two ranks stay in the caches
-_LINE = 64
+_LINE = 64  # bytes of a line of the cache, as in the ops: one for each counter
 _WORD = 22  # bits of a number that fp32 carries exactly; process ids have as many
 
 
@@ -35,6 +35,7 @@ class Shared:
 
     def __init__(self, group: Group, memory: mmap.mmap):
         self.memory = memory  # the ops know its address only
+        # the first settings of every op: where the memory is, and how it is divided
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         self.room, pack = (address, group.size, group.index, _SLOT), load()
         self.settings = settings(*self.room)
@@ -44,6 +45,7 @@ class Shared:
             "reduce_scatter": lambda x, _: x[1:],
             "all_to_all": lambda x, _: x,
         }
+        # The results' sizes depend on the group, so ops of different groups are different variants.
         self.ops = {
             verb: pack.op(f"shared_{verb}", shape, lambda x, _: x, variant=group.name) for verb, shape in shapes.items()
         }
@@ -69,6 +71,7 @@ class Shared:
         Returns:
             (rows, ...) what arrived in order of the source, then zeros.
         """
+        # The last tensor is there for its shape, from which the number of rows is inferred.
         return self.exchange(x.contiguous(), settings(*self.room, *sent), Tensor(np.zeros(rows, np.int32)))
 
 
@@ -85,20 +88,26 @@ def join(group: Group, total: Callable[[np.ndarray], np.ndarray]) -> Shared | No
     memory, fd, words = None, -1, np.zeros(5, np.float32)
     if group.index == 0:
         try:
+            # a rank whose pack does not load says so here, and all do without
             load()
             fd, memory = _made(group.size)
+            # The first line of the memory, which the ops leave alone, holds a random word; it goes to the others in
+            # fp32, in parts that are exact there.
             token = secrets.randbits(3 * _WORD)
             memory[:8] = (token & (1 << 64) - 1).to_bytes(8, "little")
             parts = [token >> _WORD * i & (1 << _WORD) - 1 for i in range(3)]
             words = np.array([os.getpid(), fd, *parts], np.float32)
         except (OSError, UserError) as error:
             log.info("ranks %s share no memory: %s", group.ranks, error)
+    # All others pass zeros, so the sum is what the first rank says; a pid of 0 says that it has no memory.
     pid, file, *parts = (int(word) for word in total(words))
     if group.index and pid:
         token = sum(part << _WORD * i for i, part in enumerate(parts)) & (1 << 64) - 1
         memory = _found(pid, file, group.size, token)
         if memory is None:
             log.info("ranks %s share no memory: rank %d does not see that of its first one", group.ranks, group.index)
+    # One rank without is enough for all to do without. The sum is a barrier too: the first rank may close its file
+    # after it, for by then all have opened theirs.
     everybody = total(np.array([float(memory is not None)], np.float32))[0] == group.size
     if fd >= 0:
         os.close(fd)
@@ -109,11 +118,13 @@ def join(group: Group, total: Callable[[np.ndarray], np.ndarray]) -> Shared | No
 
 
 def _bytes(ranks: int) -> int:
+    # Room of shared.cc: token, arrivals and sleepers, a counter for each rank, then two slots for each, used in turn
     return (3 + ranks) * _LINE + 2 * ranks * _SLOT * 4
 
 
 def _made(ranks: int) -> tuple[int, mmap.mmap]:
     """A file without a name, and its mapping; zeros."""
+    # the other ranks open it by its number among this process's files
     fd = os.memfd_create("mindmoe")
     os.posix_fallocate(fd, 0, _bytes(ranks))  # now or never: a page that is missing later ends the process
     return fd, mmap.mmap(fd, _bytes(ranks))
@@ -124,6 +135,7 @@ def _found(pid: int, file: int, ranks: int, token: int) -> mmap.mmap | None:
     try:
         load()
         with open(f"/proc/{pid}/fd/{file}", "r+b") as shared:
+            # in another container the pid may be somebody else's: size and token tell
             if os.fstat(shared.fileno()).st_size != _bytes(ranks):
                 return None
             memory = mmap.mmap(shared.fileno(), _bytes(ranks))

@@ -29,6 +29,7 @@ class StandIn(Primitives):
 
     def __init__(self, group: Group):
         super().__init__(group)
+        # seeded by the rank, so that a run can be repeated
         self.noise = np.random.default_rng(group.ranks[group.index])
 
     def all_reduce(self, x: Tensor) -> Tensor:
@@ -60,6 +61,7 @@ class StandIn(Primitives):
 
     def all_to_all_v(self, x: Tensor, sent: list[int], received: list[int]) -> Tensor:
         """Rows of x (R, ...) -> as many rows as would arrive, filled with those of x in turn."""
+        # what a rank keeps for itself it both sends and receives
         fits = len(sent) == len(received) == self.size and min(*sent, *received) >= 0
         if not fits or sum(sent) != x.shape[0] or sent[self.index] != received[self.index]:
             raise self.misfit(
@@ -75,6 +77,7 @@ class StandIn(Primitives):
     def send(self, x: Tensor, to: int) -> None:
         """Nothing; x is computed."""
         self.check_place("send", to)
+        # MindSpore runs ops behind the host's back: reading waits for all that lead to x, as a real message does
         x.asnumpy()
 
     def receive(self, shape: tuple[int, ...], dtype: ms.Type, source: int) -> Tensor:

@@ -40,6 +40,7 @@ def build_row_linear(linear: Callable[..., Tensor], group: Group) -> Callable[..
     scatter = build_reduce_scatter(group, _SEQUENCE)
 
     def row_linear(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor) -> Tensor:
+        # Bias and residual come after the sum over the ranks, which would add them tp times.
         y = scatter(linear(x, w, None, None))
         if b is not None:
             y = y + b
@@ -56,6 +57,8 @@ def build_vocab_embedding(embedding: Callable[..., Tensor], group: Group) -> Cal
 
     def embed(ids: Tensor, w: Tensor) -> Tensor:
         local = ids - index * w.shape[0]
+        # Ids of other ranks' rows look up row 0 and are multiplied by 0, forward and backward; the sum over the ranks
+        # then has the one row that is right.
         held = ops.logical_and(local >= 0, local < w.shape[0])
         rows = embedding(local * held.astype(ms.int32), w)
         return scatter(rows * held.astype(ms.float32).expand_dims(-1))
@@ -79,6 +82,7 @@ class VocabCrossEntropy(nn.Cell):
 
     def construct(self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """x (T, D), w (V/tp, D), labels (T) int32, mask (T) -> scalar sum [nats] and log-denominators (T)."""
+        # (P, 2, T): each rank's log-denominator, and the logit of the label on the one rank that holds it, else 0
         parts = self.gathered(ops.stack(self.part.forward(x, w, labels - self.index * w.shape[0])))
         log_sum = ops.logsumexp(parts[:, 0], 0)
         return ((log_sum - parts[:, 1].sum(0)) * mask).sum(), log_sum
@@ -93,6 +97,7 @@ class VocabCrossEntropy(nn.Cell):
         dout: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Gradients of x and w."""
+        # With the denominator of the whole vocabulary each rank has its own columns of softmax - one-hot: no exchange.
         dx, dw = self.part.backward(mask * dout[0], out[1], x, w, labels - self.index * w.shape[0])
         return dx, dw, zeros_like(labels), zeros_like(mask)
 
@@ -107,6 +112,7 @@ def build_vocab_cross_entropy(cross_entropy: Callable[..., Tensor], part: Any, g
     gather, spread = build_gather_sequence(group), VocabCrossEntropy(group, part)
 
     def loss(x: Tensor, w: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        # the gather's backward is a reduce-scatter, which sums the ranks' parts of dx
         full = gather(x)
         return spread(full.reshape((-1, full.shape[-1])), w, labels.reshape(-1), mask.reshape(-1))[0]
 
@@ -145,8 +151,10 @@ def build_vocab_measure(
     def measure(x: Tensor, w: Tensor, labels: Tensor) -> Tensor:
         full = gather(ops.stop_gradient(x))
         logits = linear_out(full, ops.stop_gradient(w)).astype(ms.float32)
+        # negative, or beyond the part, for labels of other ranks
         local = (labels - group.index * w.shape[0]).reshape(-1)
         parts = ops.stop_gradient(part(logits.reshape((-1, logits.shape[-1])), local))
+        # (F, T) -> (P, F, T)
         parts = parts.expand_dims(0) if gathered is None else gathered(parts)
         return ops.stop_gradient(own(whole(parts).reshape(labels.shape)).reshape(-1))
 

@@ -42,11 +42,13 @@ class Unit(nn.Cell):
     """
 
     def __init__(self, placed: list[tuple[ParamSpec, Placement]], groups: Groups, seed: int, std: float):
+        # Parameters keep the names of their specs, which files and moments go by; a prefix would rename them.
         super().__init__(auto_prefix=False)
         self.count = len(placed)
         self.tensors: list[ShardedTensor] = []
         self.intact: list[int] = []  # places of weights that are there as they are
         self.gathers: list[_Gather] = []
+        # One collective for all weights with the same replicas: those of dense and of expert weights usually differ.
         spread: dict[tuple[int, ...], list[int]] = {}
         for place, (_, placement) in enumerate(placed):
             if placement.zero == 3:
@@ -56,6 +58,7 @@ class Unit(nn.Cell):
         created = list(self.intact)
         for ranks, places in spread.items():
             shapes = [placed[place][1].box.shape for place in places]
+            # what a gather needs is one run of `params`, from len(created) on; empty parts have no parameter
             self.gathers.append(_Gather(shapes, groups.of(ranks, "replicas"), places, len(created)))
             created += [place for place in places if placed[place][1].part.size]
         for spec, placement in (placed[place] for place in created):
@@ -68,6 +71,7 @@ class Unit(nn.Cell):
         """What `params` holds of the weights -> all weights in the order of the unit."""
         if not self.gathers:
             return params
+        # the intact ones come first in `params`, those of the gathers follow: hence not strict
         full: dict[int, Tensor] = dict(zip(self.intact, params, strict=False))
         for gather in self.gathers:
             full |= dict(zip(gather.places, gather(params), strict=True))
@@ -86,4 +90,5 @@ class _Gather:
     def __call__(self, params: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         row = self.buffer.row(params[self.start : self.start + self.count])
         whole = self.whole(self.gather(row))
+        # see Whole: a single tensor comes without a tuple
         return (whole,) if len(self.places) == 1 else whole

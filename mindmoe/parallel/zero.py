@@ -35,6 +35,7 @@ class ZeroBuffer:
         """Whole tensors -> (P, L)."""
         parts: tuple[Tensor, ...] = ()
         for i in range(len(self.shapes)):
+            # (.., size, ..) -> (.., P * depth, ..) -> (P, columns)
             padded = self.padded(tensors[i], i, self.depths[i] * self.ranks)
             parts = (*parts, stacked(padded, self.dims[i], self.ranks).reshape((self.ranks, -1)))
         return ops.concat(parts, 1)
@@ -46,6 +47,7 @@ class ZeroBuffer:
         for i in range(len(self.shapes)):
             dim, size = self.dims[i], self.shapes[i][self.dims[i]]
             full = self.joined(rows, start, i)
+            # cut the padding off
             if full.shape[dim] != size:
                 full = ops.slice(full, (0,) * full.ndim, self.shapes[i])
             tensors = (*tensors, full)
@@ -55,6 +57,7 @@ class ZeroBuffer:
     def joined(self, rows: Tensor, start: int, i: int) -> Tensor:
         """Tensor i with its padding, of the columns of (P, L) from `start` on."""
         end, shape, dim = start + self.columns[i], self.part_shape(i), self.dims[i]
+        # (P, columns) -> (P, *part) -> parts in order along the cut
         if not copies_are_slow(rows):
             return unstacked(rows[:, start:end].reshape((self.ranks, *shape)), dim)
         return ops.concat([rows[rank, start:end].reshape(shape) for rank in range(self.ranks)], dim)
@@ -64,6 +67,7 @@ class ZeroBuffer:
         flat: tuple[Tensor, ...] = ()
         given = 0
         for i in range(len(self.shapes)):
+            # an empty part has no tensor, but takes its columns: rows of all ranks are equally long
             if self.size(i) == 0:
                 flat = (*flat, ops.zeros((self.columns[i],), ms.float32))
             else:
@@ -78,6 +82,7 @@ class ZeroBuffer:
         for i in range(len(self.shapes)):
             if self.size(i) > 0:
                 part = row[start : start + self.columns[i]].reshape(self.part_shape(i))
+                # the last part that is not empty may be short
                 if self.size(i) < self.depths[i]:
                     kept = tuple(
                         self.size(i) if dim == self.dims[i] else size for dim, size in enumerate(self.shapes[i])
@@ -89,6 +94,7 @@ class ZeroBuffer:
 
     def size(self, i: int) -> int:
         """What this rank keeps of tensor i along its cut."""
+        # as in sharding.zero_part
         return max(0, min(self.depths[i], self.shapes[i][self.dims[i]] - self.index * self.depths[i]))
 
     def part_shape(self, i: int) -> Shape:

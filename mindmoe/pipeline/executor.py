@@ -48,6 +48,8 @@ class StageProgram:
         self.step_counts, self.counts_first = objective.step_counts, objective.over == "exact"
         weights = ms.ParameterTuple(params)
 
+        # A scalar with the gradients that the piece needs: that of sum(y * dy) with dy held fixed is dy times the
+        # Jacobian of y, and `balance` is this piece's own share of the loss.
         def share(*arguments: Tensor) -> tuple[Tensor, Report]:
             *given, dy = arguments
             (y, balance), report = objective.parts(*given)
@@ -56,6 +58,7 @@ class StageProgram:
         total = objective if self.last else share
         both = ms.value_and_grad(total, None if self.first else 0, weights, has_aux=True)  # token ids have no gradient
 
+        # one form for all pieces: gradient of the input (None for token ids), of the weights, report
         def gradients(*arguments: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...], Report]:
             (_, report), grads = both(*arguments)
             return (None, grads, report) if self.first else (*grads, report)
@@ -64,6 +67,7 @@ class StageProgram:
         self.gradients: Callable[..., Any] = gradients
         if compiled_with is not None:
             self.forward, self.gradients = ms.jit(objective.parts), _compiled(gradients, compiled_with)
+        # The two halves of a backward pass that zb_h1 splits; each computes the forward pass again.
         self.input_gradient: Any = None if self.first else ms.value_and_grad(total, 0, None, has_aux=True)
         self.weight_gradients = ms.value_and_grad(total, None, weights, has_aux=True)
 
@@ -74,6 +78,7 @@ def _compiled(gradients: Callable[..., Any], kernels: OpSet) -> Callable[..., An
     @ms.jit
     def announced(*arguments: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...], Report]:
         dx, grads, report = gradients(*arguments)
+        # The mark depends on every gradient, so it runs last; as a part of the report it stays in the graph.
         return dx, grads, (kernels.arrive(ops.depend(report[0], grads)), *report[1:])
 
     def awaited(*arguments: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...], Report]:
@@ -130,7 +135,7 @@ class PipelineExecutor:
         for step in steps[self.stage]:
             if isinstance(step, Action):
                 self._act(step, flight, micro_batches, absorb)
-            elif step.source == self.stage:
+            elif step.source == self.stage:  # a transfer is listed on both of its stages
                 self._send(step, flight.leaving.pop(step))
             else:
                 flight.arrived[step] = self._message_from(step.source)
@@ -139,6 +144,8 @@ class PipelineExecutor:
     def _act(self, action: Action, flight: _InFlight, micro_batches: list[Arguments], absorb: Absorb) -> None:
         """Computes; arguments as for `run`."""
         key, program = (action.microbatch, action.chunk), self.programs[action.chunk]
+        # The last piece runs forward and backward at once, in B, and `exact` needs the counts of all micro-batches:
+        # both are told in B. Else F tells, and B computes with what F was told.
         counts, told_late = flight.counts[action.chunk], program.last or self.counts_first
         before = receive_before(action, self.stage, self.stages, self.chunks)
         after = transfer_after(action, self.stage, self.stages, self.chunks)
@@ -147,6 +154,7 @@ class PipelineExecutor:
             flight.arguments[key] = (ids if program.first else flight.arrived.pop(before), *rest)
             if not told_late:
                 flight.arguments[key] += counts.known()
+            # the last piece leaves its forward pass to B
             if self.counts_first or not program.last:
                 (y, _), flight.reports[key] = program.forward(*flight.arguments[key])
                 counts.add(flight.reports[key])
@@ -155,18 +163,22 @@ class PipelineExecutor:
         elif action.kind == "B":
             if told_late:
                 flight.arguments[key] += counts.known()
+            # the gradient of the piece's output goes last among the arguments
             if not program.last:
                 flight.arguments[key] += (flight.arrived.pop(before),)
             if not self.split_backward:
                 dx, grads, flight.reports[key] = program.gradients(*flight.arguments.pop(key))
                 absorb(action.chunk, grads)
             elif after is not None:
+                # W still needs the arguments, so they stay; the first piece has no input gradient and leaves all to W
                 (_, flight.reports[key]), dx = program.input_gradient(*flight.arguments[key])
+            # the others, and all under `exact`, were counted in F
             if program.last and not self.counts_first:
                 counts.add(flight.reports[key])
             if after is not None:
                 flight.leaving[after] = dx
         else:
+            # W, the last use of the arguments
             absorb(action.chunk, program.weight_gradients(*flight.arguments.pop(key))[1])
 
     def evaluate(self, micro_batch: Arguments) -> Report:
@@ -175,6 +187,7 @@ class PipelineExecutor:
         report: Report = ()
         for chunk, program in enumerate(self.programs):
             action = Action("F", 0, chunk)
+            # a single micro-batch goes from piece to piece in their order: nobody waits in a circle
             source = receive_before(action, self.stage, self.stages, self.chunks)
             x = ids if source is None else self._message_from(source.source)
             (y, _), report = program.forward(x, *rest)

@@ -67,10 +67,12 @@ def build_schedule(name: ScheduleName, stages: int, microbatches: int, chunks: i
         raise ValueError(f"schedule {name} holds one chunk a stage but chunks={chunks}: use interleaved")
     match name:
         case "gpipe":
+            # all activations of a step are held at once
             forward = [Action("F", i) for i in range(microbatches)]
             backward = [Action("B", i) for i in range(microbatches)]
             return tuple(tuple(forward + backward) for _ in range(stages))
         case "1f1b":
+            # as many forwards ahead as stages follow: earlier no gradient can have come back
             return tuple(_one_f_one_b(stages - stage - 1, microbatches) for stage in range(stages))
         case "interleaved":
             if microbatches % stages:
@@ -82,6 +84,7 @@ def build_schedule(name: ScheduleName, stages: int, microbatches: int, chunks: i
 
 def _one_f_one_b(warmup: int, microbatches: int) -> tuple[Action, ...]:
     """`warmup` forwards, then forward and backward in turn, then the backwards that remain."""
+    # then a stage holds warmup + 1 activations at most, however many micro-batches there are
     warmup = min(warmup, microbatches)
     actions = [Action("F", i) for i in range(warmup)]
     for i in range(warmup, microbatches):
@@ -93,9 +96,12 @@ def _one_f_one_b(warmup: int, microbatches: int) -> tuple[Action, ...]:
 def _interleaved(stages: int, stage: int, microbatches: int, chunks: int) -> tuple[Action, ...]:
     """Interleaved 1F1B (arXiv 2104.04473, section 2.2): micro-batches go in groups of `stages` through each chunk."""
     total = microbatches * chunks
+    # One group through all chunks but the last, and two forwards more for each stage that follows this one.
     warmup = min(total, 2 * (stages - stage - 1) + (chunks - 1) * stages)
 
     def at(kind: Kind, index: int) -> Action:
+        # index counts this stage's forwards, or backwards: `stages` micro-batches go through one chunk, then through
+        # the next, which backward is the one before
         group, place = divmod(index, stages * chunks)
         chunk, offset = divmod(place, stages)
         return Action(kind, group * stages + offset, chunk if kind == "F" else chunks - 1 - chunk)
@@ -112,10 +118,12 @@ def _zero_bubble_h1(stages: int, stage: int, microbatches: int) -> tuple[Action,
 
     The delayed W fill the time in which 1F1B idles at the end; a stage never holds more than `stages` activations.
     """
+    # these, and the W that are `stage` micro-batches late, hold `stages` activations at most
     warmup = min(stages - stage, microbatches)
     actions = [Action("F", i) for i in range(warmup)]
     for i in range(microbatches):
         actions.append(Action("B", i))
+        # the first stage delays nothing: it has no time to fill at the end
         if i >= stage:
             actions.append(Action("W", i - stage))
         if i + warmup < microbatches:
@@ -126,6 +134,7 @@ def _zero_bubble_h1(stages: int, stage: int, microbatches: int) -> tuple[Action,
 
 def transfer_after(action: Action, stage: int, stages: int, chunks: int) -> Transfer | None:
     """What leaves `stage` after an action, None where the network or the gradient ends (and after W)."""
+    # number of the piece in the order of the forward pass
     place = action.chunk * stages + stage
     if action.kind == "F" and place + 1 < stages * chunks:
         return Transfer(stage, (stage + 1) % stages, action)
@@ -142,15 +151,19 @@ def stage_steps(schedule: Schedule) -> list[list[Action | Transfer]]:
     """
     stages, chunks = len(schedule), count_chunks(schedule)
     split = any(action.kind == "W" for action in schedule[0])
+    # Only the order matters, not the true times: a backward pass costs two forwards, and halves of it one each.
     times: dict[Kind, float] = {"F": 1.0, "B": 1.0 if split else 2.0, "W": 1.0}
     ends = simulate(schedule, [[times] * chunks for _ in range(stages)]).ends
     events: list[tuple[float, int, int, Action | Transfer]] = []
     for (stage, action), end in ends.items():
+        # by start: an action after the messages of the same moment, which it may need
         events.append((end - times[action.kind], 1, stage, action))
         transfer = transfer_after(action, stage, stages, chunks)
         if transfer is not None:
+            # as soon as what makes it has ended
             events.append((end, 0, stage, transfer))
     steps: list[list[Action | Transfer]] = [[] for _ in schedule]
+    # Both ends list the messages in this one order, so the earliest that is not done is the next one at both of them.
     for _, _, stage, step in sorted(events, key=lambda event: event[:3]):
         steps[stage].append(step)
         if isinstance(step, Transfer):
@@ -244,6 +257,7 @@ def simulate(schedule: Schedule, durations: Durations) -> Timeline:
     busy = [0.0] * stages
     cursor = [0] * stages
     remaining = sum(map(len, schedule))
+    # Each stage goes as far as it can; if a whole round moves none, each waits for another.
     while remaining:
         before = remaining
         for stage, actions in enumerate(schedule):
@@ -275,6 +289,7 @@ def _ready_time(
     if incoming:
         needs.append((incoming.source, incoming.action))
     if action.kind == "B":
+        # the own forward pass; the last piece, to which no gradient comes, needs nothing else
         needs.append((stage, Action("F", action.microbatch, action.chunk)))
     elif action.kind == "W":
         needs.append((stage, Action("B", action.microbatch, action.chunk)))

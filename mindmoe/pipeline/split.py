@@ -25,8 +25,10 @@ class Piece:
         tables of gradient norms to all."""
         if name.startswith("model.layers."):
             return int(name.split(".")[2]) in self.layers
+        # tied embeddings are the head's weight too: two stages hold them, and their gradients are summed
         if name == "model.embed_tokens.weight":
             return self.first or (tied and self.last)
+        # what is left is the final norm and the head
         return name.endswith("_table") or self.last
 
 
@@ -39,6 +41,7 @@ def layer_counts(num_layers: int, config: ParallelConfig) -> list[int]:
         return list(config.split)
     pieces = config.pp * config.chunks
     short, extra = divmod(num_layers, pieces)
+    # the first `extra` pieces have one layer more
     return [short + (place < extra) for place in range(pieces)]
 
 
