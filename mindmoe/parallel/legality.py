@@ -103,8 +103,8 @@ def _cards(cards: int, tp: int, pp: int, cp: int) -> str | None:
 
 def _data_parallel(cards: int, dp: int, tp: int, pp: int, cp: int) -> str | None:
     replica = tp * pp * cp
-    # where the replicas do not fit, `_cards` says so
-    if cards % replica or dp == cards // replica:
+    # without cards, and where the replicas do not fit, `_cards` says so
+    if cards < 1 or cards % replica or dp == cards // replica:
         return None
     return (
         f"cards={cards} must equal dp*tp*pp*cp={dp * replica} with parallel.dp={dp}: "

@@ -45,6 +45,7 @@ def test_resolve_fills_data_parallel(load: Any, overrides: tuple[str, ...], card
     ("overrides", "cards", "problems"),
     [
         ((), 0, ["cards=0 must be at least 1: give the number of devices of the run"]),
+        (("parallel.dp=2",), 0, ["cards=0 must be at least 1: give the number of devices of the run"]),
         (
             ("parallel.tp=2", "parallel.pp=2"),
             6,
