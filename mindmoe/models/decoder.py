@@ -78,6 +78,7 @@ class CausalLM(nn.Cell):
         self.embedding = build_vocab_embedding(kernels.embedding, groups["tp"])
         self.cross_entropy = build_vocab_cross_entropy(kernels.cross_entropy, kernels.cross_entropy_part, groups["tp"])
         specs = param_specs(model, moe)
+        # The pieces of all stages, not this one's alone: a tied table lies on two of them, and its gradient is theirs.
         pieces = build_pieces(model, parallel)
 
         def unit(prefixes: tuple[str, ...]) -> Unit:
@@ -87,8 +88,10 @@ class CausalLM(nn.Cell):
                 placed.append((spec, Placement.of(spec, groups.mesh, groups.rank, stages, parallel.zero)))
             return Unit(placed, groups, seed, model.initializer_range)
 
+        # The last piece projects onto the vocabulary with the embedding's table where they are tied.
         tied = model.tie_word_embeddings
         self.embed: Any = unit(("model.embed_tokens.",)) if piece.first or (tied and piece.last) else None
+        # What the router adds. A name in what layers tell serves one purpose, or one value would overwrite the other.
         added = router_specs(model, moe)
         self.shared_names = tuple(weight.name for weight in added.shared)
         self.shared: Any = unit(tuple(f"model.{name}" for name in self.shared_names)) if added.shared else None
@@ -100,13 +103,17 @@ class CausalLM(nn.Cell):
         self.reads: tuple[str, ...] = () if moe is None else moe.router.token_reads
         self.prepare: Any = None if routing is None else routing.prepare
         self.prepared = () if routing is None else routing.features
+        # Under sequence parallelism a rank routes only the tokens whose hidden states it holds, S/tp of each row.
         self.own_part = build_own_part(groups["tp"])
+        # What a router learns from after the fact needs logits, which only the last piece has.
         self.measure: Any = None
         if routing is not None and routing.measure is not None and piece.last:
             self.measure = build_vocab_measure(*routing.measure, self.linear_out, groups["tp"])
         self.learned_sums: tuple[str, ...] = ()
         if routing is not None and self.measure is not None:
             self.learned_sums = tuple(name for name in added.sums if name != routing.sink)
+        # A sum that a router takes from gradients is the gradient of a parameter of zeros: automatic differentiation
+        # adds it up where the embedding's output passes by. No optimizer updates it, for it is in no unit.
         self.sink: Any = None
         self.sink_sum = ""
         if routing is not None and routing.tap is not None and routing.sink is not None and piece.first:
@@ -114,6 +121,7 @@ class CausalLM(nn.Cell):
             self.tap, self.sink_sum = routing.tap, routing.sink
         self.layers, self.units = nn.CellList(auto_prefix=False), nn.CellList(auto_prefix=False)
         for layer in piece.layers:
+            # A block addresses weights by their place in the unit's tuple, so both follow the order of the specs.
             prefix = f"model.layers.{layer}."
             names = [name.removeprefix(prefix) for name in specs if name.startswith(prefix)]
             slots = {name: place for place, name in enumerate(names)}
@@ -138,10 +146,13 @@ class CausalLM(nn.Cell):
         collected: tuple[RouterStats | tuple[()], ...] = ()
         for index in range(len(self.layers)):
             layer, unit = self.layers[index], self.units[index]
+            # Kept whole: the weights are gathered (ZeRO 3) outside the block, and the backward pass keeps them.
             if index >= len(self.recomputed):
                 x, stats = layer(x, segment_ids, *unit.whole(unit.params), *features)
+            # The block gets what this rank keeps and gathers it inside, so the backward pass gathers again too.
             elif self.recomputes == "full":
                 x, stats = self.recomputed[index](x, segment_ids, *unit.params, *features)
+            # Selective: the attention half keeps what it made, only the FFN half is computed again.
             else:
                 weights = (*unit.whole(unit.params), *features)
                 x, stats = self.recomputed[index](layer.attend(x, segment_ids, *weights), *weights)
@@ -175,6 +186,7 @@ class CausalLM(nn.Cell):
             own = self.prepare(own, self.shared_state())
         found: tuple[Tensor, ...] = ()
         for name in self.prepared:
+            # Without `prepare` a feature is what was read, (B, S/tp) -> (T).
             found = (*found, own[name].reshape(-1) if self.prepare is None else own[name])
         return found
 
@@ -223,6 +235,7 @@ class CausalLM(nn.Cell):
         x, stats = self.through(x, segment_ids, features)
         if not self.last:
             return x, stats
+        # The end of the network: final norm, what the router measures, and the loss.
         norm, head = self.ends()
         x = self.rms_norm(x, norm)
         if self.measure is not None:
@@ -232,6 +245,7 @@ class CausalLM(nn.Cell):
     def ends(self) -> tuple[Tensor, Tensor]:
         """The final norm (D) and the vocabulary projection (V/tp, D)."""
         weights = self.head.whole(self.head.params)
+        # Under ZeRO 3 the table is gathered here again: its first use lies at the other end of the network.
         if self.tied:
             return weights[0], self.embed.whole(self.embed.params)[0]
         return weights[0], weights[1]
@@ -251,6 +265,7 @@ class CausalLM(nn.Cell):
         shape = (batch, self.kv_heads, capacity, self.head_dim)
         return ms.ParameterTuple(
             ms.Parameter(ops.zeros(shape, self.cache_dtype), name=f"{kind}.{layer}", requires_grad=False)
+            # All keys come before all values: `extend` finds layer i's at i and at i + number of layers.
             for kind in ("keys", "values")
             for layer in range(len(self.layers))
         )
@@ -273,6 +288,7 @@ class CausalLM(nn.Cell):
             unit = self.units[i]
             x = layer.extend(x, start, cache[i], cache[len(self.layers) + i], *unit.whole(unit.params), *features)
         norm, head = self.ends()
+        # One position is projected, not all N. It is a tensor, so one compiled graph serves every length of a prompt.
         return self.linear_out(self.rms_norm(ops.gather(x, last, 1), norm), head)[:, 0]
 
 

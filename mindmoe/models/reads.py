@@ -29,11 +29,14 @@ def reads_of(
     if "position" in names:
         found["position"] = zeros_like(input_ids) + ops.arange(0, input_ids.shape[1], dtype=ms.int32) + start
     if "domain" in names:
+        # 0 is the number of an unknown source.
         found["domain"] = zeros_like(input_ids)
     if "previous" in names:
+        # Each token's predecessor: the inputs one place to the right, `before` in front of them.
         previous = zeros_like(input_ids)[:, :1] - 1 if before is None else before
         if input_ids.shape[1] > 1:
             inside = input_ids[:, :-1]
+            # The first token of a document has no predecessor, whatever lies before it in the row.
             if segment_ids is not None:
                 none = zeros_like(inside) - 1
                 inside = ops.select(segment_ids[:, 1:] == segment_ids[:, :-1], inside, none)

@@ -23,7 +23,9 @@ def balance_loss(moe: MoeConfig, counts: Tensor, prob_sum: Tensor, num_tokens: f
     Returns:
         Scalar, averaged over layers, without a coefficient.
     """
+    # f_e of the papers. Counts are constants: P_e alone has a gradient.
     fraction = ops.stop_gradient(counts) / (counted * moe.num_experts_per_tok)
+    # P_e is prob_sum / num_tokens with the tokens of all ranks, so the shares of ranks add up to the mean.
     return moe.num_experts * (fraction * prob_sum).sum() / (num_tokens * counts.shape[0])
 
 
@@ -48,5 +50,6 @@ def updated_selection_bias(bias: np.ndarray, counts: np.ndarray, rate: float) ->
     Returns:
         (E) fp32 with zero mean, so that the bias shifts load between experts and never the scale of the scores.
     """
+    # The sign alone, however far off an expert is.
     stepped = bias + rate * np.sign(counts.mean() - counts)
     return (stepped - stepped.mean()).astype(np.float32)

@@ -50,6 +50,7 @@ class MoeConfig(Section):
     num_experts: int = Field(gt=0, le=65_535)  # records of routing are uint16
     num_experts_per_tok: PositiveInt32
     num_shared_experts: int = Field(0, ge=0, le=65_535)
+    # A section's class follows its `type`, and may come from another package (router/types.py).
     router: AnyRouter = TopK()
     balance: BalanceConfig = BalanceConfig(aux_coef=0.001)
     dispatch: DispatchConfig = DispatchConfig()

@@ -56,6 +56,7 @@ class MoeLayer(nn.Cell):
         self.router_weight = slots["router.weight"]
         self.router_bias = slots.get("router.bias")
         self.selection_bias = slots.get("router.selection_bias")
+        # The router's own weights and state by name, the selection bias among them; its projection is not among them.
         own = {name: place for name, place in below(slots, "router").items() if name not in ("weight", "bias")}
         self.own, self.places = tuple(own), tuple(own.values())
         self.gate_up = slots["experts.gate_up_proj"]
@@ -68,6 +69,7 @@ class MoeLayer(nn.Cell):
         self.route, self.features, self.told = routing.route, routing.features, told
         self.reads_hidden = "hidden" in moe.router.reads()
         self.router = kernels.router
+        # By sequence length and not by T: what is dropped must not depend on the layout of the run.
         self.limit = build_capacity_limit(moe, kernels.shape.seq_length) if moe.dispatch.kind == "capacity" else None
         self.experts = build_dispatcher(kernels, moe, groups, parallel)
         self.on, self.off = Tensor(1.0), Tensor(0.0)
@@ -77,9 +79,11 @@ class MoeLayer(nn.Cell):
 
         `given`: the weights of the block, then what the router reads of the tokens, each (T, ..).
         """
+        # The block's input has two readers whose gradients are summed; see ops/reference/fork.py.
         to_router, to_experts = self.fork(x)
         dropped = Tensor(0.0)
         told: tuple[Tensor, ...] = ()
+        # One op that does all of it, where the sibling has one for this router.
         if self.router is not None:
             router = (given[self.router_weight], take(given, self.router_bias), take(given, self.selection_bias))
             gates, ids, sums = self.router(to_router, *router)
@@ -89,15 +93,18 @@ class MoeLayer(nn.Cell):
             found = self.route(logits, own, read)
             gates, ids = found["gates"], found["ids"]
             kept = ids
+            # A router may decide from other logits than the projection's; z-loss and entropy are about those.
             if "logits" in found:
                 logits = found["logits"]
             sums = self.statistics(logits, ids, found["probs"], x.shape[0])
+            # `ids` stay what was wanted: balancing counts assignments before any is dropped.
             if "kept" in found:
                 kept = found["kept"]
                 dropped = sums[0].sum() - (kept < self.num_experts).astype(ms.float32).sum()
             for name in self.told:
                 told = (*told, found[name])
         if self.limit is not None:
+            # On top of what the router gave up itself, so the count of the dropped is taken anew.
             kept = self.limit(gates, kept)
             dropped = sums[0].sum() - (kept < self.num_experts).astype(ms.float32).sum()
         y = self.experts(
@@ -120,6 +127,7 @@ class MoeLayer(nn.Cell):
         own = {}
         for place in range(len(self.own)):
             own[self.own[place]] = given[self.places[place]]
+        # Features are the last of `given`, behind all weights of the block.
         read = named(self.features, given[len(given) - len(self.features) :])
         if self.reads_hidden:
             read["hidden"] = tokens
@@ -127,10 +135,13 @@ class MoeLayer(nn.Cell):
 
     def statistics(self, logits: Tensor, ids: Tensor, probs: Tensor, sequences: int) -> Sums:
         """Sums over tokens: counts (E) and entropy carry no gradient, probabilities (E) and z do."""
+        # (T): the z-loss is the mean of its square.
         z = ops.logsumexp(logits, 1)
         p = ops.stop_gradient(probs)
+        # 1e-20 keeps log(0) away: p log p is then 0.
         entropy = -(p * ops.log(p + 1e-20)).sum()
         if self.by_sequence:
+            # (B, S * K) -> (B, S * K, E) -> (B, E); an unused slot, id E, is a row of zeros and counts for no expert.
             counts = ops.one_hot(ids.reshape((sequences, -1)), self.num_experts, self.on, self.off).sum(1)
             return counts, probs.reshape((sequences, -1, self.num_experts)).sum(1), (z * z).sum(), entropy
         counts = ops.one_hot(ids.reshape(-1), self.num_experts, self.on, self.off).sum(0)

@@ -38,6 +38,7 @@ def routing_statistics(sums: RoutingSums, num_tokens: float) -> RoutingStatistic
         token.
     """
     counts = sums.counts
+    # Lower bounds, here and below, keep a layer without assignments from dividing by 0.
     total = np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
     load = counts / total
     mean = load.mean(axis=1)
@@ -65,12 +66,15 @@ class Saturation:
     def after(self, statistics: RoutingStatistics) -> str | None:
         """The warning, once, when the last records make it due."""
         experts = statistics.load.shape[1]
+        # Reached when the same k experts take every token: the mean load is k / E of the tokens, the largest all.
         most = experts / np.maximum(statistics.mean_k, 1.0) - 1.0
+        # most = 0 where every expert takes every token: nothing to collapse.
         full = (most > 0.0) & (statistics.max_vio >= self.NEAR * most)
         self._in_a_row = self._in_a_row + 1 if full.any() else 0
         if self._told or self._in_a_row < self.RECORDS:
             return None
         self._told = True
+        # Of the layers that are full, the one nearest to its limit
         layer = int(np.argmax(np.where(full, statistics.max_vio / np.maximum(most, 1e-30), 0.0)))
         return (
             f"the router of layer {layer} has collapsed: max_vio {statistics.max_vio[layer]:.2f} of at most "

@@ -23,8 +23,9 @@ def undecided(route: Route, given: tuple[Tensor, Named, Named], off: float) -> n
         off: how far rounding may move a logit, relative to the root mean square of the logits of its token.
     """
     logits, *others = given[0].asnumpy(), *given[1:]
-    step = 2.0 * off * np.sqrt(np.square(logits).mean(1))
+    step = 2.0 * off * np.sqrt(np.square(logits).mean(1))  # (T)
 
+    # The set of experts, not their order: a token whose slots change places has decided nothing anew.
     def chosen(moved: np.ndarray) -> np.ndarray:
         ids = route(Tensor(moved, ms.float32), *others)["ids"].asnumpy()
         mask = np.zeros((logits.shape[0], logits.shape[1] + 1), bool)  # the last column takes unused slots
@@ -32,6 +33,7 @@ def undecided(route: Route, given: tuple[Tensor, Named, Named], off: float) -> n
         return mask[:, :-1]
 
     usual, found = chosen(logits), np.zeros(logits.shape, bool)
+    # One expert at a time against all others; 2 E runs of the router.
     for expert in range(logits.shape[1]):
         for direction in (step, -step):
             moved = logits.copy()

@@ -18,7 +18,9 @@ class SelfAttention(nn.Cell):
         self.linear = kernels.linear
         self.gather = build_gather_sequence(groups["tp"])
         self.project = build_row_linear(kernels.linear_out, groups["tp"])
+        # q, k and v read one input.
         self.fork = kernels.fork(3)
+        # `window` depends on the layer, so each layer takes an op of its own; under cp it is one that spans ranks.
         self.attend = build_context_attention(kernels, model.window(layer), groups["cp"], cp_method)
         self.attend_cached = kernels.cached_attention(model.window(layer))
         self.q, self.q_bias = slots["q_proj.weight"], slots.get("q_proj.bias")
@@ -29,6 +31,8 @@ class SelfAttention(nn.Cell):
 
     def construct(self, x: Tensor, segment_ids: Tensor, residual: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
         """x and residual (B, S/tp, D), segment_ids (B, S) -> residual + attention (B, S/tp, D); S is this rank's."""
+        # (B, S/tp, D) -> (B, S, D): every rank attends with its heads over the whole sequence, and the row-parallel
+        # output projection sums the ranks' parts and keeps own S/tp.
         out = self.attend(*self.heads(self.gather(x), weights), take(weights, self.sinks), segment_ids)
         return self.project(out, weights[self.o], take(weights, self.o_bias), residual)
 
@@ -47,5 +51,6 @@ class SelfAttention(nn.Cell):
 
         keys and values (B, KV, C, hd) hold the earlier positions and are extended in place. On one rank only.
         """
+        # No gather along the sequence: there is one rank.
         out = self.attend_cached(*self.heads(x, weights), take(weights, self.sinks), start, keys, values)
         return self.project(out, weights[self.o], take(weights, self.o_bias), residual)

@@ -42,6 +42,7 @@ class FeedForward(nn.Cell):
             self.moe = MoeLayer(moe, routing, told, kernels, groups, ffn, parallel)
         self.dense = DenseFFN(kernels, groups, ffn) if moe is None else None
         shared = moe is not None and moe.num_shared_experts > 0
+        # The normalised input has two readers, router with experts and the shared experts; see ops/reference/fork.py.
         self.fork = kernels.fork(2)
         self.shared = DenseFFN(kernels, groups, below(ffn, "shared_experts")) if shared else None
 
@@ -49,9 +50,11 @@ class FeedForward(nn.Cell):
         """x (B, S, D) -> (B, S, D) and the router's statistics, empty in a dense layer."""
         h = self.rms_norm(x, weights[self.norm])
         if self.dense is not None:
+            # The residual goes in with it, so that a fused projection adds it without another pass over memory.
             return self.dense(h, x, weights), ()
         if self.shared is not None:
             h, to_shared = self.fork(h)
+            # The shared experts' output joins the residual first, then that of the routed ones.
             x = self.shared(to_shared, x, weights)
         y, stats = self.moe(h, weights)
         return x + y, stats

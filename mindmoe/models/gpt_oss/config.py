@@ -12,6 +12,7 @@ LayerType = Literal["sliding_attention", "full_attention"]
 class YarnConfig(Section):
     """YaRN length extension of RoPE (arXiv 2309.00071), as gpt-oss sets it."""
 
+    # Defaults, here and of the model, are gpt-oss's: 4096 positions in pretraining, 32 times as many afterwards.
     factor: float = Field(32.0, ge=1.0, le=1e6)
     original_max_position_embeddings: PositiveInt32 = 4096
     beta_fast: Scale = 32.0
@@ -31,19 +32,20 @@ class ModelConfig(Section):
     intermediate_size: Width
     max_position_embeddings: PositiveInt32 = 131072
     rope_theta: float = Field(150000.0, ge=2.0, le=1e12)
-    rope_scaling: YarnConfig | None = YarnConfig()
+    rope_scaling: YarnConfig | None = YarnConfig()  # None is plain RoPE
     sliding_window: PositiveInt32 = 128
     layer_types: Literal["alternating", "full", "sliding"] | list[LayerType] = "alternating"
     attention_bias: bool = True
     attention_sinks: bool = True
     rms_norm_eps: Epsilon = 1e-5
-    swiglu_alpha: Scale = 1.702
+    swiglu_alpha: Scale = 1.702  # x * sigmoid(1.702 x) approximates GELU
     swiglu_limit: Scale = 7.0
     tie_word_embeddings: bool = False
     initializer_range: Share = 0.02
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
+        # All problems are told at once, each with its remedy.
         problems = []
         if self.num_attention_heads % self.num_key_value_heads:
             problems.append(
@@ -66,5 +68,6 @@ class ModelConfig(Section):
         if isinstance(self.layer_types, list):
             sliding = self.layer_types[layer] == "sliding_attention"
         else:
+            # Layer 0 slides, as in Hugging Face's GptOssConfig.
             sliding = self.layer_types == "sliding" or (self.layer_types == "alternating" and layer % 2 == 0)
         return self.sliding_window if sliding else 0

@@ -22,5 +22,6 @@ class DenseFFN(nn.Cell):
 
     def construct(self, x: Tensor, residual: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
         """x (B, S/tp, D), residual likewise -> residual + ffn(x) (B, S/tp, D)."""
+        # Columns of gate_up and rows of down are cut alike, gate and up of a unit on one rank: no exchange in between.
         h = self.linear(self.gather(x), weights[self.gate_up], weights[self.gate_up_bias])
         return self.project(self.swiglu(h), weights[self.down], weights[self.down_bias], residual)

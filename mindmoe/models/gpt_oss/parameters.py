@@ -53,6 +53,7 @@ def _linear(
     """A weight (out, in) and, if wanted, its bias (out)."""
     yield ParamSpec(name=f"{name}.weight", shape=(out_dim, in_dim), axes=axes, decay=True, heads=heads)
     if bias:
+        # A bias lies along the output: it is cut where the weight's rows are, and whole where its columns are.
         yield ParamSpec(name=f"{name}.bias", shape=(out_dim,), axes=axes[:1], init="zeros", heads=heads)
 
 
@@ -70,6 +71,7 @@ def _attention(prefix: str, model: ModelConfig) -> Iterator[ParamSpec]:
     yield from _linear(f"{prefix}.v_proj", kv_dim, hidden, ("kv_heads", None), bias, kv_heads)
     yield from _linear(f"{prefix}.o_proj", hidden, q_dim, (None, "heads"), bias, heads)
     if model.attention_sinks:
+        # Drawn as matrices are, never decayed
         yield ParamSpec(name=f"{prefix}.sinks", shape=(heads,), axes=("heads",), heads=heads)
 
 
@@ -81,14 +83,17 @@ def _dense_ffn(prefix: str, hidden: int, ffn: int) -> Iterator[ParamSpec]:
 
 def _moe_ffn(prefix: str, model: ModelConfig, moe: MoeConfig) -> Iterator[ParamSpec]:
     experts, hidden, ffn = moe.num_experts, model.hidden_size, model.intermediate_size
+    # The router is whole on every rank: each routes its own tokens among all experts.
     yield from _linear(f"{prefix}.router", experts, hidden, (None, None), moe.router.linear_bias)
     if moe.balance.bias_rate:
+        # Moved by the counts of a step instead of a gradient (moe/balance.py), so it belongs to no optimizer.
         yield ParamSpec(
             name=f"{prefix}.router.selection_bias", shape=(experts,), axes=(None,), init="zeros", trainable=False
         )
     for weight in router_specs(model, moe).layer:
         yield _of_router(weight, f"{prefix}.router.")
     at = f"{prefix}.experts"
+    # Experts lie as (E, in, out), the transpose of `_linear`, as Hugging Face stores them.
     yield ParamSpec(
         name=f"{at}.gate_up_proj", shape=(experts, hidden, 2 * ffn), axes=("expert", None, "expert_ffn"), decay=True
     )
@@ -100,6 +105,7 @@ def _moe_ffn(prefix: str, model: ModelConfig, moe: MoeConfig) -> Iterator[ParamS
     )
     yield ParamSpec(name=f"{at}.down_proj_bias", shape=(experts, hidden), axes=("expert", None), init="zeros")
     if moe.num_shared_experts:
+        # n shared experts are one dense FFN of n times the width: the sum of their outputs is the same product.
         yield from _dense_ffn(f"{prefix}.shared_experts", hidden, moe.num_shared_experts * ffn)
 
 
@@ -133,10 +139,12 @@ def param_specs(model: ModelConfig, moe: MoeConfig | None) -> dict[str, ParamSpe
     """Every parameter of the model by name, in the order of the forward pass."""
     vocab_shape = (model.vocab_size, model.hidden_size)
     specs = [ParamSpec(name="model.embed_tokens.weight", shape=vocab_shape, axes=("vocab", None))]
+    # Behind the embedding, as the forward pass needs them before the first layer.
     specs.extend(_of_router(weight, "model.") for weight in router_specs(model, moe).shared)
     for layer in range(model.num_hidden_layers):
         specs.extend(layer_specs(model, moe, layer))
     specs.append(_norm("model.norm", model.hidden_size))
+    # Where they are tied the embedding's table stands for both, and does not decay.
     if not model.tie_word_embeddings:
         specs.append(ParamSpec(name="lm_head.weight", shape=vocab_shape, axes=("vocab", None), decay=True))
     return {spec.name: spec for spec in specs}
@@ -149,25 +157,30 @@ def layer_flops(model: ModelConfig, moe: MoeConfig | None, seq_length: int, laye
     with window w it is min(w, S) (an upper bound that published figures use).
     """
     attention = ffn = 0.0
+    # `decay` marks the matrices of products; whatever else a layer has is not counted.
     for spec in layer_specs(model, moe, layer):
         if spec.decay and ".mlp." in spec.name:
+            # A token passes through K of E experts.
             share = moe.num_experts_per_tok / moe.num_experts if moe and spec.axes[0] == "expert" else 1.0
             ffn += 2.0 * spec.size * share
         elif spec.decay:
             attention += 2.0 * spec.size
     window = model.window(layer)
     context = min(window, seq_length) if window else seq_length / 2
+    # Scores and the mix of values: two products of 2 * heads * head_dim * context each.
     return attention + 4 * model.num_attention_heads * model.head_dim * context, ffn
 
 
 def forward_flops(model: ModelConfig, moe: MoeConfig | None, seq_length: int) -> float:
     """Forward FLOPs of one token through all layers and the LM head [FLOP]."""
     layers = sum(sum(layer_flops(model, moe, seq_length, layer)) for layer in range(model.num_hidden_layers))
+    # The LM head by its shape, for a tied one has no row; the embedding is a look-up.
     return layers + 2.0 * model.vocab_size * model.hidden_size
 
 
 def flops_per_token(model: ModelConfig, moe: MoeConfig | None, seq_length: int) -> float:
     """Training FLOPs of one token [FLOP], forward and backward, without what is computed again: 3 * forward."""
+    # Each forward product has two in the backward pass: gradients of its input and of its weight
     return 3.0 * forward_flops(model, moe, seq_length)
 
 
@@ -176,11 +189,13 @@ def recomputed_flops(model: ModelConfig, moe: MoeConfig | None, seq_length: int,
 
     `recompute` does so in the first `recompute_layers` of each piece of the network, and several stages with all of it.
     """
+    # A stage keeps a piece's input only and computes the piece again in its backward pass.
     again = forward_flops(model, moe, seq_length) if parallel.pp > 1 else 0.0
     if parallel.recompute == "none":
         return again
     layers, pieces = model.num_hidden_layers, parallel.pp * parallel.chunks
     each, extra = divmod(layers, pieces)
+    # As pipeline/split.py cuts: the first `extra` pieces have one layer more.
     sizes = [each + (piece < extra) for piece in range(pieces)] if parallel.split == "even" else parallel.split
     start = 0
     for size in sizes:

@@ -25,10 +25,14 @@ class AllGatherDispatch(nn.Cell):
         self, x: Tensor, gates: Tensor, ids: Tensor, gate_up: Tensor, gate_up_bias: Tensor, down: Tensor, bias: Tensor
     ) -> Tensor:
         """x (B, S, D), gates (T, K), ids (T, K), this rank's weights -> (B, S, D)."""
+        # (T, D + 2K) of every rank, in one message; its backward pass sums the gradients of all copies.
         everywhere = self.gather(pack_tokens(x, gates, ids))
         tokens, all_gates, all_ids = unpack_tokens(everywhere, gates.shape[1])
+        # Experts elsewhere count as dropped: each rank makes the part of the sum that its experts have.
         held = local_ids(all_ids, self.place * gate_up.shape[0], gate_up.shape[0])
+        # etp ranks cut an expert's width, so each makes a part of `down`; its bias may be added by one of them only.
         once = bias if self.adds_bias else bias * 0.0
+        # The sum over the ranks is the whole result; a rank keeps its own T tokens of it.
         return self.scatter(self.expert_ffn(tokens, all_gates, held, gate_up, gate_up_bias, down, once)).reshape(
             x.shape
         )

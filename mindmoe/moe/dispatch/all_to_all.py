@@ -38,6 +38,7 @@ class _ExpertTensor(nn.Cell):
 
     def once(self, bias: Tensor) -> Tensor:
         """The bias on one of the ranks whose results are summed."""
+        # The etp ranks' results are summed, and each holds the whole bias of `down`.
         return bias if self.adds_bias else bias * 0.0
 
 
@@ -60,15 +61,20 @@ class PaddedAllToAll(_ExpertTensor):
         """x (B, S, D), gates (T, K), ids (T, K), this rank's weights -> (B, S, D)."""
         tokens, all_gates, all_ids = self.enter(x, gates, ids)
         slot, source = self.layout(all_ids)
+        # Whether a slot is used travels as one more column: only the sender knows.
         used = (source < slot.shape[0]).astype(ms.float32).expand_dims(1)
         rows = ops.concat((self.to_slots(tokens, slot, source), used), 1)
+        # (E * C, D + 1), C slots an expert on this rank -> (E / P, P * C, D + 1) flat: its experts' slots of all ranks.
         rows = self.travel(rows, True)
         experts = gate_up.shape[0]
+        # The expert of a row follows from its place; empty slots get the number that means dropped.
         number = ops.arange(0, experts, dtype=ms.int32).expand_dims(1)
         number = ops.broadcast_to(number, (experts, rows.shape[0] // experts)).reshape(-1)
         number = ops.select(ops.stop_gradient(rows[:, -1]) > 0.5, number, ops.full_like(number, experts))
+        # A row has one expert and weight 1 here: the gates are applied at home and do not travel.
         weights, ones = (gate_up, gate_up_bias, down, self.once(bias)), ops.ones((number.shape[0], 1), ms.float32)
         done = self.expert_ffn(rows[:, :-1], ones, number.expand_dims(1), *weights)
+        # M, no slot, is -1 for `combine`.
         slot = ops.select(slot < source.shape[0], slot, ops.full_like(slot, -1)).reshape(all_ids.shape)
         return self.scatter(self.combine(self.travel(done, False), slot, all_gates, None)).reshape(x.shape)
 
@@ -79,10 +85,13 @@ class PaddedAllToAll(_ExpertTensor):
         slots = self.num_experts * chunks * self.capacity
         grouped = ids.reshape((chunks, -1))
         chosen = ops.one_hot(grouped, self.num_experts, self.on, self.off)
+        # Place among the assignments of the same expert and chunk. It is below the capacity: the limit has run.
         rank = ((ops.cumsum(chosen, 1) - chosen) * chosen).sum(-1).astype(ms.int32)
         chunk = ops.arange(0, chunks, dtype=ms.int32).expand_dims(1)
+        # Slots lie by expert, then chunk, then rank.
         slot = (grouped * chunks + chunk) * self.capacity + rank
         slot = ops.select(grouped < self.num_experts, slot, ops.full_like(slot, slots)).reshape(-1)
+        # One more for the dropped to write to, cut off again: what is left is the inverse, T*K where a slot is empty.
         empty = ops.full((slots + 1,), num, dtype=ms.int32)
         return slot, ops.tensor_scatter_elements(empty, slot, ops.arange(0, num, dtype=ms.int32))[:-1]
 
@@ -93,8 +102,10 @@ class PaddedAllToAll(_ExpertTensor):
         local = self.num_experts // self.ranks
         width = rows.shape[1]
         if out:
+            # Expert e lives on rank e // local: cut by rank, exchanged, then put together by expert.
             sent = rows.reshape((self.ranks, local, -1, width))
             return self.exchange(sent).transpose((1, 0, 2, 3)).reshape((-1, width))
+        # The exact inverse: cut by source, exchanged, and rows are in the order in which they left.
         sent = rows.reshape((local, self.ranks, -1, width)).transpose((1, 0, 2, 3))
         return self.exchange(sent).reshape((-1, width))
 
@@ -145,14 +156,18 @@ class RowExchange:
         """
         local = weights[0].shape[0]
         rows, slot, counts = self.permute(tokens, ids)
+        # Waits for the device: how much travels must be known before anything can.
         leaving = counts.asnumpy().reshape(self.group.size, local)
         arriving = exchanged_counts(leaving, self.group)  # (source, local expert)
         sent, received = leaving.sum(1).tolist(), arriving.sum(1).tolist()
+        # Rows arrive by source, and by expert inside a source: the expert of each follows from the counts alone.
         number = np.repeat(np.tile(np.arange(local), self.group.size), arriving.reshape(-1))
-        number = number if number.size else np.array([local])
+        number = number if number.size else np.array([local])  # none arrived: one row whose id, `local`, means dropped
+        # Rows past the assigned ones stay here; they are zeros.
         rows = AllToAllV(self.group, sent, received, number.size)(rows)
         ones = ops.ones((number.size, 1), ms.float32)
         done = self.expert_ffn(rows, ones, Tensor(number[:, None].astype(np.int32)), *weights)
+        # The rows come back into the places that `permute` gave them, so slot and counts still hold.
         return self.combine(AllToAllV(self.group, received, sent, rows_of(slot))(done), slot, gates, counts)
 
 

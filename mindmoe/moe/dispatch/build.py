@@ -17,6 +17,7 @@ def build_dispatcher(kernels: OpSet, moe: MoeConfig, groups: Groups, parallel: P
     Its arguments: x (B, S, D); gates (T, K); ids (T, K) int32, num_experts where an assignment was dropped; this rank's
     part of the weights.
     """
+    # Experts are here whole: the op itself is the dispatcher.
     if groups["ep_etp"].size == 1:
         return kernels.expert_ffn
     match parallel.chosen_dispatcher:
@@ -24,6 +25,7 @@ def build_dispatcher(kernels: OpSet, moe: MoeConfig, groups: Groups, parallel: P
             return AllGatherDispatch(kernels.expert_ffn, groups)
         case "two_hop":
             return TwoHopDispatch(kernels, groups, moe.num_experts, parallel.node_size)
+        # Only a capacity gives the exchange static shapes.
         case _ if moe.dispatch.kind == "capacity":
             return PaddedAllToAll(kernels, moe, groups)
         case _:

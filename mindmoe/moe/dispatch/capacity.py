@@ -21,12 +21,16 @@ def build_capacity_limit(moe: MoeConfig, seq_length: int) -> Callable[[Tensor, T
 
     def limit(gates: Tensor, ids: Tensor) -> Tensor:
         slots = chunk * ids.shape[1]
+        # (T, K) -> (chunks, chunk * K): assignments of a chunk compete among themselves.
         chunked = ids.reshape((-1, slots))
+        # Highest gate first; the choice of what is dropped has no gradient.
         order = ops.argsort(ops.stop_gradient(-gates).reshape((-1, slots)), -1).astype(ms.int32)
         sorted_ids = ops.gather_elements(chunked, 1, order)
         chosen = ops.one_hot(sorted_ids, num_experts, on, off)
+        # Before each assignment, how many of its expert have a higher gate; 0 for one that is dropped already.
         rank = ((ops.cumsum(chosen, 1) - chosen) * chosen).sum(-1)
         kept = ops.select(rank < capacity, sorted_ids, ops.full_like(sorted_ids, num_experts))
+        # `order` is a permutation: writing through it puts every id back in its place.
         return ops.tensor_scatter_elements(kept, order, kept, 1).reshape(ids.shape)
 
     return limit

@@ -13,6 +13,7 @@ Weights = tuple[Tensor, Tensor, Tensor, Tensor]
 def pack_tokens(x: Tensor, gates: Tensor, ids: Tensor) -> Tensor:
     """x (.., D) with T rows, gates (T, K), ids (T, K) -> (T, D + 2K) fp32: what travels of a token in one message."""
     tokens = x.astype(ms.float32).reshape((-1, x.shape[-1]))
+    # ids as fp32 are exact: a run has at most 65,535 experts.
     return ops.concat((tokens, gates, ids.astype(ms.float32)), 1)
 
 
@@ -27,4 +28,5 @@ def local_ids(ids: Tensor, first: int, count: int) -> Tensor:
     """Global expert numbers -> numbers among the `count` experts from `first` on; `count` for all others."""
     shifted = ids - first
     held = ops.logical_and(shifted >= 0, shifted < count)
+    # To an expert FFN, `count` means dropped.
     return ops.select(held, shifted, ops.full_like(shifted, count))

@@ -19,4 +19,5 @@ def chunk_tokens(moe: MoeConfig, seq_length: int) -> int:
 def node_grid(ranks: tuple[int, ...], node_size: int) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     """The expert ranks as nodes x places: groups of equal places across nodes, and groups inside nodes."""
     nodes = [ranks[start : start + node_size] for start in range(0, len(ranks), node_size)]
+    # Column i of the grid: place i of every node
     return [tuple(place) for place in zip(*nodes, strict=True)], nodes

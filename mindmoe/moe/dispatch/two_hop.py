@@ -35,18 +35,24 @@ class TwoHopDispatch(nn.Cell):
     ) -> Tensor:
         """x (B, S, D), gates (T, K), ids (T, K), this rank's weights -> (B, S, D)."""
         nodes, tokens = self.across.size, ids.shape[0]
+        # (T, nodes): which nodes hold an expert of a token; the last column takes dropped assignments, id E.
         wanted = np.zeros((tokens, nodes + 1), bool)
         np.put_along_axis(wanted, np.minimum(ids.asnumpy() // self.per_node, nodes), True, axis=1)
         wanted = wanted[:, :nodes]
+        # For `permute` nodes are the targets, and a token has as many assignments as there are nodes; the number of
+        # nodes is outside of them, so it travels only where it is wanted.
         node = Tensor(np.where(wanted, np.arange(nodes), nodes).astype(np.int32))
         rows, slot, counts = self.permute(pack_tokens(x, gates, ids), node)
         leaving = wanted.sum(0).reshape(nodes, 1)
         sent, received = leaving[:, 0].tolist(), exchanged_counts(leaving, self.across)[:, 0].tolist()
+        # No tensor is empty: a node that receives nothing gets one row of zeros.
         arrived = AllToAllV(self.across, sent, received, max(1, sum(received)))(rows)
         tokens_here, gates_here, ids_here = unpack_tokens(arrived, ids.shape[1])
+        # The gates of experts in other nodes came along; their ids become the number that means dropped.
         here = local_ids(ids_here, self.across.index * self.per_node, self.per_node)
         if not sum(received):  # a row without expert, so that a node without tokens takes the same way as the others
             here = ops.full_like(here, self.per_node)
         done = self.inside(tokens_here, gates_here, here, (gate_up, gate_up_bias, down, bias))
         back = AllToAllV(self.across, received, sent, rows_of(slot))(done)
+        # The gates were applied in the nodes: here the nodes' sums are added.
         return self.combine(back, slot, ops.ones(slot.shape, ms.float32), counts).reshape(x.shape)

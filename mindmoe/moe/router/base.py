@@ -142,9 +142,9 @@ class Router(Section):
 
     score: Score = "softmax_after_topk"
     tau: Scale = 1.0
-    norm_topk: bool = True
-    route_scale: Scale = 1.0
-    linear_bias: bool = True
+    norm_topk: bool = True  # without effect on a softmax over the chosen: its sum is 1
+    route_scale: Scale = 1.0  # factor of all gates
+    linear_bias: bool = True  # of the projection, as gpt-oss has it
 
     def specs(self, moe: "MoeConfig", hidden_size: int, vocab_size: int) -> RouterSpecs:
         """What it adds to the model besides the projection from hidden states to logits: nothing."""
@@ -213,6 +213,7 @@ class Router(Section):
 
     def layout_problems(self, parallel: ParallelConfig) -> Iterator[str]:
         """Layouts under which it would not compute what it computes on one process."""
+        # These axes spread tokens over ranks, and each rank would let only its own compete.
         for axis in ("dp", "tp", "cp"):
             if not self.causal and getattr(parallel, axis) not in (1, "auto"):
                 yield (

@@ -55,14 +55,18 @@ class ExpertChoice(Router):
             scores, probs = score(config, logits)
             ranking = ranking_of(scores, weights)
             tokens, experts = ranking.shape
+            # Shapes are static: every expert fills as many places, however the scores lie.
             places = min(tokens, math.ceil(tokens * k / num_experts))
             takers = ops.topk(ranking.transpose(1, 0), places)[1].astype(ms.int32)  # (E, places) tokens
+            # Flat index t * E + e of each choice, so that one scatter marks them all.
             slot = takers * experts + ops.arange(0, experts, dtype=ms.int32).expand_dims(1)
             taken = ops.tensor_scatter_elements(
                 ops.zeros((tokens * experts,), ms.float32), slot.reshape(-1), ops.ones((experts * places,), ms.float32)
             ).reshape((tokens, experts))
+            # Turned round to a token's view: of the experts that took it, at most k_max, best first.
             offered = ops.select(taken > 0, ranking, ops.full_like(ranking, NEVER))
             wanted, ids = ops.topk(offered, config.k_max)
+            # A token that fewer experts took gets NEVER in the slots left over; half of it tells both kinds apart.
             ids, keep = ids.astype(ms.int32), wanted > 0.5 * NEVER
             gates = gate(config, ops.gather_elements(scores, 1, ids), keep)
             return {"gates": gates, "ids": unused(ids, keep, num_experts), "probs": probs}

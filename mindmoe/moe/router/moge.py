@@ -18,7 +18,7 @@ class Moge(Router):
     A group chooses num_experts_per_tok / num_groups experts.
     """
 
-    ranked: ClassVar[bool] = False
+    ranked: ClassVar[bool] = False  # slots run group by group
 
     type: Literal["moge"]
     num_groups: PositiveInt32
@@ -46,8 +46,10 @@ class Moge(Router):
 
         def route(logits: "Tensor", weights: Named, read: Named) -> Named:
             scores, probs = score(config, logits)
+            # A group is a run of consecutive experts: (T, E) -> (T, G, E / G).
             ranking = ranking_of(scores, weights).reshape((-1, groups, size))
             inside = ops.topk(ranking, k // groups)[1].astype(ms.int32)  # (T, G, K / G)
+            # Numbers inside a group -> numbers among all experts, (T, K).
             first = (ops.arange(0, groups, dtype=ms.int32) * size).reshape((1, groups, 1))
             ids = (inside + first).reshape((-1, k))
             return {"gates": gate(config, ops.gather_elements(scores, 1, ids)), "ids": ids, "probs": probs}

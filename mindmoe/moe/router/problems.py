@@ -20,6 +20,7 @@ def group_problems(moe: "MoeConfig", num_groups: int, topk_groups: int, key: str
         )
     if topk_groups > num_groups:
         yield f"{key}={topk_groups} must be at most {name}={num_groups}: lower {key.rpartition('.')[2]}"
+    # More experts a token than experts at all is told elsewhere (MoeConfig).
     reachable = experts // num_groups * topk_groups
     if reachable < k <= experts:
         yield (

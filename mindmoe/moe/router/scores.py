@@ -13,8 +13,10 @@ def score(config: Router, logits: Tensor) -> tuple[Tensor, Tensor]:
         logits = logits / config.tau
     if config.score == "sigmoid":
         scores = ops.sigmoid(logits)
+        # 1e-20 for sigmoids that are all 0 in fp32.
         return scores, scores / (scores.sum(-1, keepdims=True) + 1e-20)
     probs = ops.softmax(logits, -1)
+    # Before the choice logits rank as their softmax would; its values are needed for the losses only.
     return logits if config.score == "softmax_after_topk" else probs, probs
 
 
@@ -30,8 +32,10 @@ def ranking_of(scores: Tensor, weights: Named) -> Tensor:
 def gate(config: Router, chosen: Tensor, keep: Tensor | None = None) -> Tensor:
     """Gates (T, K) of the chosen scores (T, K); `keep` (T, K) is False where a slot stays unused, None if none does."""
     if config.score == "softmax_after_topk":
+        # NEVER, as its exponential is exactly 0 beside any chosen logit.
         kept = chosen if keep is None else ops.select(keep, chosen, ops.full_like(chosen, NEVER))
         gates = softmax_over_chosen(kept)
+        # In a token without any kept slot all are NEVER and the softmax is uniform: this makes its gates 0.
         gates = gates if keep is None else gates * keep.astype(ms.float32)
     else:
         kept = chosen if keep is None else chosen * keep.astype(ms.float32)

@@ -47,7 +47,9 @@ class TopP(Router):
         def route(logits: "Tensor", weights: Named, read: Named) -> Named:
             scores, probs = score(config, logits)
             ids = ops.topk(ranking_of(scores, weights), config.k_max)[1].astype(ms.int32)
+            # Slots follow the ranking, bias included; what is summed up to p are probabilities without it.
             chosen = ops.stop_gradient(ops.gather_elements(probs, 1, ids))
+            # (T, K): the probability of all better slots, exactly 0 for the first.
             before = ops.cumsum(chosen, 1) - chosen
             first = ops.arange(0, config.k_max, dtype=ms.int32).expand_dims(0) < 1
             keep = ops.logical_or(before < config.p, first)

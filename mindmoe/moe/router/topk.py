@@ -50,6 +50,7 @@ class TopK(Router):
             ranking = ranking_of(scores, weights)
             if config.num_groups > 1:
                 ranking = limit_groups(ranking, config.num_groups, config.topk_groups)
+            # From the ranking only the choice is taken: gates are read from the scores, which carry the gradient.
             ids = ops.topk(ranking, k)[1].astype(ms.int32)
             return {"gates": gate(config, ops.gather_elements(scores, 1, ids)), "ids": ids, "probs": probs}
 

@@ -19,7 +19,7 @@ _BUILT_IN: dict[str, type[Router] | str] = {
     "moge": Moge,
     "top_p": TopP,
     "expert_choice": ExpertChoice,
-    "dmr": DYNAMIC_ROUTER,
+    "dmr": DYNAMIC_ROUTER,  # by name: the core does not import the lab
 }
 DEFAULT = "static"
 
@@ -36,6 +36,7 @@ def router_class(tag: str) -> type[Router]:
         UserError: it cannot be loaded, or is no router of that type.
         KeyError: there is no such type.
     """
+    # Built-in types win over entry points of the same name.
     if tag in _BUILT_IN:
         known = _BUILT_IN[tag]
         found: Any = find(known) if isinstance(known, str) else known
@@ -59,6 +60,7 @@ class RouterTypes(Elsewhere):
         tag = value.get("type", DEFAULT)
         if not isinstance(tag, str) or tag not in router_types():
             names = ", ".join(repr(name) for name in router_types())
+            # The error that pydantic raises for a tagged union, so that it is told in the same words.
             context = {"discriminator": "type", "tag": str(tag), "expected_tags": names}
             raise PydanticKnownError("union_tag_invalid", context)
         return router_class(tag)
@@ -66,6 +68,7 @@ class RouterTypes(Elsewhere):
     def sections(self) -> Iterator[type[Router]]:
         """All that can be loaded."""
         for tag in router_types():
+            # A package that does not load must not hide all others.
             with suppress(UserError):
                 yield router_class(tag)
 
