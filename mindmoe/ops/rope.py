@@ -14,6 +14,7 @@ def rope_tables(model: ModelConfig, seq_length: int) -> tuple[np.ndarray, np.nda
     released gpt-oss model.
     """
     dim, base = model.head_dim, model.rope_theta
+    # float64 up to the tables: angles grow with the position, and fp32 would lose digits of them.
     inv_freq = base ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
     concentration = 1.0
     yarn = model.rope_scaling
@@ -25,12 +26,18 @@ def rope_tables(model: ModelConfig, seq_length: int) -> tuple[np.ndarray, np.nda
             wavelength = yarn.original_max_position_embeddings / (turns * 2 * math.pi)
             return dim * math.log(wavelength) / (2 * math.log(base))
 
+        # Frequencies below index `low` turn often enough in the original context to stay as they are, those above
+        # `high` are slowed down by the factor, and a ramp lies between (YaRN's NTK-by-parts).
         low, high = turns_to_dim(yarn.beta_fast), turns_to_dim(yarn.beta_slow)
         if yarn.truncate:
             low, high = math.floor(low), math.ceil(high)
+        # dim - 1, not dim / 2 - 1, as in Hugging Face.
         low, high = max(low, 0), min(high, dim - 1)
+        # A step instead of a ramp where both bounds meet.
         width = max(high - low, 1e-3)
         interpolated = np.clip((np.arange(dim // 2) - low) / width, 0.0, 1.0)
         inv_freq = inv_freq / yarn.factor * interpolated + inv_freq * (1.0 - interpolated)
+    # (S, hd/2)
     angles = np.outer(np.arange(seq_length, dtype=np.float64), inv_freq)
+    # On both tables, so on q and on k: scores are scaled by its square.
     return (np.cos(angles) * concentration).astype(np.float32), (np.sin(angles) * concentration).astype(np.float32)

@@ -19,9 +19,11 @@ def limit_groups(ranking: Tensor, num_groups: int, chosen: Tensor | int) -> Tens
     tokens, num_experts = ranking.shape
     grouped = ranking.reshape((tokens, num_groups, num_experts // num_groups))
     best = ops.topk(grouped, min(2, num_experts // num_groups))[0].sum(-1)
+    # All groups in order, of which the first `chosen` count: topk takes no number of its own for each token.
     order = ops.topk(best, num_groups)[1]  # (T, place) groups from best to worst
     places = ops.broadcast_to(ops.arange(0, num_groups, dtype=ms.int32), (tokens, num_groups))
     wanted = (places < chosen).astype(ms.float32).expand_dims(2)  # (T, place, 1)
+    # (T, place, G) one-hot times (T, place, 1), summed over places: (T, G), then (T, G, 1).
     kept = (ops.one_hot(order, num_groups, Tensor(1.0), Tensor(0.0)) * wanted).sum(1).expand_dims(2)
     kept = ops.broadcast_to(kept > 0, grouped.shape)
     return ops.select(kept, grouped, ops.full_like(grouped, NEVER)).reshape((tokens, num_experts))

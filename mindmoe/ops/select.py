@@ -14,6 +14,7 @@ from mindmoe.ops.cpu import pack as cpu_pack
 
 log = logging.getLogger(__name__)
 
+# What a sibling may build: all fields but what says which set it is.
 OPS = frozenset(field.name for field in fields(OpSet)) - {"name", "shape"}
 
 
@@ -34,13 +35,14 @@ def select_ops(shape: OpShape, *, device: str, kernels: str, threads: int) -> Op
         raise UserError(f"train.kernels=cpu does not run on train.device={device}", "set train.kernels=auto")
     if kernels == "ascend":
         return _logged(ascend_ops(shape, ascend_pack.load()), "asked for")
+    # On Ascend, too, `auto` takes the reference: the Ascend C kernels are asked for by name.
     if kernels == "reference" or device != "cpu":
         return _logged(reference_ops(shape), "asked for" if kernels == "reference" else f"device {device}")
     try:
         return _logged(cpu_ops(shape, threads), "C++ pack")
     except UserError as error:
         if kernels == "cpu":
-            raise
+            raise  # asked for by name: no silent substitute
         log.warning("the CPU pack is not available, plain ops are several times slower: %s", error)
         return _logged(reference_ops(shape), "no CPU pack")
 
@@ -74,6 +76,7 @@ def ascend_ops(shape: OpShape, pack: ascend_pack.Pack) -> OpSet:
 
 
 def _assembled(sibling: str, name: str, shape: OpShape, *pack: Any) -> OpSet:
+    # Whatever a sibling lacks, router aside, the reference has.
     own = {op: build(shape, *pack) for op, build in builders(sibling).items()}
     rest = {op: build(shape) for op, build in builders("reference").items() if op not in own}
     return OpSet(name=name, shape=shape, **own, **rest)
@@ -82,6 +85,7 @@ def _assembled(sibling: str, name: str, shape: OpShape, *pack: Any) -> OpSet:
 def builders(sibling: str) -> dict[str, Callable[..., Any]]:
     """The functions `build_<op>` in the files of a sibling, by op."""
     package, found = import_module(f"mindmoe.ops.{sibling}"), {}
+    # All files of the folder: another form of an op is another file, and there is no list to keep.
     for file in iter_modules(package.__path__, f"{package.__name__}."):
         for name, value in vars(import_module(file.name)).items():
             op = name.removeprefix("build_")

@@ -25,6 +25,7 @@ class ToSlots(nn.Cell):
         Returns:
             (M, D), zeros in empty slots.
         """
+        # Assignment a = t * K + k belongs to token a // K; the assignment of an empty slot, T*K, to the row of zeros.
         per_token = slot.shape[0] // x.shape[0]
         return ops.gather(with_zero_row(x), source // per_token, 0)
 
@@ -32,7 +33,9 @@ class ToSlots(nn.Cell):
         self, x: Tensor, slot: Tensor, source: Tensor, out: Tensor, dout: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradient of a token is the sum over its slots."""
+        # Automatic differentiation would scatter and add here; as both directions are known, a gather and a sum do.
         rows = ops.gather(with_zero_row(dout), slot, 0).reshape((x.shape[0], -1, x.shape[1]))
+        # A backward pass returns something for every input, the integers too.
         return rows.sum(1), zeros_like(slot), zeros_like(source)
 
 
@@ -47,4 +50,5 @@ class FromSlots(nn.Cell):
         self, y: Tensor, slot: Tensor, source: Tensor, out: Tensor, dout: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradient of a slot is that of its assignment."""
+        # A slot holds one assignment at most, so nothing is summed.
         return ops.gather(with_zero_row(dout), source, 0), zeros_like(slot), zeros_like(source)

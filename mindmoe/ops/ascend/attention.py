@@ -48,6 +48,7 @@ class _Attention(nn.Cell):
         self.forward, self.attributes = pack.op(
             "Attention", lambda q, *_: (q, q[:3]), lambda q, *_: (q, float32), *attributes
         )
+        # rowsum(dout * out): the term that the softmax's gradient subtracts, and with lse the gradient of the sinks.
         self.delta, self.delta_attributes = pack.op(
             "AttentionDelta", lambda dout, out, lse, sinks, *_: (lse, sinks), lambda *_: (float32, float32)
         )
@@ -63,6 +64,7 @@ class _Attention(nn.Cell):
         self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, starts: Tensor, out: tuple, dout: tuple
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         delta, dsinks = self.delta(dout[0], out[0], out[1], sinks, *self.delta_attributes)
+        # q and k, v have kernels of their own: each row of a gradient has one owner and one order of summation.
         inputs = (q, k, v, dout[0], out[1], delta, starts)
         dq = self.grad_query(*inputs, *self.attributes)
         dk, dv = self.grad_key_value(*inputs, *self.attributes)
@@ -75,6 +77,7 @@ def document_starts(segment_ids: Tensor) -> Tensor:
     position = ops.broadcast_to(ops.arange(0, length, dtype=ms.int32), (batch, length))
     changed = (segment_ids[:, 1:] != segment_ids[:, :-1]).astype(ms.int32)
     first = ops.concat((ops.zeros((batch, 1), ms.int32), changed), 1)
+    # The last boundary at or before each token; fp32 holds positions exactly below 2^24.
     return ops.cummax((first * position).astype(float32), 1)[0].astype(ms.int32)
 
 
@@ -101,9 +104,12 @@ def _attention(
 
     def attention(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, segment_ids: Tensor) -> Tensor:
         batch, length = q.shape[0], q.shape[1]
+        # One document a row where documents are not kept apart.
         starts = document_starts(segment_ids) if documents else ops.zeros_like(segment_ids)
+        # The kernel always takes a sink; this one changes nothing.
         if sinks is None:
             sinks = ops.full((q.shape[2] // head_dim,), _NO_SINK, dtype=float32)
+        # Rotated in fp32, rounded to the kernels' type once.
         out = op(rotate(heads(q)).astype(dtype), rotate(heads(k)).astype(dtype), heads(v).astype(dtype), sinks, starts)
         return out.astype(float32).transpose((0, 2, 1, 3)).reshape((batch, length, -1))
 

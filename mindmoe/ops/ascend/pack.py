@@ -53,6 +53,7 @@ def load() -> InstalledPack:
     if target != "Ascend":
         raise UserError(f"the Ascend C kernels do not run on {target}", "set train.kernels=auto")
     folders = os.environ.get("ASCEND_CUSTOM_OPP_PATH", "")
+    # Any file of the package would do: one of the headers that it installs.
     headers = [Path(folder) / "op_api" / "include" / "aclnn_moe_gating.h" for folder in folders.split(":") if folder]
     if not any(header.is_file() for header in headers):
         raise UserError(

@@ -43,14 +43,19 @@ def work(s: Shape) -> dict[str, KernelWork]:
     query, key = s.heads * t * s.head_dim * b, s.kv_heads * t * s.head_dim * b
     pairs = 2 * s.head_dim * s.heads * t * (t + 1) // 2  # operations of one product over the visible pairs
     return {
+        # Of a token: E logits in, K gates and K ids of 4 bytes out.
         "moe_gating": KernelWork(t * (e * b + 8 * k)),
         "moe_gating_grad": KernelWork(t * (2 * e * b + 8 * k)),
         "moe_capacity": KernelWork(12 * t * k),
+        # A row is read and written for each copy; ids in and slots out.
         "moe_permute": KernelWork(2 * t * k * d * b + 8 * t * k),
         "moe_combine": KernelWork((k + 1) * t * d * b + 8 * t * k),
         "moe_combine_grad": KernelWork((2 * k + 1) * t * d * b + 12 * t * k),
+        # 2F in and F out of each assignment; backward 2F and F in, 2F out.
         "swiglu": KernelWork(3 * t * k * s.ffn * b),
         "swiglu_grad": KernelWork(5 * t * k * s.ffn * b),
+        # Bytes: q and the result, k and v. FLOPs: q k^T and p v; the backward passes make the scores again, hence three
+        # products for q (scores, dp, dq) and four for k and v (scores, dp, dk, dv).
         "attention": KernelWork(2 * query + 2 * key, 2 * pairs),
         "attention_grad_query": KernelWork(3 * query + 2 * key, 3 * pairs),
         "attention_grad_key_value": KernelWork(2 * query + 4 * key, 4 * pairs),

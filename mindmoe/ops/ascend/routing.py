@@ -35,6 +35,7 @@ class Route(nn.Cell):
     ):
         super().__init__(auto_prefix=False)
         kind = SCORES.index(score)
+        # Attributes follow the tensors in the order in which kernels/op_host registers them.
         self.forward, self.attributes = pack.op(
             "MoeGating",
             lambda logits, *_: ((logits[0], k), (logits[0], k)),
@@ -90,11 +91,13 @@ class Permute(nn.Cell):
         super().__init__(auto_prefix=False)
         self.forward, self.attributes = pack.op(
             "MoePermute",
+            # With a capacity every expert owns as many rows, used or not; without, T*K rows lie densely.
             lambda x, ids, *_: ((num_experts * capacity or ids[0] * ids[1], x[1]), ids, (num_experts,)),
             lambda x, *_: (x, int32, int32),
             num_experts,
             capacity,
         )
+        # The gradient of a token is a sum over slots, which is MoeCombine with weights of 1.
         self.backward, self.backward_attributes = pack.op(
             "MoeCombine", lambda rows, slot, *_: (slot[0], rows[1]), lambda rows, *_: rows
         )
@@ -131,6 +134,7 @@ class Combine(nn.Cell):
 
     def construct(self, rows: Tensor, slot: Tensor, gates: Tensor, counts: Tensor) -> Tensor:
         """(T, D) of rows (R, D), slot (T, K) int32, gates (T, K) fp32 and counts (E) int32 of `Permute`."""
+        # `counts` is for the backward pass only.
         return self.forward(rows, slot, gates, *self.attributes)
 
     def bprop(

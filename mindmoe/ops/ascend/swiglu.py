@@ -14,6 +14,7 @@ class Swiglu(nn.Cell):
         self.forward, self.attributes = pack.op(
             "Swiglu", lambda h, *_: (*h[:-1], h[-1] // 2), lambda h, *_: h, float(alpha), float(limit)
         )
+        # The attributes are those of the forward op.
         self.backward, _ = pack.op("SwigluGrad", lambda dout, h, *_: h, lambda dout, h, *_: h, alpha, limit)
 
     def construct(self, h: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ def calls(pack: Pack, s: Shape, dtype: ms.Type) -> dict[str, tuple[tuple[str, ..
     logits, bias = normal(t, s.experts), Tensor(np.zeros(s.experts, np.float32))
     route, permute, combine = Route(pack, k), Permute(pack, s.experts), Combine(pack)
     swiglu, attention = Swiglu(pack, 1.702, 7.0), Attention(pack, s.head_dim**-0.5)
+    # The mean load as capacity: about half of the experts lose something, so the kernel does its full work.
     limit = CapacityLimit(pack, s.experts, max(1, t * k // s.experts))
     gates, ids = route(logits, bias)
     x, pairs = normal(t, s.hidden), normal(t * k, 2 * s.ffn)
@@ -37,6 +38,7 @@ def calls(pack: Pack, s: Shape, dtype: ms.Type) -> dict[str, tuple[tuple[str, ..
     sinks, starts = normal(s.heads, kind=ms.float32), Tensor(np.zeros((1, t), np.int32))
 
     def backward(op: Callable[..., Any], wrt: tuple[int, ...], *inputs: Tensor) -> Callable[[], object]:
+        # A scalar of the first output, so that `grad` has something to start from.
         def total(*args: Tensor) -> Tensor:
             out = op(*args)
             return (out[0] if isinstance(out, tuple) else out).astype(ms.float32).sum()
@@ -66,13 +68,14 @@ def table(pack: Pack, s: Shape, dtype: ms.Type, repeats: int, synchronize: Calla
     """Lines of label, measured time and bound [us] and their ratio; `synchronize` waits for the device."""
     known, lines = work(s), [f"{'call':24}{'us':>12}{'bound us':>12}{'share':>8}"]
     for label, (kernels, call) in calls(pack, s, dtype).items():
-        call()
+        call()  # once outside the clock: compilation
         synchronize()
         start = time.perf_counter()
         for _ in range(repeats):
             call()
         synchronize()
         seconds = (time.perf_counter() - start) / repeats
+        # Kernels run one after the other, and so do their bounds.
         bound = sum(known[kernel].bound for kernel in kernels)
         lines.append(f"{label:24}{seconds * 1e6:12.1f}{bound * 1e6:12.1f}{bound / seconds:8.1%}")
     return "\n".join(lines)

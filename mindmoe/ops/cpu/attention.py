@@ -64,6 +64,7 @@ class _Attention(nn.Cell):
         self.settings = settings(precision == "bf16", window, scale, has_sinks)
         self.forward = pack.op(
             "attention_forward",
+            # cos is (S, hd/2), so q[2] // (2 * cos[1]) = H.
             lambda q, k, v, cos, *_: (q, (q[0], q[1], q[2] // (2 * cos[1]))),
             lambda *_: (STORAGE[out], float32),
             out,
@@ -91,6 +92,7 @@ class _Attention(nn.Cell):
         out: Outputs,
         dout: Outputs,
     ) -> Outputs:
+        # Starts from the result and its log-denominators: scores are made again block by block.
         dq, dk, dv, dsinks = self.backward(
             dout[0], out[0], out[1], q, k, v, cos, sin, sinks, segment_ids, self.settings
         )
@@ -114,7 +116,9 @@ class CachedAttention(nn.Cell):
         super().__init__(auto_prefix=False)
         pack = pack or load()
         self.absent = absent()
+        # Whether there are sinks is a constant of the op: one primitive, two settings.
         self.without, self.with_sinks = (settings(precision == "bf16", window, scale, has) for has in (False, True))
+        # It writes into keys and values, of which MindSpore knows nothing.
         self.forward = pack.op("attention_cached", lambda q, *_: q, lambda *_: STORAGE[out], out)
 
     def construct(

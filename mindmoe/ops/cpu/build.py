@@ -29,7 +29,7 @@ from mindmoe.host.env import user_cache
 from mindmoe.host.errors import UserError
 
 _log = logging.getLogger(__name__)
-Isa = Literal["amx", "avx512_bf16", "avx512", "avx2", "portable"]
+Isa = Literal["amx", "avx512_bf16", "avx512", "avx2", "portable"]  # best first
 
 # -ffp-contract=fast lets a*b+c become one fused operation; sums are never reordered.
 BASE_FLAGS = (
@@ -68,6 +68,7 @@ _NEEDS: dict[Isa, set[str]] = {
 def supported_isas() -> list[Isa]:
     """Instruction sets this machine can run, best first; the last is always `portable`."""
     features = _cpu_features()
+    # get_args gives them in the order of the declaration, best first.
     return [isa for isa in get_args(Isa) if _NEEDS[isa] <= features]
 
 
@@ -75,6 +76,7 @@ def best_isa() -> Isa:
     """The best instruction set that this machine runs and its compiler knows (g++ knows AMX from version 11 on)."""
     compiler = find_compiler()
     for isa in supported_isas():
+        # Preprocessing nothing: an unknown flag is the only thing that can fail.
         asked = [compiler, *ISA_FLAGS[isa], "-E", "-x", "c++", os.devnull]
         if subprocess.run(asked, capture_output=True, check=False).returncode == 0:
             return isa
@@ -123,11 +125,14 @@ def library(isa: Isa) -> Path:
     try:
         target = _target(_safe_cache(), isa, compiler, sources, flags)
         folder = target.parent
+        # Looked at before the lock, so that a finished cache needs none, and again inside it: another rank may have
+        # built the library meanwhile.
         if not target.is_file() or exposed(target):
             with (folder.parent / "lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if target.is_file() and (why := exposed(target)):
                     _log.warning("%s: the CPU pack is built anew", why)
+                    # Moved away whole before it is deleted: no rank finds half a folder.
                     aside = Path(tempfile.mkdtemp(prefix=".exposed-", dir=folder.parent))
                     folder.rename(aside / folder.name)
                     shutil.rmtree(aside, ignore_errors=True)
@@ -170,10 +175,13 @@ def exposed(path: Path, own: int = 4) -> str:
             status = place.stat()
         except OSError as error:
             return f"{place} cannot be looked at: {error.strerror}"
+        # The lowest `own` levels are the cache's; above them folders of root, or sticky as /tmp is, are fine too.
         ours = len(place.parts) > len(real.parts) - own
+        # Writable by group or others, unless the sticky bit protects entries from strangers (above the cache only).
         shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not (status.st_mode & stat.S_ISVTX and not ours)
         if status.st_uid != user and (ours or status.st_uid != 0):
             return f"{place} belongs to another user"
+        # A group of this user alone is nobody else.
         if shared and (status.st_mode & stat.S_IWOTH or not _is_private_group(status.st_gid)):
             return f"{place} may be written by others"
     return ""
@@ -204,6 +212,7 @@ def _safe_cache() -> Path:
     """
     why = ""
     for folder in (cache_folder(), _private_folder()):
+        # For others not even readable where this makes them; folders that exist keep their mode and are judged.
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.mkdir(exist_ok=True, mode=0o700)
         if not (exposure := exposed(folder, own=2)):
@@ -252,6 +261,7 @@ def _target(root: Path, isa: Isa, compiler: str, sources: Path, flags: tuple[str
 def _digest(sources: Path, compiler: str, flags: tuple[str, ...]) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     digest = hashlib.sha256("\0".join((compiler, version, *flags)).encode())
+    # Sorted, so that the digest does not depend on the order of the file system.
     for file in sorted(sources.glob("*.[ch]*")):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
@@ -259,11 +269,14 @@ def _digest(sources: Path, compiler: str, flags: tuple[str, ...]) -> str:
 
 def _build(compiler: str, sources: Path, flags: tuple[str, ...], folder: Path) -> None:
     """Compiles every .cc of `sources` in parallel and links them in `folder`, which appears complete or not at all."""
+    # Beside its place and not in /tmp: a rename is atomic within one file system only.
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
+        # The largest first: the last one to finish is then a short one.
         files = sorted(sources.glob("*.cc"), key=lambda file: -file.stat().st_size)
         objects = [str(scratch / f"{file.stem}.o") for file in files]
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
+            # `list` raises what a worker raised.
             list(
                 workers.map(
                     lambda pair: _run([compiler, *flags, "-c", str(pair[0]), "-o", pair[1]]),
@@ -273,6 +286,7 @@ def _build(compiler: str, sources: Path, flags: tuple[str, ...], folder: Path) -
         _run([compiler, "-shared", *objects, "-o", str(scratch / "libmindmoe_cpu.so"), "-ldl", "-lpthread"])
         for item in objects:
             Path(item).unlink()
+        # The linker follows the umask, which may leave it writable by a group that `exposed` refuses.
         (scratch / "libmindmoe_cpu.so").chmod(0o700)
         scratch.rename(folder)
     finally:

@@ -34,6 +34,7 @@ class _CrossEntropy(nn.Cell):
         self.forward = pack.op(
             "cross_entropy_with_gradient",
             lambda x, w, labels, *_: ((1,), labels, x, w),
+            # Gradients have the types of x and w.
             lambda x, w, *_: (float32, float32, x, w),
         )
         self.scale = pack.op("scale", lambda x, s: x, lambda x, s: x)
@@ -42,6 +43,7 @@ class _CrossEntropy(nn.Cell):
         return self.forward(x, w, labels, mask, self.settings)
 
     def bprop(self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor, out: Outputs, dout: Outputs) -> Outputs:
+        # The gradient of the sum is there already; the chain rule multiplies it by a number.
         return self.scale(out[2], dout[0]), self.scale(out[3], dout[0]), no_gradient(labels), no_gradient(mask)
 
 

@@ -58,6 +58,7 @@ class _Experts(nn.Cell):
         self.settings = settings(precision == "bf16", alpha, limit)
         self.forward = pack.op(
             "experts_forward",
+            # One row of SwiGLU inputs for each assignment; weights are (E, D, 2F), so w1[2] is 2F.
             lambda x, gates, ids, w1, *_: (x, (ids[0] * ids[1], w1[2])),
             lambda *_: (STORAGE[out], STORAGE[precision]),
             (out, precision),
@@ -85,6 +86,7 @@ class _Experts(nn.Cell):
         out: Outputs,
         dout: Outputs,
     ) -> Outputs:
+        # Only y has a gradient; the kept inputs of the SwiGLU are for this pass alone.
         dx, dgates, dw1, db1, dw2, db2 = self.backward(dout[0], x, gates, ids, w1, b1, w2, b2, out[1], self.settings)
         return dx, dgates, no_gradient(ids), dw1, db1, dw2, db2
 
@@ -105,7 +107,7 @@ class Permute(nn.Cell):
             "permute_forward",
             lambda x, ids, s: ((ids[0] * ids[1], x[1]), ids, (num_experts,)),
             lambda x, ids, s: (x, int32, int32),
-            num_experts,
+            num_experts,  # the variant: the shape of counts depends on it
         )
         self.backward = pack.op("permute_backward", lambda drows, slot: (slot[0], drows[1]), lambda drows, slot: drows)
 
@@ -115,6 +117,7 @@ class Permute(nn.Cell):
 
     def bprop(self, x: Tensor, ids: Tensor, out: tuple, dout: tuple) -> tuple[Tensor, Tensor]:
         """Gradient of x: the sum over its rows."""
+        # Slots and counts are integers and have none.
         return self.backward(dout[0], out[1]), no_gradient(ids)
 
 

@@ -19,6 +19,7 @@ class Linear(nn.Cell):
         super().__init__()
         pack = pack or load()
         self.absent = absent()
+        # Which optional inputs are there is a constant of an op, so there is an op for each case.
         self.plain = _Linear(precision, out, pack, False, False)
         self.biased = _Linear(precision, out, pack, True, False)
         self.added = _Linear(precision, out, pack, False, True)
@@ -48,6 +49,7 @@ class _Linear(nn.Cell):
 
     def bprop(self, x: Tensor, w: Tensor, bias: Tensor, residual: Tensor, y: Tensor, dy: Tensor) -> Outputs:
         dx, dw, dbias = self.backward(dy, x, w, bias, self.settings)
+        # The residual's gradient is y's. One that is absent is a zero (pack.absent), which serves as its own gradient.
         return dx, dw, dbias, dy if self.has_residual else residual
 
 

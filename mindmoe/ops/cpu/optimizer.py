@@ -41,6 +41,7 @@ class FusedAdamW(nn.Cell):
     ):
         super().__init__()
         self.settings = settings(beta1, beta2, eps, weight_decay, *decay)
+        # MindSpore sees no output but a copy of `step`: the op writes its inputs, which is what `in place` means here.
         self.update = (pack or load()).op("adamw", lambda *_: (1,), lambda *_: float32)
 
     def construct(

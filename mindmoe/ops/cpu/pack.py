@@ -63,6 +63,7 @@ class Pack:
             variant: whatever `shape` and `dtype` close over. MindSpore reuses what it inferred for a primitive of equal
                 name and attributes, so two ops that infer differently must differ here.
         """
+        # `aot`: a function of a shared library with MindSpore's calling convention (kernels/cpu/src/custom.h).
         primitive = ops.Custom(f"{self.path}:{name}", out_shape=shape, out_dtype=dtype, func_type="aot")
         primitive.add_prim_attr("variant", str(variant))
         return primitive
@@ -94,19 +95,23 @@ class Pack:
         Raises:
             UserError: it was asked for and is not there.
         """
+        # Tiles first, for bf16; what serves fp32 is chosen below in any case.
         tiles = bool(self._library().mindmoe_use_tiles(gemm in (None, "amx")))
         if gemm == "amx" and not tiles:
             raise UserError("gemm=amx: this CPU or kernel lends no tile unit", "leave gemm unset")
         wanted = gemm or ("onednn" if fast_bf16() else "onednn_widened")
+        # MindSpore's wheel carries oneDNN under a name with its version.
         candidates = [] if wanted == "own" else sorted((Path(ms.__file__).parent / "lib").glob("libdnnl.so*"))
         connect = self._library().mindmoe_use_onednn
         found = any(connect(str(file).encode(), wanted != "onednn_widened") for file in candidates)
+        # Undoes an earlier connection: settings hold for the process.
         if not found:
             connect(b"", False)
         if gemm not in (None, "own", "amx") and not found:
             raise UserError(f"gemm={gemm}: MindSpore carries no oneDNN with dnnl_sgemm here", "leave gemm unset")
 
     def _library(self) -> ctypes.CDLL:
+        # Loading a path again gives the library that is loaded already.
         return ctypes.CDLL(str(self.path))
 
 
@@ -134,6 +139,7 @@ def load(isa: Isa | None = None) -> Pack:
 
 def settings(*values: float) -> ms.Tensor:
     """Constants of an op, as the float64 tensor its entry point expects last among the inputs."""
+    # One type for all constants of all ops; an entry point reads flags and numbers alike from it.
     return ms.Tensor(np.array(values, np.float64))
 
 

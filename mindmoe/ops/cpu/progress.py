@@ -30,9 +30,11 @@ def build_wait(shape: OpShape, pack: Pack) -> Callable[[], bool]:
     wait() gives up, and returns False, when no op of the pack ends for a quarter of a second: other work takes the
     time then, or an op has failed, which reading the value will tell.
     """
+    # The library that the ops run in: one path is loaded once in a process, so the counter is the same.
     library = ctypes.CDLL(str(pack.path))
     library.mindmoe_arrivals.restype = ctypes.c_int64
     library.mindmoe_await.argtypes = [ctypes.c_int64]
+    # Arrivals before now, as of another model of this process, are none of this wait's.
     awaited = library.mindmoe_arrivals()
 
     def wait() -> bool:

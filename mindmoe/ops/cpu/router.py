@@ -26,6 +26,7 @@ class StaticRouter(nn.Cell):
         pack, rule = pack or load(), moe.router
         assert isinstance(rule, TopK), "see build_router"
         self.num_experts = moe.num_experts
+        # Adds nothing: the op always takes a bias.
         self.no_bias = Tensor(np.zeros(moe.num_experts), float32)
         self.score = Linear("fp32", "fp32", pack)
         self.fork = Fork(2, pack)
@@ -45,9 +46,11 @@ class StaticRouter(nn.Cell):
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
         """See the contract."""
         logits = self.score(x, weight, bias).reshape((-1, self.num_experts))
+        # Both the gates and the balancing sums have gradients at the logits.
         to_route, to_count = self.fork(logits)
         gates, ids = self.route(to_route, self.no_bias if selection_bias is None else selection_bias)
         counts, probabilities, z, entropy = self.statistics(to_count, ids)
+        # An inferred shape () would become a Python scalar in a graph: the op gives (1), see cpu/optimizer.py.
         return gates, ids, (counts, probabilities, z.reshape(()), entropy.reshape(()))
 
 

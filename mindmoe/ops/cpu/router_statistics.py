@@ -19,6 +19,7 @@ class RouterStatistics(nn.Cell):
         self.settings = settings(sigmoid)
         self.forward = pack.op(
             "router_statistics_forward",
+            # (1) rather than (): see cpu/optimizer.py.
             lambda x, ids, s: ((x[1],), (x[1],), (1,), (1,)),
             lambda *_: (float32, float32, float32, float32),
         )
@@ -34,4 +35,5 @@ class RouterStatistics(nn.Cell):
 
     def bprop(self, logits: Tensor, ids: Tensor, out: tuple, dout: tuple) -> tuple[Tensor, Tensor]:
         """Gradient of the logits."""
+        # Counts and entropy have no gradient: dout[0] and dout[3] are left unread.
         return self.backward(dout[1], dout[2], logits, self.settings), no_gradient(ids)

@@ -36,6 +36,7 @@ class Route(nn.Cell):
         super().__init__()
         pack = pack or load()
         self.settings = settings(SCORES.index(score), norm_topk, scale, groups, topk_groups)
+        # k, which the shapes close over, is the variant.
         self.forward = pack.op("route_forward", lambda x, b, s: ((x[0], k), (x[0], k)), lambda *_: (float32, int32), k)
         self.backward = pack.op("route_backward", lambda dg, x, ids, s: x, lambda *_: float32)
 

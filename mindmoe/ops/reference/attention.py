@@ -36,6 +36,7 @@ def _attention(
 ) -> AttentionOp:
     longest, half = cos.shape
     cos_t, sin_t = Tensor(cos[None, None]), Tensor(sin[None, None])
+    # Built once for the longest sequence; shorter ones use its upper left corner.
     band = Tensor(_band(longest, window)[None, None])
     score, mix = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()
     cast, scale = ROUND[precision], head_dim**-0.5
@@ -44,6 +45,7 @@ def _attention(
         return x.reshape((x.shape[0], x.shape[1], -1, head_dim)).transpose((0, 2, 1, 3))
 
     def rotate(x: Tensor) -> Tensor:
+        # Pairs are (i, i + hd/2), the two halves of a head, not neighbours: Hugging Face's rotate-half.
         a, b = x[..., :half], x[..., half:]
         c, s = cos_t[:, :, : x.shape[2]], sin_t[:, :, : x.shape[2]]
         return ops.concat((a * c - b * s, b * c + a * s), -1)
@@ -51,19 +53,25 @@ def _attention(
     def attention(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, segment_ids: Tensor) -> Tensor:
         batch, seq_length = q.shape[0], q.shape[1]
         num_q, num_kv = q.shape[2] // head_dim, k.shape[2] // head_dim
+        # Consecutive query heads share a key head: they are laid one behind the other as rows of one product,
+        # (B, KV, H/KV * S, hd), instead of copying the keys.
         grouped = (batch, num_kv, num_q // num_kv * seq_length, head_dim)
+        # On q: hd numbers a token and head, where the scores have S.
         q, k, v = rotate(heads(q)) * scale, rotate(heads(k)), heads(v)
         logits = score(cast(q.reshape(grouped)), cast(k)).reshape((batch, num_q, seq_length, seq_length))
         logits = logits + band[:, :, :seq_length, :seq_length]
+        # (B, 1, S, S): True between tokens of different documents.
         if documents:
             other = segment_ids.expand_dims(1).expand_dims(3) != segment_ids.expand_dims(1).expand_dims(2)
             logits = ops.masked_fill(logits, other, _HIDDEN)
         if sinks is not None:
+            # A sink is one more column of the softmax; its weight is cut off, so rows sum to less than 1.
             column = ops.broadcast_to(sinks.reshape((1, num_q, 1, 1)), (batch, num_q, seq_length, 1))
             weights = ops.softmax(ops.concat((logits, column), -1), -1)[..., :seq_length]
         else:
             weights = ops.softmax(logits, -1)
         weights = weights.reshape((batch, num_kv, num_q // num_kv * seq_length, seq_length))
+        # (B, KV, H/KV * S, S) times values (B, KV, S, hd), back to (B, S, H*hd).
         out = mix(cast(weights), cast(v)).reshape((batch, num_q, seq_length, head_dim))
         return out.transpose((0, 2, 1, 3)).reshape((batch, seq_length, num_q * head_dim))
 
@@ -99,8 +107,10 @@ def _cached_attention(
 
     def remember(cache: Parameter, new: Tensor, start: Tensor) -> Tensor:
         """The cache with `new` (B, KV, N, hd) from position start on, stored and returned."""
+        # For each of the C places of the cache, which new token belongs there; those outside keep what they hold.
         offset = ops.arange(0, cache.shape[2], dtype=ms.int32) - start
         inside = ops.logical_and(offset >= 0, offset < new.shape[2]).reshape((1, 1, -1, 1))
+        # Clamped, so that the gather stays inside where `inside` is False.
         spread = ops.gather(new, ops.clamp(offset, 0, new.shape[2] - 1), 2)
         extended = ops.select(ops.broadcast_to(inside, cache.shape), spread, cache)
         # not the result of assign: a compiled graph may read the parameter before it is written
@@ -112,14 +122,18 @@ def _cached_attention(
         batch, num, capacity = q.shape[0], q.shape[1], keys.shape[2]
         num_q, num_kv = q.shape[2] // head_dim, k.shape[2] // head_dim
         at = start + ops.arange(0, num, dtype=ms.int32)
+        # Keys are kept rotated, as a position never changes.
         k_all = remember(keys, rotate(heads(k), at), start)
         v_all = remember(values, heads(v), start)
         grouped = (batch, num_kv, num_q // num_kv * num, head_dim)
         q = (rotate(heads(q), at) * scale).reshape(grouped)
         logits = score(cast(q), cast(k_all)).reshape((batch, num_q, num, capacity))
+        # (1, 1, N, C): how far a place of the cache lies behind a query. Places that hold nothing yet lie ahead of
+        # every query, so they need no mask of their own.
         age = at.reshape((1, 1, -1, 1)) - ops.arange(0, capacity, dtype=ms.int32).reshape((1, 1, 1, -1))
         hidden = ops.logical_or(age < 0, age >= window) if window else age < 0
         logits = ops.masked_fill(logits, hidden, _HIDDEN)
+        # Always a column: one at _HIDDEN adds exactly 0 to the denominator.
         column = (
             ops.full((batch, num_q, num, 1), _HIDDEN, dtype=ms.float32)
             if sinks is None

@@ -27,6 +27,7 @@ class ProjectedCrossEntropy(nn.Cell):
         self, x: Tensor, w: Tensor, labels: Tensor, mask: Tensor, out: Tensor, dout: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Gradients of x and w; the logits are computed again rather than kept."""
+        # The mask is the gradient of each token's loss.
         dx, dw = self.all.backward(mask * dout, None, x, w, labels)
         return dx, dw, zeros_like(labels), zeros_like(mask)
 
@@ -60,14 +61,17 @@ class CrossEntropyPart:
     def forward(self, x: Tensor, w: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.project(self.cast(x), self.cast(w))
         label, held = _placed(labels, w.shape[0])
+        # Elsewhere word 0 is read, a valid index, and multiplied away.
         return ops.logsumexp(logits, 1), ops.gather_elements(logits, 1, label.expand_dims(1)).squeeze(1) * held
 
     def backward(self, dnll: Tensor, lse: Tensor | None, x: Tensor, w: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         x, w = self.cast(x), self.cast(w)
         logits = self.project(x, w)
+        # With the log-denominator of the whole vocabulary a part's probabilities sum to less than 1.
         p = ops.softmax(logits, 1) if lse is None else ops.exp(logits - lse.expand_dims(1))
         label, held = _placed(labels, w.shape[0])
         chosen = self.one_hot(label, w.shape[0], self.on, self.off) * held.expand_dims(1)
+        # d loss / d logits = (p - onehot) * d loss; a label elsewhere leaves p alone.
         d = self.cast((p - chosen) * dnll.expand_dims(1))
         return self.plain(d, w), self.left_t(d, x)
 

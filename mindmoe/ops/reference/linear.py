@@ -12,6 +12,7 @@ def build_linear(shape: OpShape) -> LinearOp:
     cast = ROUND[shape.precision]
 
     def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        # MatMul takes two dimensions: leading axes are folded, and come back.
         y = matmul(cast(x.reshape((-1, x.shape[-1]))), cast(w)).reshape((*x.shape[:-1], w.shape[0]))
         if bias is not None:
             y = y + bias

@@ -23,6 +23,7 @@ def _adamw(decays: Sequence[bool], *, beta1: float, beta2: float, eps: float, we
     """
     fused = ops.operations.AdamWeightDecay()
     first_rate, second_rate = Tensor(beta1, ms.float32), Tensor(beta2, ms.float32)
+    # For beta = 0 a number whose exponential is 0: the correction is then 1.
     log1, log2 = math.log(beta1) if beta1 else -1e30, math.log(beta2) if beta2 else -1e30
     none = Tensor(0.0, ms.float32)
     decayed = tuple(decays)
@@ -30,8 +31,10 @@ def _adamw(decays: Sequence[bool], *, beta1: float, beta2: float, eps: float, we
     def adamw(
         params: tuple, first: tuple, second: tuple, grads: tuple, lr: Tensor, scale: Tensor, step: Tensor
     ) -> Tensor:
+        # 1 - beta^t by expm1: with beta near 1 and few steps the difference would cancel in fp32.
         c1, root2 = -ops.expm1(step * log1), ops.sqrt(-ops.expm1(step * log2))
         rate, epsilon, decay = lr * root2 / c1, eps * root2, weight_decay * c1 / root2
+        # Each update hangs on the result, or a graph drops what nobody reads.
         done = step
         for i in range(len(params)):
             updated = fused(
