@@ -93,7 +93,7 @@ class MoeLayer(nn.Cell):
             found = self.route(logits, own, read)
             gates, ids = found["gates"], found["ids"]
             kept = ids
-            # A router may decide from other logits than the projection's; z-loss and entropy are about those.
+            # A router may decide from other logits than the projection's; the z-loss is about those.
             if "logits" in found:
                 logits = found["logits"]
             sums = self.statistics(logits, ids, found["probs"], x.shape[0])
