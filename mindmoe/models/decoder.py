@@ -81,9 +81,10 @@ class CausalLM(nn.Cell):
         # The pieces of all stages, not this one's alone: a tied table lies on two of them, and its gradient is theirs.
         pieces = build_pieces(model, parallel)
 
-        def unit(prefixes: tuple[str, ...]) -> Unit:
+        def unit(wanted: tuple[str, ...]) -> Unit:  # names, or what ends in a dot and begins them
+            starts = tuple(start for start in wanted if start.endswith("."))
             placed = []
-            for spec in (spec for name, spec in specs.items() if name.startswith(prefixes)):
+            for spec in (spec for name, spec in specs.items() if name in wanted or name.startswith(starts)):
                 stages = holding_stages(pieces, parallel.pp, spec.name, model.tie_word_embeddings)
                 placed.append((spec, Placement.of(spec, groups.mesh, groups.rank, stages, parallel.zero)))
             return Unit(placed, groups, seed, model.initializer_range)

@@ -21,15 +21,16 @@ class Piece:
     last: bool
 
     def holds(self, name: str, tied: bool) -> bool:
-        """Whether a parameter belongs to this piece; tied embeddings belong to the first and the last one,
-        tables of gradient norms to all."""
+        """Whether a parameter belongs to this piece; tied embeddings belong to the first and the last one, what routers
+        of all layers share to each."""
         if name.startswith("model.layers."):
             return int(name.split(".")[2]) in self.layers
         # tied embeddings are the head's weight too: two stages hold them, and their gradients are summed
         if name == "model.embed_tokens.weight":
             return self.first or (tied and self.last)
-        # what is left is the final norm and the head
-        return name.endswith("_table") or self.last
+        if name.startswith(("model.norm.", "lm_head.")):
+            return self.last
+        return True  # what is left is the routers'
 
 
 def layer_counts(num_layers: int, config: ParallelConfig) -> list[int]:
