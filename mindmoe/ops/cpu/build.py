@@ -175,7 +175,7 @@ def exposed(path: Path, own: int = 4) -> str:
             status = place.stat()
         except OSError as error:
             return f"{place} cannot be looked at: {error.strerror}"
-        # The lowest `own` levels are the cache's; above them folders of root, or sticky as /tmp is, are fine too.
+        # The lowest `own` levels are the cache's; above them folders of root, or sticky ones, are fine too.
         ours = len(place.parts) > len(real.parts) - own
         # Writable by group or others, unless the sticky bit protects entries from strangers (above the cache only).
         shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not (status.st_mode & stat.S_ISVTX and not ours)
@@ -269,7 +269,7 @@ def _digest(sources: Path, compiler: str, flags: tuple[str, ...]) -> str:
 
 def _build(compiler: str, sources: Path, flags: tuple[str, ...], folder: Path) -> None:
     """Compiles every .cc of `sources` in parallel and links them in `folder`, which appears complete or not at all."""
-    # Beside its place and not in /tmp: a rename is atomic within one file system only.
+    # Beside its place, not where the system keeps temporary files: a rename is atomic within one file system only.
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         # The largest first: the last one to finish is then a short one.
