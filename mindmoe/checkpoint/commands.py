@@ -353,7 +353,8 @@ def repair(path: Path) -> int:
                 disk.sync_dir(root)
             print(f"brought back {match[0]}: every byte of {folder.name} verifies")
             done += 1
-    for folder in sorted(root.glob(f"{disk.TEMPORARY}*")):
+    # Saves alone: what the ranks of a live run tell each other lies beside them, and may be older.
+    for folder in sorted(root.glob(f"{disk.TEMPORARY}step-*")):
         newest = max((p.stat().st_mtime for p in (folder, *folder.rglob("*"))), default=0.0)
         if time.time() - newest > _ABANDONED:
             with disk.reported(f"remove {folder}"):

@@ -110,13 +110,15 @@ def test_repair(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flip(root / "step-00000003")
     os.rename(root / "step-00000002", root / "quarantine-step-00000002")  # as if the disk had been unreadable
     abandoned, live = root / ".tmp-step-00000004-x", root / ".tmp-step-00000005-y"
-    for folder in (abandoned, live):
+    messages = root / ".tmp-ranks-z"  # of a run that goes on and has not saved for an hour
+    for folder in (abandoned, live, messages):
         folder.mkdir()
-    os.utime(abandoned, (time.time() - 9000,) * 2)
+    for folder in (abandoned, messages):
+        os.utime(folder, (time.time() - 9000,) * 2)
     assert ckpt("repair", run) == 0
     out = capsys.readouterr().out
     assert "set aside step-00000003" in out and "brought back step-00000002" in out and "newest valid step is 2" in out
-    assert not abandoned.exists() and live.exists()
+    assert not abandoned.exists() and live.exists() and messages.exists()
     assert [path.name for path in list_steps(root)] == ["step-00000002", "step-00000001"]
     assert ckpt("repair", run) == 0 and "0 repairs" in capsys.readouterr().out
 
