@@ -49,8 +49,8 @@ class Objective(nn.Cell):
         self.context = groups["cp"].size
         self.none = Tensor(0.0)
         self.aux_coef: Any = moe.balance.aux_coef if moe is not None else 0.0
-        self.balanced = self.aux_coef > 0
-        self.over = moe.balance.aux_over if moe is not None and self.balanced else "micro"
+        # A loss that weighs nothing is reported all the same, in its plainest form.
+        self.over = moe.balance.aux_over if moe is not None and self.aux_coef > 0 else "micro"
         if live:
             self.aux_coef = Parameter(Tensor(self.aux_coef, ms.float32), name="aux_coef", requires_grad=False)
         self.learn, self.names = net.learn, self.report_names(net)
@@ -123,7 +123,7 @@ class Objective(nn.Cell):
         everywhere = counts
         if self.over == "running" and known:
             everywhere = counts + known[0]
-        if self.balanced and self.over != "exact":
+        if self.over != "exact":
             everywhere = self.all_reduce(ops.stop_gradient(everywhere))
         if known:
             everywhere = (known[0] if self.over == "exact" else everywhere) * known[1]

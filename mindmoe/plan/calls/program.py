@@ -48,8 +48,7 @@ class StepProgram:
         self.pieces = stage_pieces(self.all_pieces, self.stage, mesh.pp)
         self.tied = config.model.tie_word_embeddings
         balance = config.moe.balance if config.moe is not None else BalanceConfig()
-        self.balanced = balance.aux_coef > 0
-        self.counts_first = self.balanced and balance.aux_over == "exact"
+        self.counts_first = balance.aux_coef > 0 and balance.aux_over == "exact"
         self.specs = param_specs(config.model, config.moe)
         self.block = BlockCalls(self.config, self.on)
         train = config.train
@@ -99,8 +98,7 @@ class StepProgram:
 
     def balance(self, moe: MoeConfig, layers: int) -> list[Call]:
         """Sums of the counts of experts for the balancing losses: of all tokens, and of sequences that are split."""
-        each = self.balanced and not self.counts_first
-        found = self.on.of("all_reduce", "stage", (layers, moe.num_experts)) if each else []
+        found = [] if self.counts_first else self.on.of("all_reduce", "stage", (layers, moe.num_experts))
         if moe.balance.seq_aux_coef > 0:
             counts = (layers, self.tokens[0], moe.num_experts)
             found += [*self.on.of("all_reduce", "tp", counts), *self.on.of("all_reduce", "cp", counts)]
