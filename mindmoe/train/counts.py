@@ -41,6 +41,7 @@ class StepCounts:
             return ()
         if self.over == "running":
             return self.counts, Tensor(np.float32(1.0 / (self.passes + 1)))
+        # By now every forward pass has been added; all ranks of the stage come here at the same point of the schedule.
         if not self.of_batch:
             self.of_batch = self.all_reduce(self.counts), Tensor(np.float32(1.0 / self.passes))
         return self.of_batch

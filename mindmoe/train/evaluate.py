@@ -33,6 +33,7 @@ class Evaluator:
     def __init__(self, step: TrainStep, config: RunConfig, batches: TokenBatches, mesh: Mesh, at: Coordinates):
         self.step, self.batches, self.train = step, batches, config.train
         self.mesh, self.at = mesh, at
+        # Whole global batches only, so that the tokens evaluated are the same under every layout.
         self.num_batches = min(config.train.eval_batches, batches.num_samples // config.train.global_batch_size)
 
     @cached_property
@@ -40,6 +41,7 @@ class Evaluator:
         """Unigram and bigram entropy of the very tokens that are evaluated [nats per token]."""
         size = self.train.global_batch_size
         batches = [self.batches.batch(index, 0, size) for index in range(self.num_batches)]
+        # (B, S) and the last label -> (B, S + 1), the rows as the data set holds them
         rows = [np.concatenate([batch.input_ids, batch.labels[:, -1:]], axis=1) for batch in batches]
         return unigram_bigram(np.concatenate(rows))
 
@@ -58,6 +60,7 @@ class Evaluator:
         size, micro = self.train.global_batch_size, self.train.micro_batch_size
         sums = np.zeros(2, np.float64)
         for index in range(self.num_batches):
+            # Data rank r takes every dp-th micro-batch, as in training.
             for start in range(self.at.dp * micro, size, self.mesh.dp * micro):
                 batch = self.batches.batch(index, start, start + micro)
                 sums += [self.step.evaluate(batch), float(batch.loss_mask.sum())]
@@ -70,7 +73,7 @@ class Evaluator:
             "step": done,
             "time": time(),
             "loss": loss,
-            "perplexity": math.exp(min(loss, 700.0)),
+            "perplexity": math.exp(min(loss, 700.0)),  # exp overflows a double above 709
             "bits_per_byte": float(total) / math.log(2) / self.text_bytes if self.text_bytes else None,
             "tokens": round(float(count)),
             "seconds": perf_counter() - started,

@@ -106,6 +106,7 @@ class RunFolder:
         """
         if (recorded := self.recorded()) is None:
             return
+        # Dotted keys, so that a difference is told by the word that would set it.
         before, now = flat(recorded.model_dump()), flat(config.model_dump())
         changed = [
             f"{key}: {before.get(key)!r} there, {now.get(key)!r} here"
@@ -139,4 +140,5 @@ class RunFolder:
 
 
 def _may_change(key: str) -> bool:
+    # A prefix stands for its whole section, but `data.valid` not for `data.valid_fraction`.
     return any(key == prefix or key.startswith(prefix + ".") for prefix in _MAY_CHANGE)

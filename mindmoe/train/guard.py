@@ -17,6 +17,7 @@ class StopSource(Protocol):
 
 def stop_signals() -> list[signal.Signals]:
     """The signals that ask a run to save and stop; SIGHUP, of a terminal that closes, unless it is ignored (nohup)."""
+    # nohup starts a process with SIGHUP ignored; a handler of our own would undo that.
     hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
     return [signal.SIGTERM, signal.SIGINT, *hangup]
 
@@ -35,6 +36,8 @@ class StopRequest:
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopRequest":
+        # The handler only notes the signal: a step under way is finished, saved, and left together with all other
+        # ranks.
         self._before = {number: signal.signal(number, self._handle) for number in stop_signals()}
         return self
 

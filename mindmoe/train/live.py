@@ -113,6 +113,7 @@ class Hold(Watch):
     """
 
     def __init__(self, folder: Path, launch: LaunchConfig, command: str, *, takeover: bool = False, name: str = "live"):
+        # A quarter of the timeout: a beat or two may be lost before another machine takes this one for dead.
         super().__init__(min(_BEAT, launch.node_timeout / 4))
         self.folder, self.launch, self.takeover = folder, launch, takeover
         self.session = uuid.uuid4().hex
@@ -142,6 +143,7 @@ class Hold(Watch):
                 "set output_dir=... to a folder that you may write, or free some space",
             ) from None
         except BaseException:
+            # A lock that stayed open would keep the folder from the next start in this process.
             self._files.close()
             raise
         super().__enter__()
@@ -149,6 +151,7 @@ class Hold(Watch):
 
     def __exit__(self, *rest: object) -> None:
         super().__exit__(*rest)
+        # Whoever has taken the folder meanwhile keeps its record.
         found = self._files.read()
         if found is not None and found.session == self.session:
             self._files.remove()
@@ -160,6 +163,7 @@ class Hold(Watch):
         if found is not None and found.session != self.session:
             self.code = EXIT_OVERTAKEN
             return
+        # Asked to end, it still gives signs of life: it is saving, and must not be taken for dead.
         if self._files.wanted_from() == self.session:
             self.code = EXIT_OVERTAKEN
         self._record = replace(self._record, beat=self._record.beat + 1, time=time.time())
@@ -171,10 +175,12 @@ class Hold(Watch):
         asked: float | None = None
         began = time.monotonic()
         while True:
+            # Exclusive: had only when no process of any run shares it any more.
             exclusive = self._files.lock(fcntl.LOCK_EX)
             found = self._files.read()
             if self._is_over(found, exclusive) and self._enter(found, exclusive):
                 return
+            # Let go between two looks: a start that only waits must not pass for a run.
             self._files.lock(fcntl.LOCK_UN)
             now = time.monotonic()
             if now - began < self._grace(found):
@@ -198,10 +204,12 @@ class Hold(Watch):
         """
         if found is None:
             return exclusive is not False
+        # The boot of a machine, without the space of process numbers: locks reach across containers, numbers do not.
         here, there = kernel().partition(" ")[0], found.kernel.partition(" ")[0]
         if here and here == there:
             if exclusive is not None:
                 return exclusive
+            # No locks here: the recorded process itself, and ranks that it may have left behind, have to be gone.
             if found.kernel == kernel():
                 return birth(found.pid) != found.birth and not marked(found.session, self.folder)
         return self._is_silent(found)
@@ -210,6 +218,7 @@ class Hold(Watch):
         """How long the folder may be locked before that is taken for somebody who stays [s]."""
         if found is None:  # another start is just entering, or only looks
             return _GRACE
+        # Nothing to wait for: the one who is there lives or cannot be seen from here, or will be asked to end anyway.
         if self.takeover or found.kernel != kernel() or birth(found.pid) == found.birth:
             return 0.0
         if not self._told:
@@ -219,6 +228,7 @@ class Hold(Watch):
 
     def _is_silent(self, found: LiveRecord) -> bool:
         """Whether what a record of another machine names gives no sign of life for long enough."""
+        # Several beats long, so that a slow file system alone does not pass for death.
         limit = max(2 * self.launch.node_timeout, 4 * found.every)
         while (silence := self._files.age()) < limit:
             if not self._told:
@@ -226,16 +236,19 @@ class Hold(Watch):
                 print(f"{self.folder} was in use by {found}: {wait}", flush=True)
                 self._told = True
             time.sleep(_POLL)
+            # Any change is a sign of life, whatever clocks say; a record that has gone means an orderly end.
             if (later := self._files.read()) != found:
                 return later is None
         return True
 
     def _enter(self, found: LiveRecord | None, exclusive: bool | None) -> bool:
         """Leaves the name of this process, and shares the lock with what it starts; False if another was faster."""
+        # Without the exclusive lock another start may enter at the same time: the record shows who was first.
         if not exclusive and (self._files.lock(fcntl.LOCK_SH) is False or self._files.read() != found):
             return False
         self._files.write(self._record)
         self._files.remove_request()
+        # flock(2) lets go of the exclusive lock before it takes the shared one: somebody may come between.
         return not exclusive or self._files.lock(fcntl.LOCK_SH) is not False
 
     def _ask(self, found: LiveRecord | None, waited: float) -> None:
@@ -247,6 +260,7 @@ class Hold(Watch):
             return
         if found is not None:
             end_all(found.session, folder=self.folder)
+        # Killed processes need a moment until the kernel has closed their locks.
         if waited > self._patience + _GRACE:
             raise UserError(
                 f"{shown(str(self.folder), 300)} is still in use by {found or 'a process that has left no name'} "
@@ -271,6 +285,7 @@ class Member(Watch):
         self.folder, self.launch = folder, launch
         self.session = launch_mark().partition(":")[0]
         self._files = _Files(folder, "live")
+        # The count of phases tells a rank at work from a hung one (host/position.py).
         self._standing, self._since = standing(), time.monotonic()
 
     def __enter__(self) -> "Member":
@@ -296,8 +311,10 @@ class Member(Watch):
         elif launcher_gone(launcher()):
             self.code = EXIT_ORPHANED
         now, at = time.monotonic(), standing()
+        # The clock runs once the launcher has gone, and starts anew with each phase: a rank that saves lives on.
         if at != self._standing or not self.code:
             self._standing, self._since = at, now
+        # A first entry into a phase may compile, which takes longer than any wait for others.
         _, compiles = at
         patience = max(self.launch.hang_timeout, self.launch.compile_timeout if compiles else 0.0)
         if self.launch.hang_timeout and now - self._since > patience:
@@ -308,6 +325,7 @@ def joined(folder: Path, launch: LaunchConfig, at: Place, takeover: bool) -> Wat
     """What watches over a training process: as part of its launch, or as the one that holds the folder for all."""
     if launch_mark():
         return Member(folder, launch)
+    # Ranks that were started by other means than `mindmoe launch` have no mark: rank 0 holds the folder for them.
     return Hold(folder, launch, "train", takeover=takeover) if at.rank == 0 else Watch(_BEAT)
 
 
@@ -319,6 +337,7 @@ class _Files:
         self._fd = -1
 
     def open(self) -> None:
+        # CLOEXEC: a child that has the descriptor would hold the lock beyond the end of this process.
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         self._fd = os.open(self._lock, flags, 0o666)
 
@@ -351,6 +370,7 @@ class _Files:
 
     def age(self) -> float:
         """Time since the record was written, by the clock of whoever holds the files [s]."""
+        # The lock file is touched to learn the time of the server that keeps both files.
         os.utime(self._fd)
         with suppress(OSError):
             return os.fstat(self._fd).st_mtime - self._live.stat().st_mtime

@@ -62,6 +62,7 @@ class Loop:
 
     def run(self, start: int, stop: StopRequest) -> int:
         """Trains from step `start` on; returns the exit code."""
+        # The checkpoint that was resumed from need not be saved again; -1 says that no step is saved.
         self.saved_step = start if start else -1
         config = self.trainer.config
         if config.qea is not None:
@@ -79,16 +80,20 @@ class Loop:
             done = step + 1
             self.tell_saves()
             self.tell_copies()
+            # Before any evaluation or save of this step: the weights are still those before it.
             if not result.finite:
                 return self.not_finite(step, result)
             last = done == self.config.steps
+            # Evaluated before it is saved, so that the checkpoint records its held-out loss (`checkpoint.keep_best`).
             if last or (self.config.eval_every and done % self.config.eval_every == 0):
                 self.evaluate(done)
             every = self.trainer.config.checkpoint.every
+            # `result.stop` is the same on every rank, so that all of them save and leave after the same step.
             if last or result.stop or (every and done % every == 0):
                 self.save(done)
             if last or result.stop:
                 self.finish_saves()
+            # The code is 0 where a failed save alone was the reason and the save of this step worked: the run goes on.
             if result.stop and not last and (code := self.agreed(stop.exit_code)):
                 why = _REASONS.get(code, "asked to stop")
                 self.event(done, "signal", f"{why}: saved step {done}; the same command resumes there")
@@ -114,6 +119,7 @@ class Loop:
         started = perf_counter()
         with during("reading data"):
             micro_batches = self.micro_batches(step)
+        # A collective, and so a wait for the slowest rank to read: it counts as time for data.
         num_valid = self.trainer.step.count_valid(micro_batches)
         data_seconds = perf_counter() - started
         lr = learning_rate(self.trainer.config.optim, step, self.config.steps)
@@ -155,6 +161,7 @@ class Loop:
     def micro_batches(self, step: int) -> list[Batch]:
         """This rank's rows: micro-batch m of all data ranks together is the same set of rows under any dp."""
         micro, dp, rank = self.config.micro_batch_size, self.trainer.mesh.dp, self.trainer.at.dp
+        # Data rank r takes rows r * micro and every dp * micro behind that: micro-batch m of all is one run of rows.
         starts = range(rank * micro, self.config.global_batch_size, dp * micro)
         return [self.batches.batch(step, start, start + micro) for start in starts]
 
@@ -168,6 +175,7 @@ class Loop:
         data_seconds: float,
     ) -> dict[str, Any]:
         """The record of a step."""
+        # Tokens of all ranks, masked ones included, because they cost the same compute.
         rate = self.tokens_per_step / seconds
         mfu, hfu = self.peak.shares(rate)
         record = {
@@ -188,6 +196,7 @@ class Loop:
             "compute_seconds": result.compute_seconds,
             "update_seconds": result.update_seconds,
         }
+        # Only where sequences are balanced: it is 0.0 where the objective does not report it.
         if result.seq_aux_loss:
             record["seq_aux_loss"] = result.seq_aux_loss
         if statistics is not None:
@@ -262,11 +271,13 @@ class Loop:
         """
         self.tell_saves(wait=True)
         self.tell_copies(wait=True)
+        # A rank that raised alone would leave the others waiting in their next collective.
         if self.any_rank(self.saver.failed is not None):
             raise self.saver.failed or CheckpointError("another rank could not save", "see its message")
 
     def agreed(self, code: int) -> int:
         """The greatest exit code of any rank: a signal goes before the reasons of guard.py."""
+        # A maximum made of a sum: every rank raises the flag of its code, and the last raised one is the greatest.
         return int(np.flatnonzero(host_sum(np.eye(256)[code], self.trainer.groups["world"]))[-1])
 
     def any_rank(self, flag: bool) -> bool:
@@ -275,6 +286,7 @@ class Loop:
 
     def not_finite(self, step: int, result: StepResult) -> int:
         """Stops with the last good state on disk."""
+        # `step` steps are complete; it does nothing if that checkpoint is there already.
         self.save(step)
         self.finish_saves()
         message = (

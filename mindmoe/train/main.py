@@ -42,6 +42,7 @@ def train(config: RunConfig, takeover: bool = False) -> int:
         stream=sys.stderr,
         format=f"%(asctime)s rank {at.rank} %(levelname)s %(name)s: %(message)s",
     )
+    # Every rank resolves, checks and plans for itself: the same inputs give the same answer, without a word exchanged.
     config = planned(config, at.world)
     batches, held_out = preflight(config, at.local_world)
     data = data_identity(config.data)
@@ -52,11 +53,13 @@ def train(config: RunConfig, takeover: bool = False) -> int:
             "raise train.steps to continue"
         )
         return 0
+    # Read before `create` replaces it: what changed since then is told as events.
     before = folder.recorded()
     with StopRequest() as stop, joined(folder.path, config.launch, at, takeover) as stop.watch:
         if at.rank == 0:
             folder.create(config)
             folder.write_environment(describe())
+        # The variables that this sets are read when MindSpore is imported, and everything below imports it.
         quiet_mindspore(threads_per_rank(config.launch.threads, at.local_world))
         from mindmoe.parallel.collectives import barrier
         from mindmoe.train.evaluate import Evaluator
@@ -71,11 +74,15 @@ def train(config: RunConfig, takeover: bool = False) -> int:
             trainer = build_trainer(config, at, recorded)
         held, agree = trainer.state, RankAgreement(trainer.groups["world"])
         saver = Saver(config, held, at, agree, data)
+        # Before the search for the newest checkpoint, so that one from the object store is found like any other.
         saver.bring_newer(config)
         found = load_newest(config, held, agree, cached=at.local_world > 1)
         start = found.manifest.step if found is not None else 0
         changed = told_of(found, config, data, before) if found is not None else []
+        # Loading fills what this rank updates; under ZeRO 1 and 2 the model's own parameters follow from that. Also
+        # without a checkpoint: a collective that every rank takes part in.
         trainer.publish()
+        # Closed in reverse order: first what runs beside training, then the sinks, the saver last.
         with ExitStack() as stack:
             stack.callback(saver.close)
             sink = open_sinks(config, at, start, stack)
@@ -90,6 +97,8 @@ def train(config: RunConfig, takeover: bool = False) -> int:
                 loop.event(start, event, message)
             stack.callback(loop.close)
             code = loop.run(start, stop)
+            # A rank that leaves early takes its end of the connections with it, while others may still be in a
+            # collective.
             barrier(trainer.groups["world"])
             return code
 

@@ -42,15 +42,18 @@ class Objective(nn.Cell):
     ):
         super().__init__(auto_prefix=False)
         self.net, self.moe, self.record_routing = net, moe, record_routing
+        # All ranks that hold tokens of these layers: dp, cp and tp, but not the other stages of the pipeline.
         self.all_reduce = build_all_reduce(groups["stage"])
         self.ranks = groups["dp_cp"].size
         self.seq_coef = moe.balance.seq_aux_coef if moe is not None else 0.0
         self.of_part, self.of_context = build_all_reduce(groups["tp"]), build_all_reduce(groups["cp"])
         self.context = groups["cp"].size
+        # What stands for a loss that a piece does not have.
         self.none = Tensor(0.0)
         self.aux_coef: Any = moe.balance.aux_coef if moe is not None else 0.0
-        # A loss that weighs nothing is reported all the same, in its plainest form.
+        # A loss without weight is reported too, but needs no counts of other micro-batches, nor passes to have them.
         self.over = moe.balance.aux_over if moe is not None and self.aux_coef > 0 else "micro"
+        # A parameter that a compiled step reads in each run; a Python number would be a constant of its graph.
         if live:
             self.aux_coef = Parameter(Tensor(self.aux_coef, ms.float32), name="aux_coef", requires_grad=False)
         self.learn, self.names = net.learn, self.report_names(net)
@@ -112,17 +115,22 @@ class Objective(nn.Cell):
         y, told = self.net(x, labels, loss_mask, segment_ids, token_weight, *read)
         cross_entropy = self.none.reshape(1)
         if self.net.last:
+            # y is the summed cross-entropy: reported as it is, differentiated as a share of the mean over the batch.
             cross_entropy, y = ops.stop_gradient(y).reshape(1), y * token_weight
         if self.moe is None:
             return (y, self.none), (cross_entropy,)
         counts, prob_sum = told["counts"], told["probs"]
+        # `labels` are whole over a tensor group, so tokens of this micro-batch over all ranks are those times dp and
+        # cp.
         num_tokens = float(labels.shape[0] * labels.shape[1] * self.ranks)
+        # (L, B, E) where sequences are balanced, else (L, E)
         sequences = counts, prob_sum
         if self.seq_coef > 0:
             counts, prob_sum = counts.sum(1), prob_sum.sum(1)
         everywhere = counts
         if self.over == "running" and known:
             everywhere = counts + known[0]
+        # Under `exact`, `known` brings counts that are summed over ranks already.
         if self.over != "exact":
             everywhere = self.all_reduce(ops.stop_gradient(everywhere))
         if known:
@@ -130,22 +138,26 @@ class Objective(nn.Cell):
         aux = balance_loss(self.moe, everywhere, prob_sum, num_tokens, num_tokens) * micro_weight
         z = z_loss(told["z"], num_tokens) * micro_weight
         layers = counts.shape[0]
+        # `aux` and `z` are means over layers; the loss adds up the layers.
         balance = (self.aux_coef * aux + self.moe.balance.z_coef * z) * layers
         told["cross_entropy"], told["counts"] = cross_entropy, counts
         told["aux"], told["z"] = aux.reshape(1) * layers, z.reshape(1) * layers
         if self.seq_coef > 0:
+            # A sequence is cut into parts over tp and cp: counts of the whole of it, scores of this rank's part.
             in_sequence = self.of_context(self.of_part(ops.stop_gradient(sequences[0])))
             length = float(labels.shape[1] * self.context)
             seq = balance_loss(self.moe, in_sequence, sequences[1], num_tokens, length) * micro_weight
             balance = balance + self.seq_coef * seq * layers
             told["seq_aux"] = seq.reshape(1) * layers
         if self.learn is not None:
+            # (B, S) -> (T): of the tokens that this tensor rank routes, as everything else that the router told.
             told["mask"] = self.net.own_part(loss_mask).reshape(-1)
             own = self.net.own_reads(named(self.net.reads, read))
             learned, sums = self.learn(told, own, self.net.shared_state(), self.all_reduce)
             balance = balance + learned * micro_weight
             for name in self.net.learned_sums:
                 told[name] = sums[name]
+        # A report leaves the differentiated function beside the loss: it must not hold on to the graph.
         report: Report = ()
         for name in self.names:
             report = (*report, ops.stop_gradient(told[name]))

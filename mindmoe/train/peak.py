@@ -36,6 +36,7 @@ class Peak:
         length = config.train.seq_length
         self.model_flops = flops_per_token(config.model, config.moe, length)
         self.all_flops = self.model_flops + recomputed_flops(config.model, config.moe, length, config.parallel)
+        # On a CPU nothing is declared: what its cores reach depends on threads, clocks and neighbours.
         hardware = None if config.train.device == "cpu" else load_hardware(config.launch.hardware)
         self.measured = hardware is None or self.precision not in hardware.peak_tflops
         if hardware is None or self.measured:
@@ -55,6 +56,7 @@ class Peak:
 
     def after(self, done: int) -> str | None:
         """Measures again where it is due after `done` steps, on all ranks; what to tell if the peak rose much."""
+        # A power of 2 has one bit, and one of 4 has it at an even place: its length in bits is odd.
         if not self.measured or done & (done - 1) or done.bit_length() % 2 == 0:
             return None
         before, self.value = self.value, max(self.value, self._measure())
@@ -66,6 +68,8 @@ class Peak:
         )
 
     def _measure(self) -> float:
+        # All ranks measure at once, as they compute at once: what they can do together is less than the sum of each
+        # alone.
         return float(host_sum(np.array([max(self._rate(size) for size in _SIZES)]), self.world)[0])
 
     def _rate(self, size: int) -> float:
@@ -74,6 +78,8 @@ class Peak:
         best = float("inf")
         for _ in range(_REPEATS):
             started = perf_counter()
+            # `asnumpy` waits for the product, which otherwise only has been launched.
             self.linear(x, w, None).asnumpy()
             best = min(best, perf_counter() - started)
+        # A multiplication and an addition for each of size^3 terms.
         return 2.0 * size**3 / best

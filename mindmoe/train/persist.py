@@ -38,6 +38,7 @@ class RankAgreement(Agreement):
 
     def share(self, text: str) -> str:
         """The text of rank 0, cut to 1 KiB."""
+        # A text as a sum: rank 0 contributes its bytes, everybody else zeros. Below 256, they are exact in fp32.
         codes = np.zeros(_TEXT)
         if self.rank == 0:
             raw = text.encode()[:_TEXT]
@@ -46,6 +47,7 @@ class RankAgreement(Agreement):
 
     def worst(self, level: int) -> int:
         """The greatest level of any rank."""
+        # A maximum made of a sum: every rank raises the flag of its level, and the last raised one is the greatest.
         return int(np.flatnonzero(host_sum(np.eye(3)[level], self.group))[-1])
 
 
@@ -75,12 +77,14 @@ class Saver:
         self.held = {item.spec.name: item for item in held}
         self.agree, self.stops, self.background = agree, rules.on_failure == "stop", rules.background
         self.failed: CheckpointError | None = None
+        # Copies are made by the rank that publishes.
         self.tier = second_tier(config) if at.rank == 0 else None
         self.writer = Writer(
             root,
             {item.spec.name: ChunkRecord.of(DTYPE, item.spec.shape, item.box) for item in held},
             rank=at.rank,
             world=at.world,
+            # One claim for all ranks: a second one would take the folder from the first.
             meta=run_meta(config, at.world, from_rank_0(agree, lambda: store.claim(root)), data),
             policy=SavePolicy(
                 retention=Retention.of(rules),
@@ -99,6 +103,8 @@ class Saver:
         """
         self.writer.save(
             step,
+            # Called for the boxes that this rank writes, before `save` returns: the next step may change the
+            # parameters.
             lambda name: self.held[name].param.asnumpy(),
             {"data_cursor": step} | ({SCORE: eval_loss} if eval_loss is not None else {}),
         )
@@ -107,6 +113,7 @@ class Saver:
         """How saves ended since this was last asked; all of them if `wait`."""
         done = self.writer.wait() if wait or not self.background else self.writer.poll()
         for outcome in done:
+            # A save that worked clears what an earlier one left.
             self.failed = outcome.error
         return done
 
@@ -120,6 +127,7 @@ class Saver:
 
     def bring_newer(self, config: RunConfig) -> None:
         """Fetches a step from the run's object store if it holds a newer one, as when the local disk was lost."""
+        # Rank 0 fetches for all; a failure there is raised on every rank by `from_rank_0`.
         objects = object_store(config) if self.writer.rank == 0 else None
 
         def bring() -> str:
@@ -187,8 +195,10 @@ def reader_of(
         check_identity(checkpoint.path, checkpoint.manifest, config)
         there = checkpoint.tensors
         wanted = {item.spec.name: item for item in held}
+        # Imported weights: the moments keep the zeros that they were made with.
         if checkpoint.manifest.meta.state.get(WEIGHTS_ONLY):
             wanted = {name: item for name, item in wanted.items() if not name.startswith(MOMENTS)}
+        # Every difference is collected, because one at a time would take as many starts to find them.
         wrong = [f"missing {name}" for name in wanted.keys() - there.keys()]
         wrong += [f"unexpected {name}" for name in there.keys() - set(expected)] if expected is not None else []
         for name in wanted.keys() & there.keys():
@@ -214,6 +224,7 @@ def restore(tensors: store.Tensors, held: Sequence[ShardedTensor]) -> None:
         held: the same as there.
     """
     for item in held:
+        # Popped one by one, so that each box is freed as soon as its parameter has it.
         values = tensors.pop(item.spec.name, None)
         if values is not None and values.size:
             item.param.set_data(Tensor(values))

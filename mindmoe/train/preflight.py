@@ -53,6 +53,7 @@ def check_data(config: RunConfig) -> tuple[TokenBatches, TokenBatches]:
     folder = RunFolder.of(config)
     folder.check_continues(config)
     batches = open_batches(config, "train"), open_held_out(config)
+    # The newest complete step is the one that would be resumed, unless its content turns out to be damaged.
     for path in list_steps(folder.checkpoints):
         if (newest := complete_manifest(path)) is not None:
             check_identity(path, newest, config)
@@ -96,6 +97,7 @@ def path_problems(config: RunConfig, *, only_absolute: bool = False) -> list[str
     for key, path in named:
         if only_absolute and not os.path.isabs(path):
             continue
+        # Text alone is looked at: the volume of the pods need not be mounted on this machine.
         full = os.path.normpath(os.path.join(working_folder(), path))
         if os.path.commonpath([mount, full]) != mount:
             problems.append(
@@ -129,6 +131,7 @@ def machine_problems(config: RunConfig, local_world: int) -> list[str]:
 def devices() -> int:
     """Ascend devices that processes of this machine may use."""
     there = len(list(Path("/dev").glob("davinci[0-9]*")))
+    # The variable can only narrow what is there.
     visible = os.environ.get("ASCEND_RT_VISIBLE_DEVICES")
     return there if visible is None else min(there, len([word for word in visible.split(",") if word.strip()]))
 
@@ -150,6 +153,7 @@ def _memory(config: RunConfig, local_world: int) -> list[str]:
     if config.train.device != "cpu":  # an accelerator has memory of its own, which the planner predicts
         return []
     at = config.parallel
+    # As many ranks as the layout needs at least; those of this machine hold their share of the state.
     world = max(local_world, at.tp * at.pp * at.cp * (1 if at.dp == "auto" else at.dp))
     if (least := checkpoint_size(config) * local_world // world) <= (there := psutil.virtual_memory().total):
         return []
@@ -164,11 +168,13 @@ def _disk(config: RunConfig) -> list[str]:
     rules, root = config.checkpoint, RunFolder.of(config).checkpoints
     size = checkpoint_size(config)
     try:
+        # The folder may not exist yet: its nearest parent that does lies on the same disk.
         place = next(path for path in (root, *root.absolute().parents) if path.is_dir())
         disk = shutil.disk_usage(place)
         held = sum(file.stat().st_size for file in root.glob("step-*/*")) if root.is_dir() else 0
     except OSError as error:
         return [f"{root} cannot be reached: {error.strerror}: set output_dir to a folder that you may write"]
+    # One more than the period says: the last step is saved as well.
     saves = 1 + config.train.steps // rules.every if rules.every else 1
     short = f"checkpoints of {_size(size)}, and the disk of {place} has"
     if not disk.total:  # a file system without blocks, such as those of the kernel
@@ -178,6 +184,7 @@ def _disk(config: RunConfig) -> list[str]:
             f"checkpoint.keep_last={rules.keep_last} keeps {_size(rules.keep_last * size)} in {short} "
             f"{_size(disk.total)}: lower it, or set output_dir to a larger disk"
         ]
+    # What earlier checkpoints of this run take is free for its later ones, which replace them.
     if (needed := min(rules.keep_last, saves) * size + rules.min_free) > disk.free + held:
         return [
             f"checkpoint.keep_last={rules.keep_last} and checkpoint.min_free need {_size(needed)} for {short} "
@@ -239,6 +246,7 @@ def finished_steps(config: RunConfig) -> int:
     for path in list_steps(RunFolder.of(config).checkpoints):
         if not _is_complete(path, _files(path)):
             continue
+        # Damage in the last step would otherwise pass for a finished run, with nothing left to load.
         if step_of(path) < config.train.steps or next(store.damage(path), None) is None:
             return step_of(path)
     return 0

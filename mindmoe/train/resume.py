@@ -36,6 +36,7 @@ def changes(
     Raises:
         UserError: the data are others, or the learning rate jumps, and the config does not accept that.
     """
+    # Imported checkpoints and those of earlier versions carry no config: then the run folder speaks for them.
     recorded = manifest.meta.config or (before.model_dump(mode="json") if before is not None else {})
     events = [*_data_events(manifest, config, data)]
     if recorded and manifest.step and (message := _schedule(recorded, config, manifest.step)):
@@ -83,12 +84,15 @@ def _data_events(manifest: Manifest, config: RunConfig, data: Mapping[str, Any])
     if isinstance(there, list):
         if len(there) != len(here):
             differ.append(f"{len(there)} sources there, {len(here)} here")
+        # `strict=False`: a different number of sources is told above, and those that pair up are still compared.
         for number, (name, one, two) in enumerate(zip(names, there, here, strict=False), 1):
             if facts := _facts(one, two):
                 differ.append(f"source {number} ({shown(name, 200)}): {facts}")
     if "tokenizer" in recorded and recorded["tokenizer"] != data["tokenizer"]:
         differ.append(f"data.tokenizer: {shown(str(recorded['tokenizer']))} there, {data['tokenizer']} here")
     if differ:
+        # Other training data are another run, unless that is accepted; another held-out set only changes what is
+        # measured.
         what = f"the data are not those that step {manifest.step} was trained on ({'; '.join(differ)})"
         if config.data.on_change == "refuse":
             raise UserError(
@@ -125,11 +129,14 @@ def _schedule(recorded: Mapping[str, Any], config: RunConfig, done: int) -> str:
     total = config.train.steps
     if type(steps) is not int or steps < 1 or done >= total:
         return ""
+    # The rate of the last step done and of the next one, by the old schedule and then by the new one.
     last, planned = (learning_rate(optim, step, steps) for step in (done - 1, done))
     earlier, rate = (learning_rate(config.optim, step, total) for step in (done - 1, done))
+    # The same shape over the same number of steps gives the same rates: nothing to tell.
     if (steps, *_shape(optim)) == (total, *_shape(config.optim)):
         return ""
     message = f"learning rate {last:.1e} at step {done} -> {rate:.1e} at step {done + 1}"
+    # Either schedule moves by itself from step to step, as in a warm-up; only what goes beyond that is a jump.
     own = max(abs(planned - last), abs(rate - earlier))
     if abs(rate - last) - own <= _JUMP * last:
         return message

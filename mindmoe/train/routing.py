@@ -46,12 +46,14 @@ class RouterStates:
         """
         signals = {name: np.zeros((num_layers, width)) for name, width in self.specs.signals.items()}
         sums = {name: np.zeros(shape) for name, shape in self.specs.sums.items()}
+        # Sums from the backward pass come through the sink, those of the forward pass stand in the reports.
         for told in tapped:
             for name, value in told.items():
                 sums[name] += value
         for layers, of_part in zip(self.parts, reports, strict=True):
             for report in of_part:
                 for name, total in signals.items():
+                    # Layers of other stages stay zero until the sum over all ranks.
                     total[layers.start : layers.stop] += report[name]
                 for name in sums.keys() & report.keys():
                     sums[name] += report[name]
@@ -69,6 +71,7 @@ class RouterStates:
         for layer, state in self.layers.items():
             of_layer = {name: value[layer] for name, value in signals.items()}
             self._move(state, RouterStep(counts=counts[layer], signals=of_layer, sums=sums, done=done))
+        # Shared state belongs to no layer, so there are no counts and signals of one.
         self._move(self.shared, RouterStep(counts=np.zeros(0), signals={}, sums=sums, done=done))
 
     def _move(self, state: Mapping[str, Parameter], step: RouterStep) -> None:

@@ -53,9 +53,11 @@ class Trainer:
         for part in self.step.parts:
             owned = part.owned
             tensors, end = list(owned.tensors), start + len(owned.tensors)
+            # The optimizer has the moments of all parts in one row; [start, end) are those of this part.
             for prefix, moments in self.optimizer.moments.items():
                 tensors += owned.beside(moments[start:end], f"{prefix}.")
             start = end
+            # What no gradient reaches but a step changes all the same: selection biases and the state of routers.
             tensors += [tensor for tensor in part.objective.net.tensors if not tensor.spec.trainable]
             for tensor in tensors:
                 found.setdefault(tensor.spec.name, tensor)  # two chunks of a stage may hold the same weight
@@ -96,10 +98,12 @@ def build_groups(config: RunConfig, mesh: Mesh, rank: int, stand_in: bool = Fals
     pieces, tied = build_pieces(config.model, config.parallel), config.model.tie_word_embeddings
     more: set[tuple[int, ...]] = set()
     for spec in param_specs(config.model, config.moe).values():
+        # Tied embeddings are held by the first and the last stage, whose copies are replicas of each other.
         stages = holding_stages(pieces, mesh.pp, spec.name, tied)
         more |= set(replica_groups(spec, mesh, stages))
     if config.parallel.dispatcher == "two_hop":
         for ranks in mesh.groups("ep"):
+            # The first hop goes to the same place on another node, the second stays inside a node.
             across, inside = node_grid(ranks, config.parallel.node_size)
             more |= {*across, *inside}
     return Groups(mesh, rank, config.train.device, more, stand_in)
@@ -127,11 +131,13 @@ def build_part(config: RunConfig, net: CausalLM, piece: Piece, groups: Groups, r
     """A piece with the way of its gradients."""
     trained = [tensor for tensor in net.tensors if tensor.spec.trainable]
     reduction = Reduction(trained, groups)
+    # `model.layers.LAYER.mlp..`: the third word is the number of the layer.
     biases = {
         int(tensor.spec.name.split(".")[2]): tensor.param
         for tensor in net.tensors
         if tensor.spec.name.endswith("selection_bias")
     }
+    # A controller may change the weight between steps, so the objective must not bake it in as a constant.
     live = config.qea is not None and config.qea.changes("moe.balance.aux_coef")
     return Part(
         layers=piece.layers,
@@ -158,6 +164,7 @@ def build_executor(
     """The executor of this rank's stage."""
     train, parallel = config.train, config.parallel
     compiled_with = kernels if compiles(config, mesh.world) else None
+    # Between stages hidden states are cut along the sequence by cp and by tp.
     message = (train.micro_batch_size, train.seq_length // (mesh.cp * mesh.tp), config.model.hidden_size)
     return PipelineExecutor(
         parallel.schedule,
@@ -181,12 +188,14 @@ def build_trainer(config: RunConfig, place: Place, record_routing: bool = False,
     groups = build_groups(config, mesh, place.rank, stand_in)
     if mesh.world > 1 and not stand_in:
         log.info("collectives: %s", "; ".join(f"{verb}: {made_of}" for verb, made_of in table().items()))
+        # Before anything else is exchanged: a broken link is named by its group here, where it would be a hang later.
         probe([groups[axis] for axis in _AXES])
     kernels = build_kernels(config, place)
     pieces = stage_pieces(build_pieces(config.model, config.parallel), at.pp, mesh.pp)
     nets = [build_model(config, kernels, groups, piece) for piece in pieces]
     parts = [build_part(config, *pair, groups, record_routing) for pair in zip(nets, pieces, strict=True)]
     owned = [tensor for part in parts for tensor in part.owned.tensors]
+    # What this rank updates, in the order of the gradients that `TrainStep` hands over: part after part.
     optimizer = build_optimizer(
         [tensor.param for tensor in owned], [tensor.spec.decay for tensor in owned], config.optim, kernels
     )

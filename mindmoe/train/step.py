@@ -128,12 +128,14 @@ class TrainStep:
         self.states, self.reads = states, moe.router.token_reads if moe is not None else ()
         self.chosen: list[np.ndarray] = []  # where recorded: experts (layers, T, K) of each part's first micro-batch
         self.tapped: list[Sums] = []  # what the backward pass of each micro-batch of this step told the router
+        # Reductions are never compiled: collectives must start in the order of the program, the same on every rank.
         self._reduce = [part.reduction.build() for part in parts]
         update = optimizer.build_update()
         self._update = ms.jit(update) if compile_update else update
 
     def count_valid(self, micro_batches: list[Batch]) -> float:
         """Labels of the global batch that count [tokens], of which `micro_batches` are this rank's part."""
+        # Summed over dp alone: the ranks of one data replica read the same rows.
         own = np.array([sum(float(batch.loss_mask.sum()) for batch in micro_batches)])
         return max(1.0, float(host_sum(own, self.groups["dp"])[0]))
 
@@ -158,11 +160,15 @@ class TrainStep:
     ) -> StepResult:
         """Sums up what `gradients` made and updates the weights unless the result is not finite."""
         result = self._result(reports, grads, num_valid, stop)
+        # Every rank has the same sums, so all of them return here or none does, and no collective is left waiting.
         if not result.finite:
             return result
         with during("update", number=step):
+            # Tensors, not Python numbers: those are constants of a compiled update, which would be compiled anew for
+            # each value.
             scale = Tensor(np.float32(clip_scale(result.grad_norm, self.clip_norm)))
             self._update(Tensor(np.float32(lr)), scale, Tensor(np.float32(step + 1)), *grads).asnumpy()
+            # Under ZeRO 1 and 2 the update moved this rank's master parts only; the model sees them from here on.
             for part in self.parts:
                 part.owned.publish()
             self._update_biases(result)
@@ -172,15 +178,22 @@ class TrainStep:
 
     def gradients(self, micro_batches: list[Batch], num_valid: float) -> tuple[Grads, list[list[Sums]]]:
         """The gradient of the batch for what this rank updates, and what each part reported of each micro-batch."""
+        # Cross-entropy is a mean over tokens, of which micro-batches hold different numbers; balancing losses are means
+        # over micro-batches. Both factors are inside the objective, so that gradients of micro-batches need only be
+        # added.
         scalars = (Tensor(np.float32(1.0 / num_valid)), Tensor(np.float32(1.0 / len(micro_batches))))
         sums: list[Grads] = [() for _ in self.parts]
         self.tapped = []
 
         def absorb(chunk: int, grads: Grads) -> None:
             if self.parts[chunk].sink is not None:
+                # The sink stands last in `differentiated`; its gradient is a sum for the router, and no weight moves by
+                # it.
                 *rest, tapped = grads
                 grads = tuple(rest)
                 self.tapped.append({self.parts[chunk].objective.net.sink_sum: tapped.asnumpy()})
+            # Under ZeRO 2 a rank keeps the sum of its own parts alone, at the price of a reduction for each
+            # micro-batch.
             if self.zero == 2:
                 grads = self._reduce[chunk](*grads)
             if sums[chunk]:
@@ -198,6 +211,7 @@ class TrainStep:
                 [_named(part, made[i, chunk]) for i in range(len(batches))] for chunk, part in enumerate(self.parts)
             ]
         self.chosen = [of_part[0]["ids"] for of_part in reports] if self.parts[0].records_routing else []
+        # Once a step: the sum over ranks of the sums over micro-batches.
         if self.zero != 2:
             sums = [reduce(*grads) for reduce, grads in zip(self._reduce, sums, strict=True)]
         return tuple(grad for grads in sums for grad in grads), reports
@@ -211,6 +225,7 @@ class TrainStep:
         """This rank's share of the summed cross-entropy of a micro-batch; the shares of all ranks add up to it."""
         one = Tensor(np.float32(1.0))
         report = self.executor.evaluate(self.arguments(batch, one, one))
+        # All ranks of a tensor group report the cross-entropy of the same tokens, which counts once.
         return float(report[0].asnumpy()[0]) if self.groups["tp"].index == 0 else 0.0
 
     def arguments(self, batch: Batch, token_weight: Tensor, micro_weight: Tensor) -> tuple[Tensor, ...]:
@@ -218,6 +233,7 @@ class TrainStep:
         arrays = [batch.input_ids, batch.labels, batch.loss_mask, batch.segment_ids]
         arrays += [batch.read(name) for name in self.reads]
         if self.positions is not None:
+            # (B, S) -> (B, S / cp), in the order in which this context rank holds its tokens.
             arrays = [array[:, self.positions] for array in arrays]
         tensors = [Tensor(np.ascontiguousarray(array)) for array in arrays]
         return (*tensors[:4], token_weight, micro_weight, *tensors[4:])
@@ -234,16 +250,21 @@ class TrainStep:
             for report in of_part:
                 sums[0] += report["cross_entropy"][0] if self.groups["tp"].index == 0 else 0.0
                 if self.moe:
+                    # Rows of layers that other stages hold stay zero here; the sum over all ranks fills them in.
                     rows = slice(part.layers.start, part.layers.stop)
+                    # Reports are sums over layers. Unlike the cross-entropy, they count on every rank of a tensor
+                    # group, because each routes tokens of its own.
                     sums[1:3] += report["aux"][0] / self.num_layers, report["z"][0] / self.num_layers
                     sums[5] += report["seq_aux"][0] / self.num_layers if "seq_aux" in report else 0.0
                     counts[rows] += report["counts"]
                     per_layer[:, rows] += report["entropy"], report["dropped"]
+        # Each gradient is counted on one rank, so squares add up to the squared norm of the whole gradient.
         sums[3] = squared
         sums[4] = stop
         signals, common = (
             ({}, {}) if self.states is None else self.states.collect(reports, self.tapped, self.num_layers)
         )
+        # One exchange for all figures: laid flat, summed, and cut apart again at the same places.
         arrays = [sums, counts, per_layer, *signals.values(), *common.values()]
         flat = host_sum(np.concatenate([array.reshape(-1) for array in arrays]), self.groups["world"])
         pieces = np.split(flat, np.cumsum([array.size for array in arrays])[:-1])
@@ -260,6 +281,7 @@ class TrainStep:
             compute_seconds=0.0,
             update_seconds=0.0,
             routing=RoutingSums(counts, entropy, dropped) if self.moe else None,
+            # `told` holds the signals first and the common sums behind them, as `arrays` does.
             signals=dict(zip(signals, told, strict=False)),
             sums=dict(zip(common, told[len(signals) :], strict=True)),
         )
@@ -268,6 +290,7 @@ class TrainStep:
         """The squared norm of the gradients that this rank counts, so that over all ranks each counts once."""
         counted, start = [], 0
         for part in self.parts:
+            # `grads` are those of all parts in a row, `place` counts within a part.
             counted += [grads[start + place] for place in part.owned.counted]
             start += len(part.owned.tensors)
         return self.square_sum(tuple(counted)) if counted else Tensor(np.float32(0.0))

@@ -50,11 +50,13 @@ def trace(
     record: dict[str, np.ndarray] = {"ops": np.array(trainer.kernels.name)}
     losses, parted = [], False
     for step in range(config.train.steps):
+        # The step before went another right way: it is compared up to there, and both go on from one state.
         if alone is not None and parted:
             _go_on_from(alone / f"state-{step}.npz", trainer)
         rows = _rows(config, trainer)
         micro = [batches.batch(step, start, start + config.train.micro_batch_size) for start in rows]
         with ledger.recording() as calls:
+            # `TrainStep.run` in two halves, since the gradients are wanted in between.
             valid = trainer.step.count_valid(micro)
             grads, reports = trainer.step.gradients(micro, valid)
         owned = [tensor for part in trainer.step.parts for tensor in part.owned.tensors]
@@ -62,6 +64,7 @@ def trace(
             record[_key(f"g.{step}", tensor)] = grad.asnumpy()
         if config.moe is not None:
             _routing(record, trainer, config, step, list(rows), reports)
+        # Before the update: the routers are asked again with the weights of this step.
         ties = {} if watched is None else dict(watched.ties(step, rows, rounding))
         lr = learning_rate(config.optim, step, config.train.steps)
         with ledger.recording() as later:
@@ -70,11 +73,13 @@ def trace(
         parted = alone is not None and _parted(record, step, trainer, alone)
         if ties:
             record |= ties
+            # The state after this step, of which the process alone holds every tensor whole.
             np.savez(out / f"state-{step + 1}.npz", **{held.spec.name: held.param.asnumpy() for held in trainer.state})
     for held in trainer.state:
         record[_key("p", held)] = held.param.asnumpy()
     record["loss"] = np.array(losses)
     np.savez(out / f"rank-{place.rank}.npz", **record)
+    # Of the last step: both names still hold its calls.
     sent = json.dumps(_sent([*calls, *later]), indent=1)
     (out / f"sent-{place.rank}.json").write_text(sent, encoding="utf-8")
 
@@ -119,8 +124,11 @@ def _parted(record: dict[str, np.ndarray], step: int, trainer: Trainer, alone: P
     other = False
     with np.load(alone / "rank-0.npz", allow_pickle=False) as file:
         for key in (key for key in record if key.startswith(f"r.{step}.")):
+            # Rows of tokens that another rank routed are -1.
             known = (record[key] >= 0).all(1)
+            # Which experts, not in which order: among equal scores the order says nothing.
             other |= not np.array_equal(np.sort(record[key][known], 1), np.sort(file[key][known], 1))
+    # One rank that parted takes all of them back to the common state.
     return host_sum(np.array([float(other)]), trainer.groups["world"])[0] > 0
 
 
@@ -162,9 +170,11 @@ def _routing(
     positions = token_positions(length, trainer.mesh, trainer.place.rank)
     for part, of_part in zip(trainer.step.parts, reports, strict=True):
         for first, report in zip(rows, of_part, strict=True):
+            # (L, T, K) -> (L, rows of the micro-batch, tokens of a row on this rank, K)
             ids = np.asarray(report["ids"]).reshape(len(part.layers), -1, positions.size, k)
             for layer, of_layer in zip(part.layers, ids, strict=True):
                 for row, of_row in enumerate(of_layer):
                     key = f"r.{step}.{layer}|{first + row}"
                     known = record.setdefault(key, np.full((length, k), -1, np.int32))
+                    # Tokens of this rank go to their global positions in the row.
                     known[positions] = of_row
