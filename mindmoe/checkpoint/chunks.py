@@ -102,6 +102,7 @@ def encode_header(entries: Mapping[str, tuple[str, tuple[int, ...], int]], metad
         begin, end = end, end + size
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
+    # The format allows blanks behind the JSON; with them the data begins aligned.
     text += b" " * (-(8 + len(text)) % 64)
     if len(text) > MAX_HEADER:
         raise ValueError(f"a header of {len(text)} bytes is above {MAX_HEADER}: use more shards")
@@ -134,6 +135,7 @@ class Image:
         # Wide types first keeps every tensor aligned to its item size, so that stock readers can map it.
         order = sorted(chunks, key=lambda name: (-numpy_dtype(chunks[name].dtype).itemsize, name))
         self.chunks = {name: chunks[name] for name in order}
+        # Digests have a fixed length, so the head can be measured with blanks and written when they are known.
         self.head_size = len(self._head({name: _blanks(chunk) for name, chunk in self.chunks.items()}))
         self.size = self.head_size + sum(chunk.nbytes for chunk in self.chunks.values())
         self.buffer = staging.reserve(self.size)
@@ -198,11 +200,13 @@ def write_image(path: Path, image: Image) -> ShardRecord:
     Raises:
         OSError: the disk refused.
     """
+    # Direct writes take whole pages: what lies around them, with the head, goes through the cache.
     first = -(-image.head_size // disk.PAGE) * disk.PAGE
     last = max(first, image.size // disk.PAGE * disk.PAGE)
     with disk.new_file(path) as fd, ThreadPoolExecutor(1) as pool:
         sealed = pool.submit(image.seal)
         disk.write_pages(fd, image.buffer[first:last], first)
+        # The head holds the digests, so it waits until all of them are known.
         records = sealed.result()
         disk.write_all(fd, image.buffer[:first], 0)
         disk.write_all(fd, image.buffer[last:], last)
@@ -266,6 +270,7 @@ def parse_header(head: bytes, file_size: int, where: Path) -> tuple[dict[str, Te
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise refuse(shown(f"{type(error).__name__}: {error}", 200)) from None
     position = len(head)
+    # In file order every byte has to belong to just one tensor: none overlaps, and there is no hole to hide in.
     entries = dict(sorted(entries.items(), key=lambda pair: (pair[1].begin, pair[1].end)))
     for name, entry in entries.items():
         if entry.begin != position:
@@ -280,6 +285,7 @@ def _entry(item: Any, data_start: int) -> TensorInfo:
     """One header item, checked by itself. Raises ValueError, TypeError or KeyError."""
     begin, end = item["data_offsets"]
     shape = tuple(item["shape"])
+    # `type`, not isinstance: a JSON true is an int to Python.
     if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
         raise ValueError("shape and data_offsets must be whole numbers from 0")
     if item["dtype"] not in DTYPES:

@@ -65,6 +65,7 @@ def root_of(path: Path) -> Path:
     Raises:
         UserError: there are no checkpoints.
     """
+    # A run folder, its checkpoints, or one step: people name any of them.
     for root in (path / "checkpoints", path, path.parent if STEP.fullmatch(path.name) else path):
         if list_steps(root) or (root.is_dir() and list(root.glob(f"{QUARANTINE}*"))):
             return root
@@ -186,6 +187,7 @@ def verify(path: Path, step: int | None, everything: bool) -> int:
     folders = list_steps(root_of(path)) if everything else [step_folder(path, step)]
     console, damaged = _console(), 0
     for folder in folders:
+        # The fingerprint is taken before the reading: a file that changes meanwhile makes the verdict void.
         started, files = time.perf_counter(), verdicts.fingerprint(folder)
         problems = list(store.damage(folder))
         verdicts.remember(folder, files, problems)
@@ -244,8 +246,10 @@ def _difference(one: Checkpoint, two: Checkpoint, name: str) -> tuple[float, int
     largest, count = 0.0, 0
     for box in slabs(record.shape, numpy_dtype(record.dtype).itemsize, _DIFF_ROWS):
         a, b = (source.read({name: box})[name] for source in (one, two))
+        # Bytes first, since NaN differs from itself: a slab of equal bits has no difference.
         count += int(np.count_nonzero(a.reshape(-1).view(np.uint8) != b.reshape(-1).view(np.uint8)) and (a != b).sum())
         if record.dtype == "BF16":
+            # BF16 is the upper half of an fp32.
             a, b = ((x.astype(np.uint32) << 16).view(np.float32) for x in (a, b))
         with np.errstate(invalid="ignore"):
             gap = np.abs(a.astype(np.float64) - b.astype(np.float64))
@@ -307,6 +311,7 @@ def reshard(path: Path, step: int | None, out: Path, num_shards: int) -> int:
                 records.append(write_shard(staging_folder / shard_name(rank), chunks, staging))
         published = store.commit(out, staging_folder, _resharded(wanted, generation, records))
         with store.open_step(published) as result:
+            # Digests of tensors do not depend on how they are cut, so they prove the copy.
             if result.tensors != source.tensors:
                 raise CheckpointError(f"{published} does not have the content of {source.path}", "report this")
             digest = total_digest(result.tensors)
@@ -325,6 +330,7 @@ def cut(source: Checkpoint, num_shards: int) -> list[dict[str, ChunkRecord]]:
     shards: list[dict[str, ChunkRecord]] = [{} for _ in range(num_shards)]
     for name, tensor in source.tensors.items():
         shape = tensor.shape
+        # Too few rows to give each shard one.
         if not shape or shape[0] < num_shards:
             small[name] = ChunkRecord.of(tensor.dtype, shape)
             continue
@@ -346,6 +352,7 @@ def repair(path: Path) -> int:
             print(f"set aside {folder.name} as {target.name}: {shown(problems[0], 1000)}")
             done += 1
     for folder in sorted(root.glob(f"{QUARANTINE}*")):
+        # Brought back only where no other step has its name by now.
         match = STEP.search(folder.name)
         if match and not (root / match[0]).exists() and not list(store.damage(folder)):
             with disk.reported(f"bring back {folder}"):
@@ -355,6 +362,7 @@ def repair(path: Path) -> int:
             done += 1
     # Saves alone: what the ranks of a live run tell each other lies beside them, and may be older.
     for folder in sorted(root.glob(f"{disk.TEMPORARY}step-*")):
+        # A save under way keeps writing; one without a new file for an hour has nobody.
         newest = max((p.stat().st_mtime for p in (folder, *folder.rglob("*"))), default=0.0)
         if time.time() - newest > _ABANDONED:
             with disk.reported(f"remove {folder}"):

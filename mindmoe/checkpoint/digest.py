@@ -43,10 +43,13 @@ def tensor_sum(array: np.ndarray, offset: tuple[int, ...]) -> int:
     """
     if not array.size:
         return 0
+    # Bits, not values: -0.0 and NaN count as what they are.
     bits = array.view(f"u{array.itemsize}")
+    # A scalar has no index, so its weight is the empty product, 1.
     if not array.ndim:
         return int(bits)
     total, weighted_sums = bits.reshape(-1, array.shape[-1]), _compiled_sums() or numpy_sums
+    # (R, N) -> (R) for the last dimension, then again for the one before, down to one word.
     for dim in reversed(range(array.ndim)):
         total = weighted_sums(total.reshape(-1, array.shape[dim]), _weights(dim, offset[dim], array.shape[dim]))
     return int(total[0])
@@ -93,6 +96,7 @@ def block_bytes(shape: tuple[int, ...], itemsize: int) -> int:
     size = math.prod(shape) * itemsize
     limit = min(max(size // _BLOCKS, _MIN_BLOCK), _MAX_BLOCK)
     unit = size
+    # Dimensions are taken off from the front until a slice is small enough; then as many slices as fit.
     for length in shape:
         if unit <= limit:
             break

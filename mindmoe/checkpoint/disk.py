@@ -96,10 +96,12 @@ def aligned(size: int, position: int = 0, *, lasting: bool = False) -> memoryvie
     make room for huge ones, which took up to twice the time of a load.
     """
     if size < 2 * _HUGE or not lasting:
+        # A page more than is asked for, of which the part that agrees with `position` is used.
         room = np.empty(size + PAGE, np.uint8)
         start = (position - room.ctypes.data) % PAGE
         return room[start : start + size].data
     memory = mmap.mmap(-1, size + PAGE + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # The mapping begins at a page; the next huge page begins `base` bytes later.
     base = -np.frombuffer(memory, np.uint8).ctypes.data % _HUGE
     start = base + position % PAGE
     with suppress(OSError):  # a kernel without them
@@ -110,6 +112,7 @@ def aligned(size: int, position: int = 0, *, lasting: bool = False) -> memoryvie
 def reopen_direct(fd: int) -> int | None:
     """Another descriptor of an open file, for reads past the page cache; None where that is not possible."""
     try:
+        # By descriptor, not by name: the same file, even if another has taken its name by now.
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
     except OSError:  # no O_DIRECT on this file system, or no /proc
         return None
@@ -128,12 +131,14 @@ def read_pages(fd: int, view: memoryview, position: int) -> int:
     Raises:
         OSError: the disk refused, other than for the alignment of the read.
     """
+    # Bytes in front of the first page border in the range, and behind the last one.
     head, tail = -position % PAGE, (position + len(view)) % PAGE
     if (np.frombuffer(view, np.uint8).ctypes.data - position) % PAGE or len(view) < head + tail:
         return 0
     edges = aligned(2 * PAGE, 0)
     first, inner, last = edges[:PAGE], view[head : len(view) - tail], edges[PAGE:]
     before = PAGE - head if head else 0
+    # Pages at both ends go to memory of their own, what lies between straight to its place.
     parts = [first] * bool(head) + [inner] * bool(inner) + [last] * bool(tail)
     try:
         got = os.preadv(fd, parts, position - before) - before
@@ -144,6 +149,7 @@ def read_pages(fd: int, view: memoryview, position: int) -> int:
     if got < head + len(inner):
         return 0  # interrupted: the caller reads again
     view[:head] = first[before:] if head else b""
+    # The file ends inside the last page or the read was cut short: the tail is left to the caller.
     if got < len(view):
         return head + len(inner)
     view[len(view) - tail :] = last[:tail]
@@ -190,6 +196,7 @@ def make_dirs(path: Path) -> None:
     missing = [path]
     while not missing[-1].exists():
         missing.append(missing[-1].parent)
+    # From the top down; the last of `missing` is the one that exists.
     for folder in reversed(missing[:-1]):
         try:
             os.mkdir(folder)
@@ -200,6 +207,7 @@ def make_dirs(path: Path) -> None:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Replaces a small file atomically and durably."""
+    # Named after the process: two that write at once do not write into one file.
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
     temporary.unlink(missing_ok=True)
     try:

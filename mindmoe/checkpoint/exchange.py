@@ -71,6 +71,7 @@ class Exchange:
             CheckpointError: it did not come in time.
         """
         while (message := self.received(topic, rank)) is None:
+            # Rank 0 may have given up before it began: its outcome then comes in the place of the beginning.
             if or_topic and (message := self.received(or_topic, rank)) is not None:
                 return message
             self._pause(topic, [rank], started, patience)
@@ -88,6 +89,7 @@ class Exchange:
             for rank in missing:
                 if (message := self.received(topic, rank)) is not None:
                     messages[rank] = message
+                    # The save has failed already: there is no use in waiting for the others.
                     if "error" in message:
                         return messages
             missing = [rank for rank in missing if rank not in messages]

@@ -54,6 +54,7 @@ def list_steps(root: Path) -> list[Path]:
         if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
             return []
         raise
+    # Numbers, not names: more than 8 digits sort behind, and a revision counts after its step.
     found = [(int(match[1]), int(match[2] or 0), name) for name in names if (match := STEP.fullmatch(name))]
     return [root / name for _, _, name in sorted(found, reverse=True)]
 
@@ -72,6 +73,7 @@ def parsed(path: Path) -> tuple[int, int]:
 
 def rename_away(root: Path, paths: list[Path]) -> list[Path]:
     """Takes published folders out of sight durably, so that a half-deleted one can never look valid."""
+    # A name of its own for each, since one that is left by a crash must not be in the way of another.
     hidden = [root / f"{DELETED}{path.name}-{uuid.uuid4().hex}" for path in paths]
     for path, away in zip(paths, hidden, strict=True):
         os.rename(path, away)
@@ -93,6 +95,7 @@ def read_manifest(path: Path) -> Manifest:
     except FileMissing:
         raise CorruptCheckpoint(f"{path} is incomplete: {MANIFEST} is missing") from None
     except FileError as error:
+        # A disk that refuses is no damage, and must not be taken for it.
         if isinstance(error.__cause__, OSError) and not is_misplaced(error.__cause__):
             raise error.__cause__ from None
         raise CorruptCheckpoint(error.message) from None

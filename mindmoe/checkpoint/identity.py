@@ -92,6 +92,7 @@ def check_identity(path: Path, manifest: Manifest, config: RunConfig) -> None:
     there, here = stored_table(manifest.tensors()), table_of(config)
     if table_digest(there) == table_digest(here):
         return
+    # Keys of the config are what a user can act on; the parameters behind them say what is really different.
     recorded, ours = flat(manifest.meta.config or manifest.meta.model), flat(config.model_dump(mode="json"))
     differ = [
         f"{key}: {shown(str(recorded[key]))} there, {shown(str(ours[key]))} here"

@@ -176,11 +176,13 @@ def parse(raw: bytes, where: Path) -> Manifest:
         CorruptCheckpoint: the digest, the JSON, the structure or a value is wrong.
         CheckpointError: a newer major version wrote it.
     """
+    # The last line is the digest of everything above it; its own line break is left out of the search.
     cut = raw.rfind(b"\n", 0, -1) + 1
     body = raw[:cut]
     if _digest_line(body) != raw[cut:]:
         raise CorruptCheckpoint(f"{where} does not match its own digest")
     try:
+        # The version first: a newer format must be told as such, and not as a damaged file.
         head = strict_json.parse(body, str(where))
         version = head.get("version") if isinstance(head, dict) else None
         if not isinstance(version, str) or head.get("format") != "mindmoe-checkpoint":
@@ -215,6 +217,7 @@ def _shard_problems(manifest: Manifest) -> Iterator[str]:
     if len(set(files)) < len(files):
         yield "two shards have the same file"
     for shard in manifest.shards:
+        # A name and no path: a manifest must not lead out of its folder.
         if not _FILE.fullmatch(shard.file) or shard.file.endswith(".json"):
             yield f"{shown(shard.file)} is no file name of a shard"
         if not 0 <= shard.size < _MAX_SIZE:
@@ -268,6 +271,7 @@ def tiles(whole: tuple[int, ...], boxes: list[Box]) -> bool:
     def product(box: Box) -> int:
         result = 1
         for drawn, start, length in zip(numbers, box.offset, box.shape, strict=True):
+            # Drawn when a coordinate is first met: only the borders of boxes matter.
             for place in (start, start + length):
                 if place not in drawn:
                     drawn[place] = secrets.randbelow(_FIELD)

@@ -57,6 +57,7 @@ class ObjectStore:
                 raise CheckpointError(f"{source} is not uploaded: {problem}", "run ckpt verify")
         name = step_name(manifest.step)
         with self._reported(f"upload {source} to {self.url}"):
+            # The manifest of an earlier upload of this step would vouch for a mixture while files are replaced.
             self._client.delete_object(Bucket=self.bucket, Key=self._key(name, MANIFEST))
             for file in (*(shard.file for shard in manifest.shards), MANIFEST):
                 extra = {"ChecksumAlgorithm": "SHA256"}
@@ -90,6 +91,7 @@ class ObjectStore:
         Raises:
             CheckpointError: the store cannot be read, or all newer steps are damaged.
         """
+        # Only complete steps count: one that is damaged here is a reason to fetch a sound one.
         have = max((step_of(path) for path in list_steps(root) if complete_manifest(path)), default=-1)
         damage = None
         for step in (step for step in self.steps() if step > have):
@@ -97,6 +99,7 @@ class ObjectStore:
                 return self._bring(step, root, generation)
             except CorruptCheckpoint as error:
                 damage = error
+        # With a step of its own the run can go on, so damage over there does not stop it.
         if damage is not None and have < 0:
             raise damage
         return None
@@ -108,6 +111,7 @@ class ObjectStore:
             with self._reported(f"download {self.url}/{name}"):
                 self._client.download_file(self.bucket, self._key(name, MANIFEST), str(staging / MANIFEST))
                 manifest = parse((staging / MANIFEST).read_bytes(), staging / MANIFEST)
+                # `commit` writes it anew, last, with the generation of this run.
                 (staging / MANIFEST).unlink()
                 for shard in manifest.shards:
                     self._client.download_file(self.bucket, self._key(name, shard.file), str(staging / shard.file))

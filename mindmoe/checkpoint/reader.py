@@ -118,6 +118,7 @@ class ShardReader:
 
     def _verified_header(self) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         path, record = self.path, self.record
+        # Not sealed yet, so it is held against the file before memory is asked for.
         (length,) = struct.unpack("<Q", self._fetch(0, 8))
         if length > min(MAX_HEADER, record.size - 8):
             raise CorruptCheckpoint(f"{path}: header length {length} is beyond the file or {MAX_HEADER} bytes")
@@ -125,12 +126,14 @@ class ShardReader:
         if xxhash.xxh3_128_hexdigest(head) != record.header_digest:
             raise CorruptCheckpoint(f"{path}: the header does not match its digest")
         entries, metadata = parse_header(head, record.size, path)
+        # Reads go by the header, boxes by the manifest: they must mean the same tensors.
         if {n: (e.dtype, e.shape) for n, e in entries.items()} != {
             n: (c.dtype, c.shape) for n, c in record.tensors.items()
         }:
             raise CorruptCheckpoint(f"{path}: the header lists other tensors than the manifest")
         blocks = {name: metadata.get(BLOCKS + name, "") for name in entries}
         for name, entry in entries.items():
+            # 16 hexadecimal digits for each block, so that no block can be without one.
             if len(blocks[name]) != 16 * num_blocks(entry.end - entry.begin, self._block(name, entries)):
                 raise CorruptCheckpoint(f"{path}: the header does not hold the block digests of {name}")
         return entries, blocks
@@ -143,6 +146,7 @@ class ShardReader:
         """Bytes begin .. end of the file, unverified."""
         view = into if into is not None else disk.aligned(end - begin, begin)
         done = 0
+        # A direct read may stop short; the loop below fetches the rest through the cache.
         if self._direct is not None and self.past_cache and len(view) >= _DIRECT:
             done = disk.read_pages(self._direct, view, begin)
         while done < len(view):
@@ -162,6 +166,7 @@ class ShardReader:
         """
         begin, block = self.entries[name].begin, self._block(name)
         data = self._fetch(begin + low, begin + high, into)
+        # Digests of the blocks from the one that starts at `low` on.
         wanted = self.blocks[name][16 * (low // block) :]
         for index, start in enumerate(range(0, high - low, block)):
             part = data[start : start + block]
@@ -183,21 +188,26 @@ class ShardReader:
         while row > block:
             row, dim = row // shape[dim], dim + 1
         cut = None if wanted[dim:] == shape[dim:] else Box(offset[dim:], wanted[dim:]).index
+        # The whole chunk fits into one block: one read, and what is not wanted is cut away.
         if not dim:
             yield _Piece(name, 0, size, 0, size, target[None], cut)
             return
         lead = dim  # rows of all but the first `lead` dimensions make one run, where they are wanted whole
         while lead > 1 and wanted[lead - 1] == shape[lead - 1] and target.flags.c_contiguous:
             lead -= 1
+        # From here on in rows: of one index of the leading dimensions, and of one read.
         rows_per_index = math.prod(shape[lead:dim])
         rows_per_piece = max(1, _PIECE // block) * block // row
         for place in np.ndindex(*wanted[: lead - 1]):
+            # zip stops at the shorter: `place` has all leading dimensions but the last, along which the run goes.
             corner = (*(p + o for p, o in zip(place, offset, strict=False)), offset[lead - 1])
             first = int(np.ravel_multi_index(corner, shape[:lead])) * rows_per_index
             rows = target[place].reshape(-1, *wanted[dim:])
             start, stop = first, first + len(rows)
             while start < stop:
+                # Pieces end at multiples of their size in the chunk, not in the box, so that no two of a run share a block.
                 end = min(stop, (start // rows_per_piece + 1) * rows_per_piece)
+                # Outwards to whole blocks, the only thing that can be verified.
                 low, high = start * row // block * block, min(size, -(-end * row // block) * block)
                 yield _Piece(name, start * row, end * row, low, high, rows[start - first : end - first], cut)
                 start = end
@@ -205,11 +215,13 @@ class ShardReader:
     def read(self, piece: _Piece) -> None:
         """Fetches, verifies and copies one piece."""
         target = piece.target
+        # Nothing around what is wanted: it is read to where it belongs, without a copy.
         if piece.cut is None and (piece.begin, piece.end) == (piece.low, piece.high) and target.flags.c_contiguous:
             self.fetch_blocks(piece.chunk, piece.low, piece.high, target.reshape(-1).view(np.uint8).data)
             return
         data = self.fetch_blocks(piece.chunk, piece.low, piece.high)[piece.begin - piece.low : piece.end - piece.low]
         shape = self.entries[piece.chunk].shape
+        # (bytes) -> (rows, ...) with the chunk's own lengths, of which `cut` takes the wanted ones.
         rows = np.frombuffer(data, target.dtype).reshape((len(target), *shape[len(shape) - target.ndim + 1 :]))
         index = (slice(None), *(piece.cut or ()))
         target[...] = rows[index]
@@ -226,6 +238,7 @@ class Checkpoint:
     def __init__(self, path: Path, manifest: Manifest):
         self.path, self.manifest = path, manifest
         self.tensors = manifest.tensors()
+        # By tensor: the shards and boxes it lies in, so that a box looks only where it may overlap.
         self._homes: dict[str, list[tuple[ShardRecord, ChunkRecord]]] = {name: [] for name in self.tensors}
         for shard in manifest.shards:
             for name, chunk in shard.tensors.items():
@@ -268,6 +281,8 @@ class Checkpoint:
                 reader.past_cache = not cached
                 there, here = shared.inside(chunk.box), shared.inside(box)
                 if name not in found:
+                    # Where the box would begin in the file if the chunk held all of it: the array is placed after
+                    # that, so that direct reads find it aligned.
                     ahead = _index(there.offset, chunk.shape) - _index(here.offset, box.shape)
                     found[name] = _room(box.shape, dtype, reader.entries[name].begin + ahead * dtype.itemsize)
                 target = found[name][here.index] if box.shape else found[name]
@@ -275,6 +290,7 @@ class Checkpoint:
             found.setdefault(name, np.empty(box.shape, dtype))  # an empty box
         with ThreadPoolExecutor(_THREADS) as pool:
             try:
+                # Iterated, because the exception of a read is raised only when its result is taken.
                 for _ in pool.map(lambda item: item[0].read(item[1]), work):
                     pass
             except BaseException:
@@ -314,6 +330,7 @@ class Checkpoint:
                 except CorruptCheckpoint as error:
                     sound = False
                     yield error.message
+            # Blocks were verified one by one; this is the digest that tells two checkpoints apart.
             if sound and tensor_sum(array, chunk.offset) != int(chunk.digest, 16):
                 yield f"{reader.path}: tensor {name} does not have the digest of its content"
 

@@ -49,6 +49,7 @@ def superfluous(complete: Sequence[tuple[Path, Manifest]], rule: Retention) -> l
         complete: folders and manifests of the complete steps, newest first.
         rule: the rules.
     """
+    # Any rule is enough, and the newest always stay: there is a step to resume from.
     keep = {path for path, _ in complete[: rule.keep_last]}
     keep |= {path for path, _ in complete if (path / PIN).exists()}
     if rule.keep_every:
@@ -107,6 +108,7 @@ def prune(root: Path, retention: Retention, protect: Collection[Path] = ()) -> l
     Raises:
         CheckpointError: the disk refused.
     """
+    # Incomplete ones do not fill the places of the newest, or a run of damaged steps would push out the sound ones.
     complete = [(path, manifest) for path in list_steps(root) if (manifest := complete_manifest(path))]
     old = [path for path in superfluous(complete, retention) if path not in protect]
     if old:

@@ -90,6 +90,7 @@ def claim(root: Path) -> str:
     generation = uuid.uuid4().hex
     with disk.reported(f"open the checkpoint folder {root}"):
         disk.make_dirs(root)
+        # The new owner first, then the cleaning: an earlier writer can begin nothing more in between.
         disk.replace_file(root / OWNER, f"{generation}\n".encode())
         clean_staging(root)
     return generation
@@ -119,6 +120,7 @@ def begin(root: Path, step: int, generation: str, attempt: str = "") -> Path:
     with disk.reported(f"begin checkpoint {step} in {root}"):
         require_owner(root, generation)
         staging = staging_path(root, step, generation, attempt)
+        # What an attempt of the same name has left would mix with this one.
         disk.remove(staging)
         os.mkdir(staging)
     return staging
@@ -153,13 +155,17 @@ def commit(root: Path, staging: Path, manifest: Manifest) -> Path:
     check_tiling(manifest)
     with disk.reported(f"publish checkpoint {manifest.step} in {root}"):
         for shard in manifest.shards:
+            # Sizes alone: contents are held against their digests when they are read.
             if (staging / shard.file).stat().st_size != shard.size:
                 raise CheckpointError(
                     f"{staging / shard.file} does not have the {shard.size} bytes its rank wrote",
                     "check that all ranks write to one shared folder",
                 )
         disk.write_new(staging / MANIFEST, replace(manifest, saved_at=time()).to_bytes())
+        # The names of the shards and of the manifest, before the folder gets the name that makes them count.
         disk.sync_dir(staging)
+        # As late as possible. Who claims the folder after this line moves `staging` away: either that or the rename
+        # below comes first, and the other one fails.
         require_owner(root, manifest.meta.generation)
         return _publish(root, staging, manifest.step)
 
@@ -172,6 +178,7 @@ def as_writer(manifest: Manifest, generation: str) -> Manifest:
 def _publish(root: Path, staging: Path, step: int) -> Path:
     """Renames a complete staging folder to the name of its step, replacing an earlier save of that step."""
     final = root / step_name(step)
+    # A rename cannot replace a folder that holds files, so a step that is saved again goes through a second name.
     earlier = [path for path in list_steps(root) if parsed(path)[0] == step]
     if not earlier:
         os.rename(staging, final)
@@ -243,6 +250,7 @@ def open_step(path: Path) -> Checkpoint:
     """
     with reading(path):
         manifest = read_manifest(path)
+    # A folder that was renamed by hand would resume from a wrong step, and read wrong data from there on.
     if (named := STEP.fullmatch(path.name)) and int(named[1]) != manifest.step:
         raise CorruptCheckpoint(f"{path} holds step {manifest.step}, not the step of its name")
     return Checkpoint(path, manifest)
@@ -315,25 +323,31 @@ def newest_valid(
             path = next(steps, None)
         return f"{roots.index(path.parent)}/{path.name}" if path else ""
 
+    # Paths may differ in how ranks see them, so rank 0 names a step by the number of its folder and its name.
     while place := from_rank_0(agree, next_place):
         number, name = place.split("/")
         path = roots[int(number)] / name
+        # A live writer may replace the folder while it is read: the inode tells which one was found damaged.
         inode = inode_of(path)
         level, error = _FINE, CheckpointError(f"another rank found {path} damaged", "see its message")
         try:
             tensors, manifest = load(path, read)
         except CheckpointError as raised:
             level, error = (_DAMAGED if _is_damage(raised) else _FAILED), raised
+        # All ranks take the same step or none: that ranks hold the state of two steps would go unnoticed.
         worst = agree.worst(level)
         if worst == _FINE:
             return Found(path=path, manifest=manifest, tensors=tensors, quarantined=tuple(bad))
         if worst == _FAILED:
+            # Not damage: a step that only cannot be read now must not be passed over for an older one.
             raise error if level == _FAILED else CheckpointError(f"another rank cannot read {path}", "see its message")
+        # Only one rank renames, the one that chooses the next step.
         moved = _quarantine(path, inode) if agree.rank == 0 else None
         if moved is not None:
             bad.append(Quarantined(path=moved, reason=error.message))
         elif level == _DAMAGED and agree.rank:
             _log.error("corrupt checkpoint: %s", error.message)
+    # Those of earlier starts count as well: a run that lost all of its steps must not begin anew by itself.
     aside = max(len(bad), num_quarantined(root))
     if aside:
         reasons = "".join(f"; {item}" for item in bad)
@@ -360,6 +374,7 @@ def _walk(roots: list[Path]) -> Iterator[Path]:
         found = [(-step_of(path), order, path) for order, root in enumerate(roots) for path in list_steps(root)]
         return [path for _, _, path in sorted(found, key=lambda item: item[:2])]
 
+    # An inode beside the path: a step that is saved again under its old name has not been seen yet.
     while left := [item for path in published() if (item := (path, inode_of(path))) not in seen]:
         seen.add(left[0])
         yield left[0][0]

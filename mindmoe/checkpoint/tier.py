@@ -55,6 +55,7 @@ def copy_step(source: Path, root: Path, generation: str, retention: Retention, m
         with disk.reported(f"copy {source} to {root}"):
             for shard in manifest.shards:
                 _copy_file(source / shard.file, staging / shard.file)
+        # Before it is published: nothing there is ever seen that was not read back.
         _verify(staging, manifest)
         path = store.commit(root, staging, store.as_writer(manifest, generation))
     except BaseException:
@@ -134,6 +135,7 @@ class Tier:
             _log.exception("copying %s failed", source)
             error = CheckpointError(f"{source} was not copied: {type(raised).__name__}: {raised}", "report this")
         finally:
+            # Whatever happened, the step may be pruned again.
             self.copying = None
         seconds = time.perf_counter() - started
         self._finished.append(Copied(step=step_of(source), place=place, error=error, seconds=seconds))

@@ -54,6 +54,7 @@ def remember(folder: Path, files: str, problems: Sequence[str]) -> None:
     root = folder.parent
     known = {name: verdict for name, verdict in _read(root).items() if (root / name).exists()}
     known[folder.name] = StepVerdict(files=files, problems=len(problems), time=time.time())
+    # What was found has been printed; that it cannot be kept, as in a folder of others, is no failure.
     with suppress(OSError):
         replace_file(root / FILE, _adapter().dump_json(known, indent=1))
 

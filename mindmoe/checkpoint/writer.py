@@ -109,12 +109,14 @@ class Writer:
     ):
         self.root, self.rank, self.world, self.meta, self.policy, self.tier = root, rank, world, meta, policy, tier
         self._exchange = Exchange(root, meta.generation, rank, world, policy.timeout)
+        # Replicated tensors are held by several ranks and written by one; who writes what never changes in a run.
         own, self._total = self._agree_on_boxes(held)
         self.boxes = {name: held[name] for name in own}
         self._staging = Staging()
         self._thread: threading.Thread | None = None
         self._attempt = 0
         self._finished: list[Outcome] = []
+        # The thread is a daemon, which the end of the interpreter would cut off in the middle of a save.
         atexit.register(self.close)
 
     def _agree_on_boxes(self, held: Mapping[str, ChunkRecord]) -> tuple[list[str], int]:
@@ -141,12 +143,14 @@ class Writer:
             state: small values to keep beside the tensors; those of rank 0 count.
         """
         started = time.perf_counter()
+        # One save at a time: they share the buffer, and a second copy of the state might not fit into memory.
         self._join(None)
         copying = time.perf_counter()
         image = Image(self.boxes, self._staging)
         for name in self.boxes:
             image.put(name, values(name))
         copied = time.perf_counter()
+        # Ranks call `save` alike, so that their attempts have the same number without a word exchanged.
         self._attempt += 1
         meta = replace(self.meta, state={**self.meta.state, **(state or {})})
         arguments = (step, self._attempt, image, meta, started, copied - started, copied - copying)
@@ -214,8 +218,11 @@ class Writer:
         try:
             require_space(self.root, self._total, self.policy.min_free, self.policy.retention)
             store.begin(self.root, step, meta.generation, topic)
+            # One deadline for all ranks, and for the writing of this one.
             started = time.monotonic()
+            # Only now is the folder there that the others write into.
             self._exchange.send(f"{topic}-begun", True)
+            # While the others write theirs.
             records = [self._write(staging, image)]
             answers = self._exchange.gather(topic, range(1, self.world), started)
             for rank, answer in answers.items():
@@ -271,6 +278,7 @@ class Writer:
         inode = 0
         try:
             self._exchange.wait(f"{topic}-begun", 0, started, or_topic=f"{topic}-outcome")
+            # Taken before this rank answers, and so before rank 0 can publish: see `_settle`.
             inode = inode_of(staging)
             answer = {"record": _record().dump_python(self._write(staging, image), mode="json")}
         except CheckpointError as error:
@@ -278,6 +286,7 @@ class Writer:
         except Exception as error:  # rank 0 must hear of it, whatever it is
             _log.exception("saving step %d failed", step)
             answer = {"error": f"{type(error).__name__}: {error}", "remedy": f"see the log of rank {self.rank}"}
+        # Also after a failure, or rank 0 would wait for this rank until its deadline.
         self._exchange.send(topic, answer)
         try:  # rank 0 may be waiting for others for one timeout before it gives up
             outcome = self._exchange.wait(f"{topic}-outcome", 0, time.monotonic(), patience=2.0)
@@ -316,6 +325,7 @@ class Writer:
 
 def _discard(staging: Path) -> bool:
     """Removes an unfinished save, also while another rank may still be writing into it; False if it has gone."""
+    # Renamed in one piece first: from there on nobody can publish it, or write into it by its name.
     away = staging.with_name(f"{disk.TEMPORARY}{uuid.uuid4().hex}")
     try:
         os.rename(staging, away)

@@ -28,6 +28,7 @@ def block_counts(weights: Sequence[float]) -> NDArray[np.int64]:
     counts = np.floor(exact).astype(np.int64)
     # Ties go to the earlier set: a stable sort makes the mixture the same everywhere.
     by_remainder = np.argsort(-(exact - counts), kind="stable")
+    # Rounding down leaves fewer than `sets` samples over; those that lost most by it get one each.
     counts[by_remainder[: BLOCK - int(counts.sum())]] += 1
     if (counts == 0).any():
         unread = int(np.argmin(counts))
@@ -65,4 +66,5 @@ class Blend:
         """
         block, position = np.divmod(np.asarray(index, np.int64), BLOCK)
         sets = self._set[position].astype(np.int64)
+        # Every block takes the same number from a set, so those before this one need no table.
         return sets, block * self.counts[sets] + self._rank[position]

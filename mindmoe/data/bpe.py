@@ -35,6 +35,7 @@ def training_sample(
     def draw(item: Input) -> bytes:
         return hashlib.blake2b(f"{seed}/{item.name}".encode(), digest_size=8).digest()
 
+    # Where everything fits into the budget, nothing needs to be shared.
     share = max(budget // max(len(inputs), 1), _MIN_SHARE) if sum(i.size for i in inputs) > budget else budget
     for item in sorted(inputs, key=draw):
         taken = 0
@@ -45,6 +46,7 @@ def training_sample(
                 record, text = Rejected(record.file, record.line, str(error)), ""
             if isinstance(record, Rejected) and len(refused) < _MAX_TOLD:
                 refused.append(str(record))
+            # Characters, of which none is less than a byte: what is over by that is noticed below, in bytes.
             text = text[: min(share - taken, budget)]
             size = len(text.encode("utf-8"))
             taken += size
@@ -106,6 +108,7 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
 
 def _explain(error: str, vocab_size: int) -> UserError:
     """What the trainer's message means for the user."""
+    # The trainer's errors are all of one type: only their wording tells them apart.
     if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", error):
         least = int(found[1])
         return UserError(

@@ -79,6 +79,7 @@ class _ZstdStream(io.RawIOBase):
             if not self._input:
                 if self._frame is None:
                     return 0
+                # A library that sees no more input just stops: that a frame is open is what tells a cut file.
                 lost = f", {self._size - self._done:,} bytes of text before its end" if self._size >= 0 else ""
                 raise EOFError(f"the file ends inside a zstd frame{lost}")
             try:
@@ -91,6 +92,7 @@ class _ZstdStream(io.RawIOBase):
             self._done += len(self._output)
             self._input = b""
             if self._frame.eof:
+                # Frames may follow each other; what was read of the next one is its beginning.
                 self._input, self._frame = self._frame.unused_data, None
         size = min(len(buffer), len(self._output))
         buffer[:size] = self._output[:size]

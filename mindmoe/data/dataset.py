@@ -78,6 +78,7 @@ class TokenSet:
         self._data = IndexedDataset(prefix)
         self._seq_length, self._vocab_size = seq_length, vocab_size
         self.num_tokens = self._data.num_tokens
+        # Neighbouring windows share a token: the last label of one is the first input of the next.
         self.num_windows = max(self.num_tokens - 1, 0) // seq_length
         if self._data.dtype.kind == "f":
             raise UserError(f"{prefix}.idx says {self._data.dtype.name}, tokens are integers", "give a set of tokens")
@@ -101,6 +102,7 @@ class TokenSet:
                 f"says {stats.tokens:,} of {manifest.dtype}",
                 remedy,
             )
+        # A folder without its tokenizer can be trained on; one with another tokenizer cannot be right.
         tokenizer = prefix.parent / manifest.tokenizer
         if os.path.lexists(tokenizer) and file_digest(tokenizer) != manifest.tokenizer_digest:
             raise UserError(f"{tokenizer} is not the tokenizer that the tokens beside it were made with", remedy)
@@ -114,6 +116,7 @@ class TokenSet:
         """Checks tokens of a set whose vocabulary is not recorded: all of them, or runs all over a large set."""
         runs = max(_SCAN_TOKENS // _SCAN_RUN, 1)
         stride = max(self.num_tokens // runs, _SCAN_RUN)
+        # A scan of all of a large set would read it from end to end; `rows` checks each token again when it is served.
         for start in range(0, self.num_tokens, stride):
             self._check_range(self._data.flat[start : start + _SCAN_RUN])
 
@@ -149,6 +152,8 @@ class TokenSet:
         for row, window in zip(segments, windows, strict=True):
             start = int(window) * self._seq_length
             document, last = self._document_at(start), self._document_at(start + self._seq_length)
+            # = 1, not += 1: documents without a token start at the same place and count once. The first document of the
+            # row begins at or before it and is number 0.
             row[self._data.document_starts(document + 1, last + 1) - start] = 1
             np.cumsum(row, out=row)
         return segments
@@ -161,6 +166,7 @@ class TokenSet:
             tokenizer: what the tokens were made with.
             within_documents: whether the first token of a document, predicted from another document, is left out.
         """
+        # One more than is predicted: the first token of the set is an input only.
         stop = windows * self._seq_length + 1
         tokens = self._data.flat[:stop]
         starts = np.unique(self._data.document_starts(0, self._document_at(stop - 1) + 1))  # some have no token

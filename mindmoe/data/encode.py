@@ -83,6 +83,7 @@ def _tokenizer(path: Path, digest: str) -> Tokenizer:
 def draw_of(text: bytes, seed: int) -> float:
     """A number in [0, 1) that depends on nothing but the text and the seed: equal documents never part."""
     digest = hashlib.blake2b(text, digest_size=8, key=str(seed).encode()).digest()
+    # 53 bits: what a double holds exactly, and so a number below 1.
     return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
 
 
@@ -107,6 +108,7 @@ def _encode_record(record: Record | Rejected, job: Job, tokenizer: Tokenizer) ->
         return Rejected(record.file, record.line, error.message)
     if job.append_eod:
         parts.append(np.array([tokenizer.eod_id], dtype))
+    # Drawn from the text as a whole: the pieces that it is encoded in must not matter.
     raw = text.encode("utf-8")
     return EncodedDocument(np.concatenate(parts), len(raw), draw_of(raw, job.seed))
 
@@ -140,6 +142,7 @@ def encode_all(jobs: Iterator[Job], workers: int) -> Generator[Encoded, None, No
     more = iter(jobs)
     try:
         while True:
+            # Three jobs a process keep all of them busy while results are taken in order, and bound what is in memory.
             pending.extend((job, _submit(pool, job)) for job in islice(more, 3 * workers - len(pending)))
             if not pending:
                 return
@@ -148,6 +151,7 @@ def encode_all(jobs: Iterator[Job], workers: int) -> Generator[Encoded, None, No
                 outcome = future.result()
             except BrokenProcessPool:
                 pool.shutdown(wait=True, cancel_futures=True)
+                # In their order, the first one included: what others of the pool had finished is done again.
                 again = [job for job, _ in pending]
                 pending.clear()
                 for job in again:
@@ -191,6 +195,7 @@ def _encode_alone(job: Job) -> Encoded:
         middle = len(job.records) // 2
         halves = [_encode_alone(replace(job, records=part)) for part in (job.records[:middle], job.records[middle:])]
         return Encoded([result for half in halves for result in half.results], job.position)
+    # Without records: if that fails as well, not the record is at fault but the machine, and the error says so.
     _encode_alone(replace(job, records=[]))
     (record,) = job.records
     reason = "the process that tokenised it died, out of memory or of a fault in the tokenizer: leave it out"
@@ -208,6 +213,7 @@ def _end_with_parent() -> None:
         return
 
     def watch(sentinel: int) -> None:
+        # Readable once the parent has ended, in whatever way.
         connection.wait([sentinel])
         os._exit(1)
 

@@ -34,7 +34,9 @@ def unigram_bigram(rows: NDArray[np.integer]) -> tuple[float, float]:
     total = first.size
     _, first_counts = np.unique(first, return_counts=True)
     _, second_counts = np.unique(second, return_counts=True)
+    # A pair as one number: first * V + second.
     _, pair_counts = np.unique(first * (int(rows.max()) + 1) + second, return_counts=True)
+    # H = log N - 1/N sum c log c; and H(second | first) = H(pair) - H(first), where the log N cancel.
     unigram = np.log(total) - _entropy_sum(second_counts) / total
     bigram = (_entropy_sum(first_counts) - _entropy_sum(pair_counts)) / total
     return float(unigram), float(bigram)

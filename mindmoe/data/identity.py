@@ -39,6 +39,7 @@ def data_identity(data: DataConfig) -> dict[str, Any]:
 def _set_identity(path: str, split: Split) -> dict[str, Any]:
     prefix, manifest = locate(path, split)
     index = xxhash.xxh3_128()
+    # The index is read whole: it is small beside the tokens and changes with the length of any document.
     with open_regular(idx_path(prefix)) as file:
         while piece := file.read(2**20):
             index.update(piece)
@@ -59,6 +60,7 @@ def _sample(path: Path) -> tuple[int, str]:
         size = file.seek(0, 2)
         count = min(_PIECES, math.ceil(size / _PIECE))
         for number in range(count):
+            # From 0 to the last piece in equal steps, so that both ends of the file count.
             file.seek(max(0, size - _PIECE) * number // max(1, count - 1))
             digest.update(file.read(_PIECE))
     return size, digest.hexdigest()

@@ -102,6 +102,7 @@ class IndexedDataset:
         size = os.fstat(idx.fileno()).st_size
         if size < _HEADER.size:
             raise self._fail(self._idx, "header", f"needs {_HEADER.size} bytes, the file has {size}")
+        # The arrays below are views of this map: an index of millions of sequences takes no memory of its own.
         buffer = np.memmap(idx, np.uint8, "r")
         magic, version, code, sequences, entries = _HEADER.unpack(buffer[: _HEADER.size].tobytes())
         if magic != MAGIC:
@@ -111,6 +112,7 @@ class IndexedDataset:
         if code not in DTYPES:
             raise self._fail(self._idx, "dtype code", f"is {code}, known are {', '.join(map(str, DTYPES))}")
         self.dtype = DTYPES[code]
+        # Before any array is made: a header that asks for more than the file has is refused by plain arithmetic.
         plain = _HEADER.size + 12 * sequences + 8 * entries
         if size not in (plain, plain + sequences):
             raise self._fail(
@@ -130,6 +132,7 @@ class IndexedDataset:
         """Lengths are not negative, offsets are their running sum, and .bin, of `size` bytes, ends with the last."""
         end = 0
         for start in range(0, self.num_sequences, _CHUNK):
+            # In 64 bits: sums of 32-bit lengths overflow.
             lengths = self.lengths[start : start + _CHUNK].astype(np.int64)
             if (lengths < 0).any():
                 first = start + int(np.argmax(lengths < 0))
@@ -154,6 +157,7 @@ class IndexedDataset:
         if len(index) == 0 or index[0] != 0:
             raise self._fail(self._idx, "document_index", "does not start with 0")
         for start in range(0, len(index) - 1, _CHUNK):
+            # Chunks overlap by one entry, or a fall between two of them would be missed.
             falls = np.diff(index[start : start + _CHUNK + 1]) < 0
             if falls.any():
                 first = start + int(np.argmax(falls)) + 1
@@ -175,6 +179,7 @@ class IndexedDataset:
     def document_start(self, index: int) -> int:
         """The position in `flat` where document `index` starts; of document `num_documents`, where the last ends."""
         sequence = int(self.document_index[index])
+        # There is no offset behind the last sequence; documents without sequences may stand there too.
         if sequence == self.num_sequences:
             return self.num_tokens
         return int(self.offsets[sequence]) // self.dtype.itemsize
@@ -244,6 +249,7 @@ class IndexedWriter:
         if values.ndim != 1:
             raise ValueError(f"tokens of shape {values.shape} are not one sequence")
         if values.size and self.dtype.kind in "iu":
+            # A cast would cut fractions off without a word.
             if values.dtype.kind not in "iu":
                 raise ValueError(f"tokens of dtype {values.dtype} cannot be written as {self.dtype}")
             limits = np.iinfo(self.dtype)
@@ -274,6 +280,7 @@ class IndexedWriter:
                 stream.write(self._modes)
             stream.flush()
             os.fsync(stream.fileno())
+        # From here until the new index has its name, a crash leaves no pair rather than a wrong one.
         if self._idx.exists():
             self._idx.unlink()
             fsync_folder(self._idx.parent)

@@ -52,6 +52,7 @@ def _tokenizer(prefix: Path, manifest: DatasetManifest | None) -> Tokenizer | No
 
 def document_lengths(data: IndexedDataset) -> NDArray[np.int64]:
     """(documents,) tokens of each document."""
+    # Where each sequence begins, and the end of the last: documents are runs of sequences.
     ends = np.append(data.offsets // data.dtype.itemsize, data.num_tokens)
     return np.diff(ends[data.document_index])
 
@@ -66,6 +67,7 @@ def vocabulary_use(data: IndexedDataset) -> tuple[int, int, int]:
         low = min(low, int(chunk.min()))
         if low < 0 or int(chunk.max()) >= 1 << 31:
             raise UserError(f"{data.prefix}.bin holds numbers that are no token ids", "give a set of tokens")
+        # As long as the larger of what this chunk and those before it have.
         seen = np.bincount(chunk, minlength=len(counts))
         seen[: len(counts)] += counts
         counts = seen

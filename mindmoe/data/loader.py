@@ -55,6 +55,7 @@ class Batch:
             case "previous":
                 before = np.full(shape, -1, np.int32)
                 inside = self.segment_ids[:, 1:] == self.segment_ids[:, :-1]
+                # -1 stays where a row or a document begins: nothing comes before.
                 before[:, 1:][inside] = self.input_ids[:, :-1][inside]
                 return before
         raise ValueError(f"no token has a {name}")
@@ -94,6 +95,7 @@ class TokenBatches:
         self._shuffled, self._domain_dropout = split == "train", domain_dropout
         self._seed, self._document_attention = data.seed, data.document_attention
         self._seq_length, self._batch_size = seq_length, global_batch_size
+        # Weights do not matter for the held-out set, which is one.
         sources = data.sources if self._shuffled else [SourceConfig(path=data.valid or data.sources[0].path)]
         if split == "valid" and data.valid is None and not Path(sources[0].path).is_dir():
             raise UserError(
@@ -113,6 +115,7 @@ class TokenBatches:
         known = [(part.path, part.manifest.tokenizer_digest) for part in self._sets if part.manifest is not None]
         if tokenizer is not None:
             file = tokenizer_file(tokenizer)
+            # First, so that the configured tokenizer is what all the others are held against.
             known.insert(0, (str(file), file_digest(file)))
         for path, digest in known[1:]:
             if digest != known[0][1]:
@@ -132,6 +135,7 @@ class TokenBatches:
             UserError: the tokenizer cannot be read.
         """
         assert not self._shuffled
+        # A held-out set is one set, read in file order: its first batches are its first windows.
         (held_out,) = self._sets
         if self._tokenizer is not None:
             tokenizer = load_tokenizer(self._tokenizer)
@@ -155,6 +159,7 @@ class TokenBatches:
         """
         if step < 0 or not 0 <= start <= stop <= self._batch_size:
             raise ValueError(f"rows [{start}, {stop}) of batch {step}: the batch has {self._batch_size} rows")
+        # The samples of a run are numbered without a gap, whatever ranks serve them.
         samples = step * self._batch_size + np.arange(start, stop, dtype=np.int64)
         if not self._shuffled and step * self._batch_size + stop > self.num_samples:
             raise IndexError(
@@ -168,6 +173,8 @@ class TokenBatches:
             rows[chosen] = part.rows(windows[chosen])
             if self._document_attention:
                 segments[chosen] = part.segments(windows[chosen])
+        # A label of another document cannot be told from its input: it counts only inside a document. Where attention
+        # crosses documents all segments are 0, and every label counts.
         within = segments[:, 1:] == segments[:, :-1]
         inputs, labels = np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
         segments = np.ascontiguousarray(segments[:, :-1])
@@ -180,6 +187,7 @@ class TokenBatches:
         if not self._domain_dropout:
             return (sets + 1).astype(np.int32)
         hidden = [
+            # Keyed by the sample, not drawn in a row: the same under any number of ranks and after any resume.
             np.random.default_rng([self._seed, _DOMAINS, int(sample)]).random() < self._domain_dropout
             for sample in samples
         ]
@@ -193,6 +201,7 @@ class TokenBatches:
         windows = np.empty_like(samples)
         for number in np.unique(sets):
             size = self._sets[number].num_windows
+            # One batch may span the end of an epoch of a small set, and epochs differ in their order.
             epochs, positions = np.divmod(served, size)
             for epoch in np.unique(epochs[sets == number]):
                 chosen = (sets == number) & (epochs == epoch)

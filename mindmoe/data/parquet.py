@@ -46,6 +46,7 @@ def read_parquet(path: Path, name: str, text_key: str, *, follow: bool) -> Itera
     with open_regular(path, follow=follow) as file:
         size = os.fstat(file.fileno()).st_size
         try:
+            # Before pyarrow sees the file: this parse is bounded and fails with an error.
             groups = _row_groups(file, size, text_key)
             table = parquet.ParquetFile(file, buffer_size=1 << 20)
             schema = table.schema_arrow
@@ -59,12 +60,15 @@ def read_parquet(path: Path, name: str, text_key: str, *, follow: bool) -> Itera
         for number, group in enumerate(groups):
             done = 0
             try:
+                # Page headers first: nothing of a group is decompressed until all of its pages are known to be small.
                 size_in_file, batch_rows = _measure(file, group)
                 stored += size_in_file
                 for value in _values(table, number, text_key, batch_rows) if group.rows else ():
                     total += value.size if value is not None else 0
                     refuse_bomb(total, stored)  # a few rows of a dictionary may be repeated without end
                     done += 1
+                    # Rows stand in for bytes, which the library does not tell; the divisor grows if the footer named
+                    # too few rows.
                     position = size * (before + done) // max(all_rows, before + done)
                     if value is None:
                         yield Rejected(name, before + done, f"{text_key!r} is null")
@@ -102,12 +106,15 @@ def _row_groups(file: BinaryIO, size: int, text_key: str) -> list[_RowGroup]:
         OSError: there is no footer, or it is damaged.
     """
     file.seek(max(size - 8, 0))
+    # The end of a Parquet file: the footer, its length in 4 bytes, and PAR1.
     length, magic = int.from_bytes(file.read(4), "little"), file.read(4)
     if magic != b"PAR1" or not 0 < length <= min(size - 12, _MAX_FOOTER):
         raise OSError("it does not end as a Parquet file does")
     file.seek(size - 8 - length)
     try:
         groups = []
+        # Fields by number: FileMetaData 4 row_groups; RowGroup 1 columns, 3 num_rows; ColumnChunk 3 meta_data;
+        # ColumnMetaData 3 path_in_schema, 7 total_compressed_size, 9 data_page_offset, 11 dictionary_page_offset.
         for group in ThriftReader(BytesIO(file.read(length))).struct()[4]:
             chunks = []
             for chunk in group[1]:
@@ -143,6 +150,7 @@ def _values(table: Any, group: int, text_key: str, batch_rows: int) -> Iterator[
     batches = table.iter_batches(batch_rows, row_groups=[group], columns=[text_key], use_threads=False)
     for batch in batches:
         for scalar in batch.column(text_key):
+            # The value behind the index of a dictionary-encoded column.
             plain = scalar.value if hasattr(scalar, "dictionary") else scalar
             yield plain.as_buffer() if plain is not None else None
 
@@ -182,4 +190,5 @@ def _pages(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, int]]:
         if not isinstance(page, int) or not isinstance(size, int) or page < 0 or size < 0:
             raise OSError("the header of a page is damaged")
         yield size, page
+        # Past the page itself, which is not read.
         file.seek(size, os.SEEK_CUR)

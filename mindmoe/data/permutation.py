@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ROUNDS = 8
-_GOLDEN = 0x9E3779B97F4A7C15
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio, the increment of SplitMix64
 _MASK = (1 << 64) - 1
 
 
@@ -42,9 +42,11 @@ class Permutation:
             raise ValueError(f"n={n} is not between 1 and 2**62")
         self.n = n
         self._a = math.isqrt(n - 1) + 1  # ceil(sqrt(n))
+        # a * b is at least n and exceeds it by less than a, so few images fall outside.
         self._b = -(-n // self._a)
         state = 0
         for part in key:
+            # Each part is mixed in turn, so that (1, 2) and (2, 1) give different orders.
             state = _mix((state + _GOLDEN + _mix(part & _MASK)) & _MASK)
         self._keys = [np.uint64(_mix((state + _GOLDEN * (i + 1)) & _MASK)) for i in range(_ROUNDS)]
 
@@ -58,6 +60,7 @@ class Permutation:
             (k,) int64, distinct for distinct positions.
         """
         image = self._network(np.asarray(index).astype(np.uint64))
+        # It ends: the network permutes a finite set, so whoever walks on from inside comes back inside.
         while (outside := image >= self.n).any():
             image[outside] = self._network(image[outside])
         return image.astype(np.int64)
@@ -65,6 +68,7 @@ class Permutation:
     def _network(self, value: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """The Feistel network: a bijection of range(a * b)."""
         a, b = np.uint64(self._a), np.uint64(self._b)
+        # Adding a function of the other half can be undone, so every round is a bijection, whatever the function.
         left, right = value // b, value % b
         for i, key in enumerate(self._keys):
             if i % 2 == 0:

@@ -122,9 +122,11 @@ def _find_inputs(
 
 def _settings(config: PrepareConfig) -> dict[str, Any]:
     """The settings that the output depends on, with a given tokenizer named by its content."""
+    # How many processes and how many bad records are allowed does not change the bytes of the result.
     settings = config.model_dump(exclude={"workers", "max_bad"})
     if config.tokenizer != "train":
         settings["tokenizer"] = f"sha256:{file_digest(tokenizer_file(config.tokenizer))}"
+        # They are for training a tokenizer, and mean nothing beside a given one.
         del settings["vocab_size"], settings["tokenizer_bytes"]
     return settings
 
@@ -173,6 +175,7 @@ def _fresh_staging(out: Path, console: Console) -> Path:
     if staging.exists():
         console.print(f"{out} was left half-finished: starting again")
         shutil.rmtree(staging)
+        # The staging folder proves that these names are ours: they were given in a commit that did not end.
         for name in standing:
             (out / name).unlink()
     elif standing:
@@ -205,6 +208,7 @@ class _Preparation:
 
     def run(self, settings: dict[str, Any], digest: str) -> DatasetManifest:
         """Tokenizer, then tokens; returns the manifest of what was written."""
+        # Everything goes through the file in the staging folder, never through what it was copied from.
         file = self._make_tokenizer()
         tokenizer = load_tokenizer(file)
         self._check(tokenizer)
@@ -245,6 +249,7 @@ class _Preparation:
             self._console.print(f"training a SentencePiece tokenizer of {config.vocab_size} pieces on {sample} of text")
             refused: list[str] = []
             texts = training_sample(self._inputs, config.text_key, config.seed, config.tokenizer_bytes, refused)
+            # Looked for before the trainer starts, to tell why there is no text; what is found is put back in front.
             first = next(filter(None, texts), None)
             if first is None and refused:
                 raise UserError(
@@ -257,6 +262,7 @@ class _Preparation:
         given = tokenizer_file(config.tokenizer)
         self._console.print(f"using the tokenizer {shown(str(given), 300)}")
         content = read_bytes(given, MAX_FILE)
+        # By content: the name of the given file may be that of another kind.
         file = self._staging / kind_of(content)
         write_bytes(file, content)
         if file.name == "tokenizer.json":
@@ -292,6 +298,7 @@ class _Preparation:
             for outcome in outcomes:
                 self._take(outcome, writer, counts, quarantine)
                 progress.update(outcome.position, f"{writer.num_documents:,} documents, {writer.num_tokens:,} tokens")
+                # A chain of comparisons: there is a limit, and it is reached.
                 if writer.num_documents == self._config.max_documents != 0:
                     break
         return counts
@@ -332,6 +339,7 @@ class _Preparation:
             for record in item.read():
                 batch.append(record)
                 size += len(record.payload) if isinstance(record, Record) else 0
+                # Never by time or by the number of processes.
                 if size >= _JOB_BYTES or len(batch) >= _JOB_RECORDS:
                     position = record.position if isinstance(record, Record) else 0
                     yield job(batch, before + position)
@@ -343,6 +351,7 @@ class _Preparation:
 
 def _commit(staging: Path, out: Path, manifest: DatasetManifest) -> None:
     """Gives every file its name, dataset.json last."""
+    # Their content is durable already; the names become so below, before the manifest says that all are there.
     for path in sorted(staging.iterdir()):
         if path.name != QUARANTINE:
             os.replace(path, out / path.name)
@@ -356,6 +365,7 @@ def _drop(staging: Path, out: Path) -> None:
     (out / QUARANTINE).unlink(missing_ok=True)
     if quarantine.exists() and quarantine.stat().st_size:
         os.replace(quarantine, out / QUARANTINE)
+    # After a commit that broke off, the folder stays: it tells the next attempt that the files beside it are ours.
     if (out / FILE_NAME).exists() or not any((out / name).exists() for name in _OUTPUTS):
         shutil.rmtree(staging)
         fsync_folder(out)

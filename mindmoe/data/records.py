@@ -86,6 +86,7 @@ def parse(record: Record, text_key: str) -> str:
     except UnicodeDecodeError as error:
         raise BadRecord(f"invalid UTF-8 at byte {error.start}: 0x{payload[error.start]:02x}") from None
     text = _text_of(decoded, text_key) if record.is_json else decoded
+    # No text holds NUL, but most binary files do.
     if "\x00" in text:
         raise BadRecord(f"NUL character at {text.index(chr(0))}: not a text")
     try:
@@ -99,10 +100,12 @@ def _text_of(line: str, text_key: str) -> str:
     """The value of `text_key` in a line that must be one strict JSON object."""
 
     def as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # Python keeps the last of two equal keys without a word: which text is meant cannot be known.
         if sum(key == text_key for key, _ in pairs) > 1:
             raise BadRecord(f"key {text_key!r} appears twice")
         return dict(pairs)
 
+    # NaN and Infinity, which Python reads and JSON does not have.
     def refuse_constant(name: str) -> NoReturn:
         raise BadRecord(f"{name} is not JSON")
 

@@ -25,6 +25,7 @@ class SentencePieceVocabulary:
         self.eod_id: int = model.eos_id()
         if self.eod_id < 0:
             pieces = {name: model.piece_to_id(name) for name in EOD_NAMES}
+            # The library answers an unknown name with the id of <unk>, so the piece is asked for its name again.
             self.eod_id = next((i for name, i in pieces.items() if model.id_to_piece(i) == name), -1)
         if self.eod_id >= 0 and not model.is_control(self.eod_id):
             model = sentencepiece.SentencePieceProcessor(model_proto=_with_control_piece(content, self.eod_id))
@@ -43,6 +44,7 @@ class SentencePieceVocabulary:
             return self._model.encode(text)
         parts = self._model.encode(text.split(_SPACE))
         ids = parts[0]
+        # Between two parts stood one of these characters.
         for part in parts[1:]:
             ids += self._space_bytes
             ids += part
@@ -65,11 +67,14 @@ class SentencePieceVocabulary:
         for i, (control, byte, unknown) in enumerate(
             zip(model.is_control(ids), model.is_byte(ids), model.is_unknown(ids), strict=True)
         ):
+            # Byte pieces are spelled <0x41> and stand for one byte; control pieces are no text.
             if control or byte:
                 sizes[i] = 1 if byte else 0
+            # What the library writes in the place of something unknown.
             elif unknown:
                 sizes[i] = len(model.decode([i]).encode())
         spaced = [i for i, piece in enumerate(pieces) if sizes[i] and piece.startswith(_SPACE)]
+        # At the beginning of a document such a model takes back the space that it has added before the text.
         first = list(sizes)
         if spaced and not model.decode(spaced[:1]).startswith(" "):  # it adds a space to texts, and takes it away
             for i in spaced:
@@ -86,6 +91,8 @@ def _with_control_piece(model: bytes, piece_id: int) -> bytes:
     at = number = 0
     while at < len(model):
         begin = at
+        # A protobuf field: its number and wire type (0 varint, 1 eight bytes, 2 with a length, 5 four bytes), its
+        # value.
         tag, at = _varint(model, at)
         match tag & 7:
             case 0:
@@ -99,6 +106,7 @@ def _with_control_piece(model: bytes, piece_id: int) -> bytes:
                 at += size
                 if tag == 1 << 3 | 2:
                     if number == piece_id:
+                        # Appended: where a field comes twice, the last one counts.
                         piece = model[at - size : at] + bytes([3 << 3, 3])
                         return b"".join([model[:begin], bytes([tag]), _as_varint(len(piece)), piece, model[at:]])
                     number += 1

@@ -74,6 +74,7 @@ def discover(source: str, format: Format, text_key: str, exclude: Path | None = 
     if os.path.isdir(path):
         _walk(path, format, text_key, os.path.realpath(exclude) if exclude else None, found)
     elif os.path.isfile(path):
+        # A file that the user names is read whatever its suffix: .json as lines, anything else as text.
         kind = _kind(path.name, format) or ("jsonl" if suffix_of_content(path.name) == ".json" else "txt")
         found.inputs.append(_input(path, path.name, kind, text_key, follow=True))
     elif os.path.exists(path):
@@ -95,14 +96,17 @@ def _walk(root: Path, format: Format, text_key: str, exclude: str | None, found:
         found.rejected.append(Rejected(shown(str(error.filename), _MAX_NAME), 0, f"unreadable: {error.strerror}"))
 
     for folder, folders, files in os.walk(root, onerror=refuse):
+        # In place, which is how os.walk is told what to leave out; the output may lie inside the source.
         folders[:] = [
             name for name in folders if not name.startswith(".") and os.path.realpath(Path(folder, name)) != exclude
         ]
+        # os.walk does not enter them, but those that lead elsewhere are told.
         linked_folders = [name for name in folders if Path(folder, name).is_symlink()]
         for name in files + linked_folders:
             path = Path(folder, name)
             if not name.startswith("."):
                 entries.append((path.relative_to(root).as_posix(), path))
+    # The output follows this order, so it is that of the bytes on disk, however names are decoded.
     for relative, path in sorted(entries, key=lambda entry: os.fsencode(entry[0])):
         if path.is_symlink():
             # A link to elsewhere in the folder is met there; any other would carry the search out of the source.
@@ -148,6 +152,7 @@ def _input(path: Path, name: str, kind: str, text_key: str, *, follow: bool = Fa
         try:
             yield from readers[kind]()
         except FileError as error:
+            # A text file is one record, any other may have held many.
             yield Rejected(called, 0, f"unreadable: {error}", rest=kind != "txt")
 
     return Input(shown(name, _MAX_NAME), status.st_size, str(status.st_mtime_ns), read)
@@ -160,6 +165,7 @@ def _read_text(path: Path, name: str, follow: bool) -> Iterator[Record | Rejecte
             content = bytearray()
             while len(content) <= MAX_TEXT and (chunk := stream.read(_CHUNK)):
                 content += chunk
+                # `raw` is the stored file, so its position is how many bytes have made this content.
                 refuse_bomb(len(content), raw.tell())
             if len(content) > MAX_TEXT:
                 yield Rejected(name, 0, f"longer than {MAX_TEXT >> 20} MiB: split it, or write a .jsonl of documents")
@@ -174,6 +180,7 @@ def _read_lines(path: Path, name: str, follow: bool) -> Iterator[Record | Reject
     number = total = 0
     with open_regular(path, follow=follow) as raw, decompressed(raw, path.name) as stream:
         try:
+            # One more than is allowed, so that a line of just that length is told from a longer one.
             while line := stream.readline(MAX_LINE + 1):
                 number += 1
                 total += len(line)
@@ -184,6 +191,7 @@ def _read_lines(path: Path, name: str, follow: bool) -> Iterator[Record | Reject
                 refuse_bomb(total, raw.tell())
                 if too_long:
                     yield Rejected(name, number, f"line longer than {MAX_LINE >> 20} MiB")
+                # A last line without its break may be whole: only the beginning of an object is taken for a cut file.
                 elif not line.endswith(b"\n") and _is_cut(line):
                     reason = f"the file is cut {len(line):,} bytes into this line; what followed is lost"
                     yield Rejected(name, number, reason, rest=True)

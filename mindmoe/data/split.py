@@ -42,11 +42,13 @@ class SplitWriter:
 
     def add(self, document: EncodedDocument) -> None:
         """Writes a document, or holds it back."""
+        # A document that is below the fraction makes the stand-in unnecessary: it goes to `train` after all.
         if document.draw < self._fraction:
             self._write("valid", document)
             self._release("train")
         elif self._fraction > 0 and not self._documents["valid"]:
             if self._held is None or document.draw < self._held.draw:
+                # The lower draw is held; what was held before, if anything, is written.
                 document, self._held = self._held or document, document
                 if document is self._held:
                     return
@@ -70,6 +72,7 @@ class SplitWriter:
         Raises:
             UserError: a split would be empty.
         """
+        # Only held still if no draw fell below the fraction.
         self._release("valid")
         if not self._documents["train"] or not all(self._documents.values()):
             raise UserError(

@@ -35,6 +35,7 @@ def stdlib_inputs() -> list[Input]:
     inputs = []
     for name in sorted(_modules(root)):
         path = root / name
+        # The version as the stamp: times of change differ between installations of the same text.
         inputs.append(Input(name, path.stat().st_size, version, partial(_read_module, path)))
     if not inputs:
         raise UserError(f"this Python has no library source in {root}", "name a folder of text as the source")

@@ -29,11 +29,13 @@ class ThriftReader:
     def _struct(self, depth: int) -> dict[int, Any]:
         fields: dict[int, Any] = {}
         number = 0
+        # A byte for each field: the step from the number before in the upper half, the type in the lower; 0 ends a
+        # struct. A step of 0 says that the number follows.
         while head := self._byte():
             number = number + (head >> 4) if head >> 4 else self._number()
             kind = head & 15
             self._count(depth)
-            fields[number] = kind == 1 if kind in (1, 2) else self._value(kind, depth)
+            fields[number] = kind == 1 if kind in (1, 2) else self._value(kind, depth)  # a boolean field is its type
         return fields
 
     def _count(self, depth: int) -> None:
@@ -44,8 +46,11 @@ class ThriftReader:
     def _value(self, kind: int, depth: int) -> Any:
         self._count(depth)
         match kind:
+            # Booleans of a list take a byte each, as i8 does.
             case 1 | 2 | 3:
                 return self._byte()
+            # i16, i32, i64; then double, binary, list and set, struct. A map, 11, occurs in no struct that is read
+            # here.
             case 4 | 5 | 6:
                 return self._number()
             case 7:
@@ -54,6 +59,7 @@ class ThriftReader:
                 return self._bytes(self._varint())
             case 9 | 10:
                 head = self._byte()
+                # Up to 14 elements are counted in the byte of their type; 15 says that the count follows.
                 length = head >> 4 if head < 0xF0 else self._varint()
                 return [self._value(head & 15, depth + 1) for _ in range(length)]
             case 12:
@@ -66,6 +72,7 @@ class ThriftReader:
 
     def _varint(self) -> int:
         value = 0
+        # Ten bytes of 7 bits hold any 64-bit number.
         for shift in range(0, 70, 7):
             byte = self._byte()
             value |= (byte & 0x7F) << shift

@@ -37,11 +37,11 @@ _LLAMA3_PATTERN = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 ENCODINGS = {  # by number of ranks
-    50_256: _Encoding(_GPT2_PATTERN, "<|endoftext|>", 50_256),
-    50_280: _Encoding(_GPT2_PATTERN, "<|endoftext|>", 50_256),
-    100_256: _Encoding(_CL100K_PATTERN, "<|endoftext|>", 100_257),
-    128_000: _Encoding(_LLAMA3_PATTERN, "<|end_of_text|>", 128_001),
-    199_998: _Encoding(_O200K_PATTERN, "<|endoftext|>", 199_999),
+    50_256: _Encoding(_GPT2_PATTERN, "<|endoftext|>", 50_256),  # GPT-2, r50k_base
+    50_280: _Encoding(_GPT2_PATTERN, "<|endoftext|>", 50_256),  # p50k_base: ranks on both sides of that id
+    100_256: _Encoding(_CL100K_PATTERN, "<|endoftext|>", 100_257),  # cl100k_base
+    128_000: _Encoding(_LLAMA3_PATTERN, "<|end_of_text|>", 128_001),  # Llama 3
+    199_998: _Encoding(_O200K_PATTERN, "<|endoftext|>", 199_999),  # o200k_base
 }
 # The library's matcher steps back one character at a time through white space, and panics at a million steps.
 _MAX_SPACES = 500_000
@@ -72,8 +72,10 @@ class TiktokenVocabulary:
             )
         encoding = ENCODINGS[len(ranks)]
         self.eod_id = encoding.eod_id
+        # A dict keeps one of two equal tokens: fewer entries than lines tell that some are given twice.
         if len(lines) != len(ranks) or sorted(ranks.values()) != self._expected_ranks(len(ranks)):
             raise ValueError("its ranks are not those of a published encoding, each once")
+        # Every byte has a rank of its own, or some text could not be encoded at all.
         if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
             raise ValueError(f"it has no rank for the byte 0x{missing[0]:02x}")
         self._model = tiktoken.Encoding(

@@ -61,6 +61,7 @@ class Tokenizer:
                 f"the tokenizer makes the id {outside[0]} of this text, and has ids below {self.vocab_size}",
                 "use another tokenizer",
             )
+        # A document that holds its own end would be cut in two, and a prompt could end a generation.
         if self.eod_id >= 0 and (values == self.eod_id).any():
             raise TextRefused(
                 f"the tokenizer makes its end-of-document token, {self.eod_id}, of this text", "use another tokenizer"
@@ -70,6 +71,7 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; bytes that are no UTF-8 and ids that have no piece become U+FFFD."""
         with guarded("the tokenizer cannot decode these ids", UserError, "use the tokenizer they were made with"):
+            # Libraries fail on ids that they do not know, each in its own way; so they are given known ones only.
             runs = groupby((int(i) for i in ids), self._known)
             return "".join(
                 self._vocabulary.decode(list(run)) if known else "\ufffd" * len(list(run)) for known, run in runs
@@ -99,8 +101,10 @@ class Tokenizer:
         for first, stop in zip(cuts, [*cuts[1:], len(tokens)], strict=True):
             ids = tokens[first:stop].astype(np.int64)
             inside = (ids >= 0) & (ids < self.vocab_size)
+            # First what lies outside, because the next line indexes with what is left.
             ids[~inside] = -1
             ids[inside & ~self.has_piece[ids]] = -1
+            # The documents that begin in this stretch, their starts counted from its own beginning.
             low, high = np.searchsorted(starts, [first, stop])
             with guarded("the tokenizer cannot tell the bytes of its pieces", UserError, "use another tokenizer"):
                 total += self._vocabulary.count_bytes(ids, starts[low:high] - first)
@@ -140,6 +144,7 @@ def kind_of(content: bytes) -> str:
         return "tokenizer.json"
     fields = head.split(b"\n", 1)[0].split()
     try:
+        # A tiktoken file is lines of a token in base64 and its rank.
         if len(fields) == 2 and fields[1].isdigit() and base64.b64decode(fields[0], validate=True):
             return "tokenizer.tiktoken"
     except binascii.Error:
@@ -162,6 +167,7 @@ def _load(content: bytes, file: Path) -> Vocabulary:
     kind = kind_of(content)
     what = {"tokenizer.json": kind, "tokenizer.tiktoken": "tiktoken file"}.get(kind, "SentencePiece model")
     with guarded(f"{shown(str(file), 300)} is no {what}", UserError, "check the file"):
+        # Imported here, because each needs a package that need not be installed for the others.
         if kind == "tokenizer.json":
             from mindmoe.data.tokenizers_file import HuggingFaceVocabulary
 

@@ -30,11 +30,13 @@ class HuggingFaceVocabulary:
         except ImportError:
             raise package_missing(path, "tokenizers", "hf") from None
         self._model = model = tokenizers.Tokenizer.from_buffer(content)
+        # A file may ask for cut or padded texts, and for control tokens to be read out of text; none of that is wanted.
         model.no_truncation()
         model.no_padding()
         model.encode_special_tokens = True
         self._ids = vocabulary = model.get_vocab(with_added_tokens=True)
         size = max(vocabulary.values(), default=-1) + 1
+        # A single absurd id would otherwise ask for memory for all ids below it.
         if size > _MAX_IDS:
             raise ValueError(f"it has the id {size - 1}, and {_MAX_IDS:,} ids are the most that is taken")
         self.has_piece = np.zeros(size, np.bool_)
@@ -59,6 +61,7 @@ class HuggingFaceVocabulary:
         if self._table is not None:
             return self._table.count(ids, starts)
         counted = (ids >= 0) & (ids != self.eod_id)
+        # Each document by itself: such a decoder treats the first token of a text in its own way.
         documents = zip(np.split(ids, starts[1:]), np.split(counted, starts[1:]), strict=True)
         texts = (self._model.decode(part[chosen].tolist(), skip_special_tokens=True) for part, chosen in documents)
         return sum(len(text.encode()) for text in texts)
@@ -74,6 +77,7 @@ class HuggingFaceVocabulary:
         alphabet = set(pre_tokenizers.ByteLevel.alphabet())  # a character for each byte
         sizes = [0] * len(self.has_piece)
         for piece, i in self._ids.items():
+            # In a byte-level vocabulary one character stands for one byte; added tokens are plain text.
             sizes[i] = len(piece) if alphabet.issuperset(piece) else len(piece.encode())
         for i, token in self._model.get_added_tokens_decoder().items():
             if token.special or i == self.eod_id:

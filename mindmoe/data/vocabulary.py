@@ -63,6 +63,7 @@ class ByteTable:
 
     def count(self, ids: NDArray[np.int64], starts: NDArray[np.int64]) -> int:
         """See `Vocabulary.count_bytes`."""
+        # -1 indexes the last entry, which counts nothing.
         return int(self._inside[ids].sum() + self._more_at_start[ids[starts]].sum())
 
 

@@ -24,6 +24,7 @@ class Generation:
     def __init__(self, net: CausalLM, capacity: int, *, batch: int = 1, chunk: int = 128, graph: bool = True):
         self.capacity, self.chunk = capacity, min(chunk, capacity)
         self.length, self.before = 0, np.full((batch, 1), -1, np.int32)
+        # Parameters of a fixed size, written in place: a compiled graph would not see new tensors.
         cache = net.cache(batch, capacity)
 
         def extend(input_ids: Tensor, start: Tensor, last: Tensor, before: Tensor) -> Tensor:
@@ -33,6 +34,7 @@ class Generation:
 
     def restart(self) -> None:
         """Forgets everything."""
+        # The cache keeps old values; positions from `length` on are never read.
         self.length, self.before = 0, np.full_like(self.before, -1)
 
     def extend(self, tokens: np.ndarray) -> np.ndarray:
@@ -44,13 +46,17 @@ class Generation:
         at, logits = 0, None
         while at < tokens.shape[1]:
             left = tokens.shape[1] - at
+            # Only two shapes occur, chunk and 1, each compiled once. A chunk that would reach beyond the capacity goes
+            # token by token.
             size = self.chunk if left > 1 and self.length + self.chunk <= self.capacity else 1
             piece = np.zeros((tokens.shape[0], size), np.int32)
             count = min(left, size)
             piece[:, :count] = tokens[:, at : at + count]
+            # Tensors, because Python numbers would be constants and compile a graph for each position.
             start, last = (Tensor(np.array([value], np.int32)) for value in (self.length, count - 1))
             logits = self._extend(Tensor(piece), start, last, Tensor(self.before))
             self.before = np.ascontiguousarray(piece[:, count - 1 : count])
+            # Not by `size`: what filled the piece up is overwritten by what comes next.
             self.length += count
             at += count
         assert logits is not None

@@ -29,6 +29,7 @@ def choose(logits: NDArray, temperature: float, rng: np.random.Generator, has_pi
     Raises:
         UserError: there is no such distribution, because a logit is not a number.
     """
+    # Models may have more logits than the tokenizer has pieces, as padding.
     ids = np.flatnonzero(has_piece[: len(logits)])
     known = logits[ids].astype(np.float64)
     if not np.isfinite(known).all():
@@ -54,6 +55,7 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer, vocab_size: int) -> list[in
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
+        # Python keeps a byte that is no UTF-8 as U+DC80 to U+DCFF; any other surrogate was given as such.
         at = os.fsencode(prompt[error.start]) if 0xDC80 <= ord(prompt[error.start]) <= 0xDCFF else b"?"
         raise UserError(
             f"--prompt is not UTF-8: 0x{at.hex()} at character {error.start}", "give a text encoded as UTF-8"
@@ -105,6 +107,7 @@ def generate(run: Path, prompt: str, max_new_tokens: int, temperature: float, se
     window = config.train.seq_length
     if len(tokens) > window:
         print(f"the prompt has {len(tokens)} tokens: the model sees the last {window} of them", file=sys.stderr)
+    # Imported late, as it brings MindSpore: everything above is refused in no time.
     from mindmoe.inference.opened import open_run
 
     opened = open_run(run)
@@ -126,6 +129,7 @@ def generate(run: Path, prompt: str, max_new_tokens: int, temperature: float, se
             break
         tokens.append(token)
         unseen = [token]
+        # All tokens anew, and only what is new is written: a token by itself may be half a character or lose its space.
         text = tokenizer.decode(tokens)
         if not text.endswith("\ufffd"):  # a character whose bytes are not all there yet
             _write(text[written:])

@@ -39,11 +39,13 @@ def open_run(run: Path) -> OpenedRun:
     Raises:
         UserError: no run or no checkpoint is there.
     """
+    # One process, whatever layout wrote the checkpoint: any box can be read from any.
     config = resolve(RunFolder(run).load_config().model_copy(update={"parallel": ParallelConfig()}), 1)
     config = config.model_copy(update={"optim": config.optim.model_copy(update={"type": "sgd"})})  # needs no moments
     if config.moe is not None:
         moe = config.moe.model_copy(update={"router": config.moe.router.unbounded})
         config = config.model_copy(update={"moe": moe})
+    # It must come before MindSpore is imported, which the next lines do.
     quiet_mindspore(usable_cores())
     from mindmoe.train.persist import reader_of, restore
     from mindmoe.train.setup import build_trainer, start_device

@@ -239,6 +239,7 @@ class Loop:
                 size = f"{outcome.nbytes / 2**20:.1f} MiB in {outcome.seconds:.1f} s"
                 self.event(step, "checkpoint", f"saved step {step}: {size}, training waited {outcome.stall:.2f} s")
             else:
+                # So that a later save of this same step is not left out.
                 self.saved_step = -1
                 self.alarm(step, "checkpoint_failed", f"step {step} was NOT saved: {outcome.error}")
             self.sink(

@@ -97,8 +97,7 @@ def train(config: RunConfig, takeover: bool = False) -> int:
                 loop.event(start, event, message)
             stack.callback(loop.close)
             code = loop.run(start, stop)
-            # A rank that leaves early takes its end of the connections with it, while others may still be in a
-            # collective.
+            # All ranks leave together.
             barrier(trainer.groups["world"])
             return code
 

@@ -120,13 +120,14 @@ class Objective(nn.Cell):
         if self.moe is None:
             return (y, self.none), (cross_entropy,)
         counts, prob_sum = told["counts"], told["probs"]
-        # `labels` are whole over a tensor group, so tokens of this micro-batch over all ranks are those times dp and
-        # cp.
+        # `labels` are whole over a tensor group: times dp and cp, they are the tokens of all ranks.
         num_tokens = float(labels.shape[0] * labels.shape[1] * self.ranks)
         # (L, B, E) where sequences are balanced, else (L, E)
         sequences = counts, prob_sum
         if self.seq_coef > 0:
             counts, prob_sum = counts.sum(1), prob_sum.sum(1)
+        # f of docs/balancing.md: counts of everybody's tokens, without a gradient, which flows through `prob_sum`
+        # alone.
         everywhere = counts
         if self.over == "running" and known:
             everywhere = counts + known[0]
@@ -157,7 +158,6 @@ class Objective(nn.Cell):
             balance = balance + learned * micro_weight
             for name in self.net.learned_sums:
                 told[name] = sums[name]
-        # A report leaves the differentiated function beside the loss: it must not hold on to the graph.
         report: Report = ()
         for name in self.names:
             report = (*report, ops.stop_gradient(told[name]))
