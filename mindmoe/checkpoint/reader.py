@@ -205,7 +205,7 @@ class ShardReader:
             rows = target[place].reshape(-1, *wanted[dim:])
             start, stop = first, first + len(rows)
             while start < stop:
-                # Pieces end at multiples of their size in the chunk, not in the box, so that no two of a run share a block.
+                # Pieces end at multiples of their size in the chunk, not in the box: two of a run share no block.
                 end = min(stop, (start // rows_per_piece + 1) * rows_per_piece)
                 # Outwards to whole blocks, the only thing that can be verified.
                 low, high = start * row // block * block, min(size, -(-end * row // block) * block)
