@@ -17,7 +17,7 @@ sys.meta_path.insert(0, Hidden())
 def test_the_core_works_where_the_lab_is_hidden(root: Path) -> None:
     """Its own tests of routers, models and steps, in a process that cannot import the lab."""
     chosen = ["tests/dry/moe", "tests/dry/models", "tests/wet/moe/test_router.py", "tests/wet/moe/test_ties.py"]
-    chosen += ["tests/wet/moe/test_balance.py", "tests/wet/moe/test_contract.py", "tests/wet/model"]
+    chosen += ["tests/wet/moe/test_balance.py", "tests/wet/moe/test_contract.py", "tests/wet/inference"]
     chosen += ["tests/wet/train/test_step.py"]
     options = ["-q", "-x", "-k", "not dynamic", "-p", "no:cacheprovider"]
     code = f"{HIDE}\nimport pytest\nsys.exit(pytest.main({options + chosen!r}))"
