@@ -116,7 +116,7 @@ def cli(tmp_path: Path, corpus: Path) -> Iterator[Cli]:
     """The command line in a folder of its own; fails if a process of it is left behind."""
     cli = Cli(tmp_path, corpus)
     yield cli
-    left = cli.related()
+    left = psutil.wait_procs(cli.related(), timeout=60)[1]  # what is ending when a test ends is no orphan
     cli.kill_all()
     assert not left, f"orphans: {left}"
 

@@ -95,7 +95,8 @@ def out(equiv, tmp_path_factory):
 def test_bytes_are_those_of_the_closed_form(out, layout):
     for rank in (0, 1):
         sent = json.loads((out / layout.replace(",", "-") / f"sent-{rank}.json").read_text())
-        control = {axis: sum(sent.pop(axis, {}).values()) for axis in ("stage", "world")}  # statistics and norms
+        # labels that count, statistics and norms
+        control = {axis: sum(sent.pop(axis, {}).values()) for axis in ("dp", "stage", "world")}
         seen = {axis: {kind: size for kind, size in kinds.items() if size} for axis, kinds in sent.items()}
         seen = {axis: kinds for axis, kinds in seen.items() if kinds}
         wanted = closed_form(layout, out)
