@@ -49,6 +49,8 @@ def router_class(tag: str) -> type[Router]:
         raise UserError(f"{where} cannot be loaded: {error!r}", "mend or remove that package") from error
     if not (isinstance(found, type) and issubclass(found, Router)):
         raise UserError(f"{where} is no mindmoe.moe.router.base.Router", "mend or remove that package")
+    if found.build is Router.build:
+        raise UserError(f"{where} has no `build`, so it routes nothing", "mend or remove that package")
     return found
 
 

@@ -60,6 +60,7 @@ def test_its_keys_are_checked_like_any_others(
     [
         ("raise RuntimeError('half an update')", "cannot be loaded: RuntimeError('half an update')"),
         ("MinP = dict", "is no mindmoe.moe.router.base.Router"),
+        ("from mindmoe.moe.router.base import Router as MinP", "has no `build`, so it routes nothing"),
     ],
 )
 def test_a_package_that_is_broken_is_named(
