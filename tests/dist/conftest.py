@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -42,6 +43,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tokens") / "corpus"
     prepare([str(text)], out, PrepareConfig(vocab_size=384, valid_fraction=0.2, workers=1))
     return out
+
+
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    # Runs of these tests are hung up on purpose. Under nohup they would inherit that it is ignored, and would heed that;
+    # a handler that does nothing keeps the tests alive and is not inherited.
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @dataclass
