@@ -134,7 +134,7 @@ def generate(run: Path, prompt: str, max_new_tokens: int, temperature: float, se
         if not text.endswith("\ufffd"):  # a character whose bytes are not all there yet
             _write(text[written:])
             written = len(text)
-    sys.stdout.write("\n")
+    _write(text[written:] + "\n")
     return 0
 
 
