@@ -246,8 +246,9 @@ def _difference(one: Checkpoint, two: Checkpoint, name: str) -> tuple[float, int
     largest, count = 0.0, 0
     for box in slabs(record.shape, numpy_dtype(record.dtype).itemsize, _DIFF_ROWS):
         a, b = (source.read({name: box})[name] for source in (one, two))
-        # Bytes first, since NaN differs from itself: a slab of equal bits has no difference.
-        count += int(np.count_nonzero(a.reshape(-1).view(np.uint8) != b.reshape(-1).view(np.uint8)) and (a != b).sum())
+        # Bits and not values, as digests do: NaN differs from itself, and 0.0 equals -0.0.
+        bits = np.dtype(f"u{a.dtype.itemsize}")
+        count += int(np.count_nonzero(a.reshape(-1).view(bits) != b.reshape(-1).view(bits)))
         if record.dtype == "BF16":
             # BF16 is the upper half of an fp32.
             a, b = ((x.astype(np.uint32) << 16).view(np.float32) for x in (a, b))

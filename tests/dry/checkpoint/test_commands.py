@@ -78,13 +78,15 @@ def test_diff_and_reshard(run: Path, ram: Path, capsys: pytest.CaptureFixture[st
 def test_the_figures_of_diff(ram: Path, saver: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     base = np.arange(12, dtype=np.float32).reshape(3, 4)
     changed = base.copy()
+    base[0, 1] = changed[0, 1] = np.nan  # equal bits
+    changed[0, 0] = -0.0
     changed[1, 2] += 0.5
     changed[2, 0] -= 2
     for name, array in (("a", base), ("b", changed)):
         store.save(ram / name, 1, {"w": Chunk(array)}, saver.meta(store.claim(ram / name)), Retention(), 0)
     assert ckpt("diff", ram / "a", ram / "b") == 1
     out = capsys.readouterr().out
-    assert "2 of 12" in out and " 2 " in out
+    assert "3 of 12" in out and " 2 " in out
 
 
 def test_prune_keeps_what_a_rule_wants(ram: Path, saver: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
