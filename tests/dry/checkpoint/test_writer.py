@@ -12,6 +12,7 @@ import pytest
 from mindmoe.checkpoint import store, writer
 from mindmoe.checkpoint.balance import share_out
 from mindmoe.checkpoint.chunks import Image
+from mindmoe.checkpoint.exchange import Exchange
 from mindmoe.checkpoint.folder import list_steps
 from mindmoe.checkpoint.manifest import ChunkRecord, ShardRecord
 from mindmoe.checkpoint.retention import Retention
@@ -79,6 +80,15 @@ def test_training_goes_on_and_never_has_two_copies_under_way(
     assert first.path and last.path and last.stall >= 0.1 and last.copy < last.stall
     assert [float(store.load(path)[0]["w"][0]) for path in (first.path, last.path)] == [0.0, 1.0]
     assert len(buffers) == 1, "the staging buffer is used again"
+
+
+def test_a_message_that_cannot_be_removed_is_no_failure(ram: Path) -> None:
+    """Rank 0 removes those of the save before once the step has been acknowledged."""
+    exchange = Exchange(ram, "generation", 0, 2, 1.0)
+    exchange.send("save-0", {})
+    (exchange.folder / "save-0-1.json").mkdir()
+    exchange.forget("save-0")
+    assert [path.name for path in exchange.folder.iterdir()] == ["save-0-1.json"]
 
 
 def test_a_failure_is_an_outcome_and_the_next_save_works(
