@@ -177,7 +177,8 @@ def _sequence(train: TrainConfig, tp: int, cp: int) -> str | None:
     parts = 2 * cp * tp if cp > 1 else tp  # a context rank has an early and a late piece, for an even causal load
     if train.seq_length % parts == 0:
         return None
-    axis, product = (f"cp={cp}", f"2*cp*tp={parts}") if cp > 1 else (f"tp={tp}", f"tp={parts}")
+    product = f"2*cp*tp={parts}" if cp > 1 else f"tp={parts}"
+    axis = f"tp={tp}" if train.seq_length % tp else f"cp={cp}"  # where tp alone does not fit, no cp helps
     return (
         f"parallel.{axis} must divide train.seq_length={train.seq_length} into {product} equal parts: "
         f"lower parallel.{axis[:2]}"

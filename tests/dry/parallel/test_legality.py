@@ -31,6 +31,7 @@ DOMAIN = DMR + "domain: {num: 2}, features: {domain: true}}"
         (["parallel.tp=2", "parallel.ep=4", "parallel.etp=1"], 2, ["ep*etp=4", "dp*cp*tp=2"]),
         (["parallel.etp=5", "parallel.ep=1"], 5, ["parallel.etp=5", "intermediate_size"]),
         (["parallel.cp=3"], 3, ["parallel.cp=3", "seq_length=64", "2*cp*tp=6"]),
+        (["parallel.cp=2", "parallel.tp=8", "train.seq_length=60"], 16, ["lower parallel.tp", "2*cp*tp=32"]),
         (["parallel.cp=2", "parallel.tp=8", "parallel.cp_method=ulysses"], 16, ["parallel.cp=2", "cp_method=ring"]),
         (["parallel.pp=5"], 5, ["parallel.pp=5", "num_hidden_layers=4"]),
         (["parallel.pp=2", "parallel.split=[1,2]"], 2, ["add up", "num_hidden_layers=4"]),
