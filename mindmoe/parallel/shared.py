@@ -126,8 +126,12 @@ def _made(ranks: int) -> tuple[int, mmap.mmap]:
     """A file without a name, and its mapping; zeros."""
     # the other ranks open it by its number among this process's files
     fd = os.memfd_create("mindmoe")
-    os.posix_fallocate(fd, 0, _bytes(ranks))  # now or never: a page that is missing later ends the process
-    return fd, mmap.mmap(fd, _bytes(ranks))
+    try:
+        os.posix_fallocate(fd, 0, _bytes(ranks))  # now or never: a page that is missing later ends the process
+        return fd, mmap.mmap(fd, _bytes(ranks))
+    except OSError:
+        os.close(fd)
+        raise
 
 
 def _found(pid: int, file: int, ranks: int, token: int) -> mmap.mmap | None:

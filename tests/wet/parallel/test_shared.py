@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 
+from mindmoe.host.errors import UserError
 from mindmoe.parallel import shared
 from mindmoe.parallel.groups import Group
 
@@ -54,12 +55,10 @@ def test_a_second_rank_that_sees_something_else(change):
     assert both(lambda index, words: words + change if index and len(words) == 5 else words) == [None, None]
 
 
-@pytest.mark.parametrize("where", ["memory", "compiler"])
+@pytest.mark.parametrize("where", [(shared, "load"), (shared.os, "posix_fallocate"), (shared.mmap, "mmap")])
 def test_a_first_rank_that_cannot(monkeypatch, where):
-    from mindmoe.host.errors import UserError
-
     def refuse(*_):
-        raise OSError("no memory") if where == "memory" else UserError("no compiler", "install one")
+        raise UserError("no compiler", "install one") if where[1] == "load" else OSError("no memory")
 
-    monkeypatch.setattr(shared, "_made" if where == "memory" else "load", refuse)
+    monkeypatch.setattr(*where, refuse)
     assert both() == [None, None]
