@@ -9,6 +9,7 @@ from mindspore import Tensor, float32, nn, ops
 from mindmoe.ops.ascend.pack import Pack
 from mindmoe.ops.contract import AttentionOp, OpShape, Precision
 from mindmoe.ops.rope import rope_tables
+from mindmoe.ops.zeros import zeros_like
 
 _NO_SINK = -1e30  # its exponential is exactly 0 beside any score
 
@@ -68,7 +69,7 @@ class _Attention(nn.Cell):
         inputs = (q, k, v, dout[0], out[1], delta, starts)
         dq = self.grad_query(*inputs, *self.attributes)
         dk, dv = self.grad_key_value(*inputs, *self.attributes)
-        return dq, dk, dv, dsinks, ops.zeros_like(starts)
+        return dq, dk, dv, dsinks, zeros_like(starts)
 
 
 def document_starts(segment_ids: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ def _attention(
     def attention(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, segment_ids: Tensor) -> Tensor:
         batch, length = q.shape[0], q.shape[1]
         # One document a row where documents are not kept apart.
-        starts = document_starts(segment_ids) if documents else ops.zeros_like(segment_ids)
+        starts = document_starts(segment_ids) if documents else zeros_like(segment_ids)
         # The kernel always takes a sink; this one changes nothing.
         if sinks is None:
             sinks = ops.full((q.shape[2] // head_dim,), _NO_SINK, dtype=float32)

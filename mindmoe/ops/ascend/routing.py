@@ -8,6 +8,7 @@ from mindmoe.ops.ascend.pack import Pack
 from mindmoe.ops.contract import CombineOp, OpShape
 from mindmoe.ops.reference import routing
 from mindmoe.ops.routing import SCORES, Score
+from mindmoe.ops.zeros import zeros_like
 
 
 class Route(nn.Cell):
@@ -57,7 +58,7 @@ class Route(nn.Cell):
 
     def bprop(self, logits: Tensor, bias: Tensor, out: tuple, dout: tuple) -> tuple[Tensor, Tensor]:
         """Gradient of the logits through the gates; the choice has none."""
-        return self.backward(logits, out[1], dout[0], *self.backward_attributes), ops.zeros_like(bias)
+        return self.backward(logits, out[1], dout[0], *self.backward_attributes), zeros_like(bias)
 
 
 class CapacityLimit(nn.Cell):
@@ -75,7 +76,7 @@ class CapacityLimit(nn.Cell):
 
     def bprop(self, ids: Tensor, gates: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
         """Zeros."""
-        return ops.zeros_like(ids), ops.zeros_like(gates)
+        return zeros_like(ids), zeros_like(gates)
 
 
 class Permute(nn.Cell):
@@ -109,7 +110,7 @@ class Permute(nn.Cell):
     def bprop(self, x: Tensor, ids: Tensor, out: tuple, dout: tuple) -> tuple[Tensor, Tensor]:
         """Gradient of x: the sum over its rows."""
         ones = ops.ones_like(ids).astype(float32)
-        return self.backward(dout[0], out[1], ones, *self.backward_attributes), ops.zeros_like(ids)
+        return self.backward(dout[0], out[1], ones, *self.backward_attributes), zeros_like(ids)
 
 
 class Combine(nn.Cell):
@@ -142,7 +143,7 @@ class Combine(nn.Cell):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Gradients of rows and gates."""
         drows, dgates = self.backward(dout, rows, slot, gates, counts, *self.backward_attributes)
-        return drows, ops.zeros_like(slot), dgates, ops.zeros_like(counts)
+        return drows, zeros_like(slot), dgates, zeros_like(counts)
 
 
 def build_permute(shape: OpShape, pack: Pack) -> Callable[[int], Permute]:
