@@ -2,8 +2,9 @@
 
 A process alone is a pipeline of one stage. A stage keeps the input of each micro-batch that is in flight and computes
 the forward pass of its piece again in the backward pass, so a stage's memory is that of one piece and one micro-batch,
-whatever the schedule. The last piece, whose output nobody waits for, does both at once and computes nothing twice,
-unless the balancing loss is of the counts of the whole batch: then every forward pass comes before any backward pass.
+whatever the schedule. The last piece, whose output nobody waits for, does both at once and computes nothing twice, but
+for two cases: zb_h1 computes the forward pass in both halves of a backward pass, and where the balancing loss is of the
+counts of the whole batch, every forward pass comes before any backward pass.
 """
 
 from collections.abc import Callable

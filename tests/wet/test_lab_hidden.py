@@ -21,6 +21,6 @@ def test_the_core_works_where_the_lab_is_hidden(root: Path) -> None:
     chosen += ["tests/wet/train/test_step.py"]
     options = ["-q", "-x", "-k", "not dynamic", "-p", "no:cacheprovider"]
     code = f"{HIDE}\nimport pytest\nsys.exit(pytest.main({options + chosen!r}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=900)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=1700)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert " passed" in done.stdout
