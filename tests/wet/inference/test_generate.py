@@ -25,9 +25,9 @@ class Letters:
 @pytest.mark.parametrize(
     ("script", "most", "printed"),
     [
-        ("né\0", 9, "xné\n"),
-        ("né", 3, "xné\n"),
-        ("né", 2, "xn\ufffd\n"),  # ends in half a character: all of it is printed
+        ("n\u00e9\0", 9, "xn\u00e9\n"),
+        ("n\u00e9", 3, "xn\u00e9\n"),
+        ("n\u00e9", 2, "xn\ufffd\n"),  # ends in half a character: all of it is printed
         ("\ufffd\ufffd\0", 9, "x\ufffd\ufffd\n"),  # so does one that means it
     ],
 )
