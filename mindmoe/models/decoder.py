@@ -131,7 +131,7 @@ class CausalLM(nn.Cell):
         self.head: Any = unit(("model.norm.", "lm_head.")) if piece.last else None
         self.tied = tied
         self.recomputes = parallel.recompute
-        self.recomputed = [self.recomputed_layer(index) for index in range(_recomputed_layers(parallel, piece))]
+        self.recomputed = [self.recomputed_layer(index) for index in range(piece.recomputed(parallel))]
 
     @property
     def tensors(self) -> list[ShardedTensor]:
@@ -291,11 +291,3 @@ class CausalLM(nn.Cell):
         norm, head = self.ends()
         # One position is projected, not all N. It is a tensor, so one compiled graph serves every length of a prompt.
         return self.linear_out(self.rms_norm(ops.gather(x, last, 1), norm), head)[:, 0]
-
-
-def _recomputed_layers(parallel: ParallelConfig, piece: Piece) -> int:
-    """How many of a piece's layers, from the first on, compute something again."""
-    if parallel.recompute == "none":
-        return 0
-    count = len(piece.layers)
-    return count if parallel.recompute_layers == "all" else min(count, parallel.recompute_layers)

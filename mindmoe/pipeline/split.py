@@ -32,6 +32,13 @@ class Piece:
             return self.last
         return True  # what is left is the routers'
 
+    def recomputed(self, config: ParallelConfig) -> int:
+        """How many of its layers, from the first on, compute something again in their backward pass."""
+        if config.recompute == "none":
+            return 0
+        count = len(self.layers)
+        return count if config.recompute_layers == "all" else min(count, config.recompute_layers)
+
 
 def layer_counts(num_layers: int, config: ParallelConfig) -> list[int]:
     """Layers of every piece, in the order of the forward pass; an even split gives early pieces one layer more.

@@ -14,6 +14,7 @@ from mindmoe.models.gpt_oss.config import ModelConfig
 from mindmoe.moe.config import MoeConfig
 from mindmoe.moe.router.base import RouterSpecs, Weight
 from mindmoe.parallel.config import ParallelConfig
+from mindmoe.pipeline.split import build_pieces
 
 Axis = Literal["vocab", "heads", "kv_heads", "ffn", "expert", "expert_ffn"] | None
 Init = Literal["normal", "zeros", "ones"]
@@ -187,23 +188,24 @@ def flops_per_token(model: ModelConfig, moe: MoeConfig | None, seq_length: int) 
 def recomputed_flops(model: ModelConfig, moe: MoeConfig | None, seq_length: int, parallel: ParallelConfig) -> float:
     """FLOPs of one token that a layout computes again in the backward pass [FLOP]; ops count none of their own.
 
-    `recompute` does so in the first `recompute_layers` of each piece of the network, and several stages with all of it.
+    `recompute` does so in the first `recompute_layers` of each piece of the network, and a piece whose output others
+    wait for with all of it (mindmoe/pipeline/executor.py).
     """
-    # A stage keeps a piece's input only and computes the piece again in its backward pass.
-    again = forward_flops(model, moe, seq_length) if parallel.pp > 1 else 0.0
-    if parallel.recompute == "none":
-        return again
-    layers, pieces = model.num_hidden_layers, parallel.pp * parallel.chunks
-    each, extra = divmod(layers, pieces)
-    # As pipeline/split.py cuts: the first `extra` pieces have one layer more.
-    sizes = [each + (piece < extra) for piece in range(pieces)] if parallel.split == "even" else parallel.split
-    start = 0
-    for size in sizes:
-        count = size if parallel.recompute_layers == "all" else min(size, parallel.recompute_layers)
-        for layer in range(start, start + count):
-            attention, ffn = layer_flops(model, moe, seq_length, layer)
+    pieces, split = build_pieces(model, parallel), parallel.pp > 1 and parallel.schedule == "zb_h1"
+    counts_first = moe is not None and moe.balance.aux_coef > 0 and moe.balance.aux_over == "exact"
+    again = 0.0
+    for piece in pieces:
+        halves = [layer_flops(model, moe, seq_length, layer) for layer in piece.layers]
+        forward = sum(map(sum, halves)) + (2.0 * model.vocab_size * model.hidden_size if piece.last else 0.0)
+        # A piece keeps its input only. The last one runs forward and backward at once, unless counts come first.
+        times = int(not piece.last or counts_first)
+        if split:
+            # Either half of a backward pass begins with the forward pass, and the one for weights also goes through the
+            # gradients of activations again, as much as a forward pass. The first piece has that half alone.
+            times = 1 if piece.first else 2 if piece.last else 3
+        again += times * forward
+        for attention, ffn in halves[: piece.recomputed(parallel)]:
             again += ffn if parallel.recompute == "selective" else attention + ffn
-        start += size
     return again
 
 

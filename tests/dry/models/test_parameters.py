@@ -60,6 +60,7 @@ ATTENTION = 2 * (2 * 32 * 16 + 2 * 16 * 16)  # q and o, k and v of tiny()
 CONTEXTS = (3, 4)  # [tokens] mean over 8 in a layer of window 3, and in a full one
 FFN = 2 * 3 * 16 * 12
 HEAD = 2 * 50 * 16
+FIRST, LAST = (ATTENTION + FFN + 4 * 32 * context for context in CONTEXTS)  # a layer each
 
 
 @pytest.mark.parametrize(
@@ -69,15 +70,21 @@ HEAD = 2 * 50 * 16
         ({"recompute": "selective"}, 2 * FFN),
         ({"recompute": "full"}, 2 * (ATTENTION + FFN) + 4 * 32 * sum(CONTEXTS)),
         ({"recompute": "full", "recompute_layers": 1}, ATTENTION + FFN + 4 * 32 * CONTEXTS[0]),
-        ({"pp": 2}, 2 * (ATTENTION + FFN) + 4 * 32 * sum(CONTEXTS) + HEAD),
-        ({"pp": 2, "zero": 3, "recompute": "selective", "recompute_layers": 1}, None),
+        ({"pp": 2}, FIRST),  # the last piece computes nothing twice
+        ({"pp": 2, "zero": 3, "recompute": "selective", "recompute_layers": 1}, FIRST + 2 * FFN),
+        # the pass for weights of either stage begins anew; on the last one the pass for its input did so too
+        ({"pp": 2, "schedule": "zb_h1"}, FIRST + 2 * (LAST + HEAD)),
     ],
 )
 def test_what_is_computed_again_is_counted(layout, again):
+    assert recomputed_flops(tiny(sliding_window=3), None, 8, ParallelConfig(**layout)) == again
+
+
+@pytest.mark.parametrize(("over", "coefficient", "times"), [("exact", 0.1, 1), ("exact", 0.0, 0), ("running", 0.1, 0)])
+def test_a_pass_that_counts_first_is_counted(over, coefficient, times):
     model = tiny(sliding_window=3)
-    if again is None:  # the forward pass of both stages, and within it the FFN of each
-        again = 2 * (ATTENTION + FFN) + 4 * 32 * sum(CONTEXTS) + HEAD + 2 * FFN
-    assert recomputed_flops(model, None, 8, ParallelConfig(**layout)) == again
+    moe = MoeConfig(num_experts=6, num_experts_per_tok=2, balance=BalanceConfig(aux_coef=coefficient, aux_over=over))
+    assert recomputed_flops(model, moe, 8, ParallelConfig()) == times * flops_per_token(model, moe, 8) / 3
 
 
 def test_the_halves_of_layers_and_the_head_are_a_third_of_training():
